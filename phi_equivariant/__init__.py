@@ -1,0 +1,14 @@
+"""Learned electrostatics for equivariant interatomic potentials: Poisson's equation as a plug-in."""
+
+import torch
+
+# e3nn 0.4.4 reads its constants from a file that holds a slice: torch >= 2.6 refuses that unless slices are declared safe.
+torch.serialization.add_safe_globals([slice])
+
+from phi_equivariant.attach import attach_phi  # noqa: E402
+from phi_equivariant.calculator import PhiCalculator  # noqa: E402
+from phi_equivariant.config import PhiConfig  # noqa: E402
+from phi_equivariant.module import PhiModule  # noqa: E402
+from phi_equivariant.potential import PhiPotential  # noqa: E402
+
+__all__ = ["PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "attach_phi"]

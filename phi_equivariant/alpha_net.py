@@ -1,0 +1,85 @@
+"""The α-Net: from the host's equivariant node features to one or two scalar fields per atom."""
+
+import torch
+from e3nn import o3
+
+from phi_equivariant.elements import electronegativity
+from phi_equivariant.errors import InputError
+
+
+class ScalarHead(torch.nn.Module):
+    """Scalar channels of equivariant features through a small network: s = W₃ silu(W₂ silu(W₁ h₀ₑ) + b₂).
+
+    Parameters
+    ----------
+    irreps_in: irreps of the node features; only 0e channels are invariant under rotation and reflection, and only they
+        are taken
+    hidden: width
+    out: number of outputs
+
+    Raises
+    ------
+    InputError
+        If the features have no 0e channel.
+    """
+
+    start_output = 0.1  # size of the last layer's weights, relative to the usual start
+
+    def __init__(self, irreps_in, hidden, out):
+        super().__init__()
+        irreps_in = o3.Irreps(irreps_in)
+        if irreps_in.count("0e") == 0:
+            raise InputError(f"tapped features have irreps {irreps_in}; the α-Net needs at least one 0e channel.")
+        self.scalars = o3.Linear(irreps_in, o3.Irreps(f"{hidden}x0e"))
+        self.mix = torch.nn.Linear(hidden, hidden)
+        self.out = torch.nn.Linear(hidden, out, bias=False)
+        with torch.no_grad():
+            self.out.weight.mul_(self.start_output)
+
+    def forward(self, features):
+        """(n_atoms, irreps_in.dim) → (n_atoms, out)."""
+        silu = torch.nn.functional.silu
+        return self.out(silu(self.mix(silu(self.scalars(features)))))
+
+
+class AlphaNet(torch.nn.Module):
+    """Per-atom fields summed over the host's layers, plus a term per element in channel 0.
+
+        a_i = s · (Σ_t head⁽ᵗ⁾(h_i⁽ᵗ⁾) + ε_{Z_i}),   ε started at κ (χ_C − χ_Z)
+
+    The energy does not change when all fields change sign: ε, from Pauling's electronegativities χ, settles that
+    oxygen is the negative one.
+
+    Parameters
+    ----------
+    layer_irreps: irreps of each tapped layer
+    atomic_numbers: elements, in the order of ``species``
+    n_fields: 1 (a) or 2 (a and b)
+    channels, hidden: see ``PhiConfig``
+    element_scale: κ, in units of the field per Pauling unit
+    start_scale: start of s
+
+    Raises
+    ------
+    InputError
+        If a layer has no 0e channel, or there is no layer.
+    """
+
+    def __init__(self, layer_irreps, atomic_numbers, n_fields, channels, hidden, element_scale, start_scale):
+        super().__init__()
+        if not layer_irreps:
+            raise InputError("no layer of the host is tapped; give taps={'submodule.name': irreps}.")
+        self.n_fields, self.channels = n_fields, channels
+        self.heads = torch.nn.ModuleList(ScalarHead(irreps, hidden, n_fields * channels) for irreps in layer_irreps)
+        carbon = electronegativity(6)
+        start = torch.tensor([element_scale * (carbon - electronegativity(int(z))) for z in atomic_numbers])
+        self.element_term = torch.nn.Parameter(start.to(torch.get_default_dtype()))
+        self.scale = torch.nn.Parameter(torch.tensor(float(start_scale)))
+
+    def forward(self, layers, species):
+        """Features of each layer (n_atoms, irreps.dim) and species (n_atoms,) → (n_atoms, n_fields, channels)."""
+        total = sum(head(features) for head, features in zip(self.heads, layers, strict=True))
+        first = torch.zeros(self.channels, dtype=total.dtype, device=total.device)
+        first[0] = 1.0
+        element = self.element_term[species][:, None, None] * first  # (n_atoms, 1, channels)
+        return self.scale * (total.reshape(-1, self.n_fields, self.channels) + element)

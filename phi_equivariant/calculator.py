@@ -1,0 +1,129 @@
+"""An ase calculator for potentials with Φ, and for their bare hosts."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator, all_changes
+from ase.neighborlist import primitive_neighbor_list
+
+from phi_equivariant.errors import InputError
+from phi_equivariant.potential import PhiPotential
+from phi_equivariant.total_charge import total_charge_of
+from phi_equivariant.weights import load_model
+
+
+class PhiCalculator(Calculator):
+    """Energy, forces, charges and dipole through ase.
+
+    ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
+    (n_atoms,) in e, dipole (3,) in e·Å, potential (n_atoms,) in V, host_energy, phi_energy in eV and net_charge in e. The
+    total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent.
+
+    Parameters
+    ----------
+    model: ``PhiPotential``, a host, or the folder of a saved one
+    device: where to compute
+    dtype: ``float32`` or ``float64``; the model's own where None
+    head: name of the host's head, for hosts with several
+    skin: Å by which the neighbour list reaches beyond the cut-off, so that most steps of a simulation reuse it
+
+    Raises
+    ------
+    InputError
+        For an element or head the model does not know, a total charge that is not a number, or positions that are not
+        finite.
+    """
+
+    def __init__(self, model, device="cpu", dtype=None, head=None, skin=0.5, **kwargs):
+        super().__init__(**kwargs)
+        if isinstance(model, str | Path):
+            model = load_model(model, device=device, dtype=dtype)
+        elif dtype is not None:
+            model = model.to(getattr(torch, dtype))
+        self.model = model.to(device).eval()
+        self.implemented_properties = ["energy", "free_energy", "energies", "forces"]
+        if isinstance(model, PhiPotential):
+            self.implemented_properties += ["charges", "dipole"]
+        heads = list(getattr(model, "heads", None) or ["Default"])
+        head = heads[0] if head is None and len(heads) == 1 else head
+        if head not in heads:
+            raise InputError(f"head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
+        self.head = heads.index(head)
+        self.skin = skin
+        self._elements = {int(z): i for i, z in enumerate(model.atomic_numbers)}
+        self._reference = None  # what the neighbour list was made for
+
+    def check_state(self, atoms, tol=1e-15):
+        """What changed since the last calculation: the total charge counts too."""
+        changes = super().check_state(atoms, tol=tol)
+        if not changes and total_charge_of(atoms.info) != total_charge_of(self.atoms.info):
+            changes.append("info")
+        return changes
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill ``results`` for ``atoms``."""
+        super().calculate(atoms, properties, system_changes)
+        out = self.model(self._batch(self.atoms), compute_force=True)
+        numbers = {key: value.detach().cpu().double().numpy() for key, value in out.items() if torch.is_tensor(value)}
+        energy = float(numbers["energy"][0])
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": numbers["node_energy"],
+            "forces": numbers["forces"],
+        }
+        if isinstance(self.model, PhiPotential):
+            self.results |= {key: numbers[key] for key in ("charges", "potential")}
+            self.results |= {key: float(numbers[key][0]) for key in ("host_energy", "phi_energy", "net_charge")}
+            self.results["dipole"] = numbers["dipole"][0]
+
+    def _batch(self, atoms):
+        """One structure with mace's keys."""
+        if not np.isfinite(atoms.positions).all():
+            raise InputError("positions are not finite (NaN or infinity); the simulation has probably blown up.")
+        unknown = sorted(set(atoms.numbers.tolist()) - set(self._elements))
+        if unknown:
+            raise InputError(
+                f"the model does not know atomic numbers {unknown}; it was made for {list(self._elements)}."
+            )
+        reference = next(self.model.parameters())
+        number = {"dtype": reference.dtype, "device": reference.device}
+        whole = {"dtype": torch.long, "device": reference.device}
+        senders, receivers, images = self._neighbours(atoms)
+        species = torch.tensor([self._elements[z] for z in atoms.numbers.tolist()], **whole)
+        cell = np.asarray(atoms.cell)
+        return {
+            "positions": torch.tensor(atoms.positions, **number),
+            "node_attrs": torch.nn.functional.one_hot(species, len(self._elements)).to(reference.dtype),
+            "edge_index": torch.tensor(np.stack([senders, receivers]), **whole),
+            "shifts": torch.tensor(images @ cell, **number),
+            "unit_shifts": torch.tensor(images, **number),
+            "cell": torch.tensor(cell, **number),
+            "pbc": torch.tensor(np.asarray(atoms.pbc))[None],
+            "batch": torch.zeros(len(atoms), **whole),
+            "ptr": torch.tensor([0, len(atoms)], **whole),
+            "head": torch.tensor([self.head], **whole),
+            "total_charge": torch.tensor([total_charge_of(atoms.info)], **number),
+        }
+
+    def _neighbours(self, atoms):
+        """Senders, receivers and cell images of all pairs within the cut-off, from a list kept while atoms move less
+        than half the skin."""
+        cutoff = float(self.model.r_max)
+        state = (atoms.numbers.copy(), np.asarray(atoms.cell).copy(), atoms.pbc.copy())
+        kept = self._reference is not None and all(
+            np.array_equal(old, new) for old, new in zip(self._reference, state, strict=True)
+        )
+        if kept:
+            moved = np.linalg.norm(atoms.positions - self._built_at, axis=1).max(initial=0.0)
+            kept = moved < self.skin / 2
+        if not kept:
+            self._list = primitive_neighbor_list(
+                "ijS", atoms.pbc, np.asarray(atoms.cell), atoms.positions, cutoff + self.skin
+            )
+            self._built_at, self._reference = atoms.positions.copy(), state
+        senders, receivers, images = self._list
+        vectors = atoms.positions[receivers] - atoms.positions[senders] + images @ np.asarray(atoms.cell)
+        near = np.einsum("ij,ij->i", vectors, vectors) < cutoff**2
+        return senders[near], receivers[near], images[near]

@@ -1,0 +1,94 @@
+"""Settings of the Φ-Module."""
+
+import dataclasses
+import difflib
+import math
+
+from phi_equivariant.errors import InputError
+
+_CHOICES = {
+    "operator": ("coulomb", "graph"),
+    "poisson": ("exact", "learned"),
+    "charge_constraint": ("project", "penalty", "none", None),
+    "init": ("default", "small"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PhiConfig:
+    """What the Φ-Module computes; everything else (elements, cut-off, irreps) comes from the host it is attached to.
+
+    Parameters
+    ----------
+    operator
+        ``coulomb``: L is the inverse of the potential matrix of Gaussian charges, so Lφ = ρ is Poisson's equation in free
+        space. ``graph``: L is the graph Laplacian of the host's neighbour list, as in arXiv 2505.14606.
+    poisson
+        ``exact``: one head, the other field follows from Lφ = ρ. ``learned``: two heads that the Poisson residual ties.
+    num_modes
+        Keep the k smoothest modes through a smooth window (None: all modes). Not size-extensive.
+    low_pass
+        λ_c in e/V of the response f(λ) = 1/(1 + λ/λ_c) (None: f = 1). Not together with ``num_modes``.
+    channels
+        Pairs of fields per atom. Channel 0 is the charge; the others are neutral auxiliaries.
+    hidden
+        Width of the heads.
+    charge_constraint
+        ``project`` (default of ``coulomb``): shift ρ to the exact total charge. ``penalty``: leave it to a loss term.
+        ``none`` (default of ``graph``, whose charges sum to zero by construction).
+    init
+        ``default``: charges of about 0.2 e. ``small``: start so low that a trained host's energies do not move.
+
+    Raises
+    ------
+    InputError
+        For a value that is not allowed.
+    """
+
+    operator: str = "coulomb"
+    poisson: str = "exact"
+    num_modes: int | None = None
+    low_pass: float | None = None
+    channels: int = 1
+    hidden: int = 32
+    charge_constraint: str | None = None
+    init: str = "default"
+
+    def __post_init__(self):
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, allowed))}.")
+        for name in ("num_modes", "channels", "hidden"):
+            value = getattr(self, name)
+            if value is None and name == "num_modes":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
+        if self.low_pass is not None and not (
+            isinstance(self.low_pass, int | float) and math.isfinite(self.low_pass) and self.low_pass > 0
+        ):
+            raise InputError(f"low_pass is {self.low_pass!r}; give a positive number in e/V, or None for all modes.")
+        if self.num_modes is not None and self.low_pass is not None:
+            raise InputError("num_modes and low_pass are both given; choose one response.")
+        if self.operator == "graph" and self.charge_constraint == "penalty":
+            raise InputError(
+                "charge_constraint is 'penalty', but the charges of operator='graph' sum to zero by construction; "
+                "leave it out or use operator='coulomb'."
+            )
+        if self.charge_constraint is None:
+            object.__setattr__(self, "charge_constraint", "project" if self.operator == "coulomb" else "none")
+
+    def to_dict(self):
+        """The settings as a JSON-able dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The settings from a dictionary; an unknown name is an InputError that names the nearest known one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(known)}."
+                raise InputError(f"{name!r} is not a setting of the Φ-Module; {hint}")
+        return cls(**values)

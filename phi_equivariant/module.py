@@ -1,0 +1,173 @@
+"""The Φ-Module: fields that obey Poisson's equation, their energy, charges and residual."""
+
+import ase.data
+import torch
+
+from phi_equivariant.alpha_net import AlphaNet
+from phi_equivariant.batching import PaddedLayout
+from phi_equivariant.errors import InputError
+from phi_equivariant.operators import GaussianCoulomb, GraphLaplacian
+from phi_equivariant.spectral import LowPass, ModeWindow
+
+
+class PhiModule(torch.nn.Module):
+    """Electrostatics of a host's node features, E_Φ = ½ Σ_channels φᵀρ with Lφ = ρ.
+
+    ================  =================================  =====================================
+    ``poisson``       ``operator="graph"``               ``operator="coulomb"``, P = L⁻¹
+    ================  =================================  =====================================
+    ``learned``       φ = f(L) a, ρ = f(L) L b           φ = P f(L) a, ρ = f(L) b
+    ``exact``         φ = f(L) a, ρ = L φ                ρ = f(L) a, φ = P ρ
+    ================  =================================  =====================================
+
+    f acts in the eigenbasis of L, so a and b enter as projections Uᵀa, Uᵀb: nothing depends on the sign or basis of
+    eigenvectors. With ``coulomb`` and ``charge_constraint="project"``, charges are shifted by a multiple of f(L)1 to their
+    exact sum, in the φ of ``learned`` too.
+
+    Parameters
+    ----------
+    layer_irreps: irreps of the node features of each tapped layer
+    atomic_numbers: elements, in the order of ``species``
+    r_max: the host's cut-off radius in Å
+    config: ``PhiConfig``
+
+    Raises
+    ------
+    InputError
+        If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``.
+
+    Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
+    """
+
+    # Charges of about 0.2 e in organic molecules: κ of the electronegativity term, e or V per Pauling unit.
+    element_scale = {"coulomb": 0.5, "graph": 1.0}
+    start_scale = {"default": 1.0, "small": 1e-3}
+    # Width τ of the mode window: in units of w₀ for the graph Laplacian, in V/e for the potential matrix.
+    window_width = {"coulomb": 0.5, "graph": 0.05}
+
+    def __init__(self, layer_irreps, atomic_numbers, r_max, config):
+        super().__init__()
+        self.config = config
+        self.alpha_net = AlphaNet(
+            layer_irreps,
+            atomic_numbers,
+            n_fields=2 if config.poisson == "learned" else 1,
+            channels=config.channels,
+            hidden=config.hidden,
+            element_scale=self.element_scale[config.operator],
+            start_scale=self.start_scale[config.init],
+        )
+        if config.operator == "graph":
+            self.operator = GraphLaplacian(r_max)
+        else:
+            self.operator = GaussianCoulomb(atomic_numbers)
+        self.response = None
+        if config.num_modes is not None:
+            self.response = ModeWindow(config.num_modes, self.window_width[config.operator])
+        elif config.low_pass is not None:
+            self.response = LowPass(config.low_pass, inverse=config.operator == "coulomb")
+        masses = torch.tensor([ase.data.atomic_masses[z] for z in atomic_numbers], dtype=torch.get_default_dtype())
+        self.register_buffer("masses", masses, persistent=False)
+
+    def forward(
+        self, layers, positions, species, batch, ptr, edge_index, edge_lengths, total_charge, second_order=True
+    ):
+        """Fields, energies and charges of a batch of structures.
+
+        Parameters
+        ----------
+        layers: list of (n_atoms, irreps.dim), node features of each tapped layer
+        positions: (n_atoms, 3) in Å
+        species: (n_atoms,) index of each atom's element
+        batch: (n_atoms,); ptr: (n_structures + 1,)
+        edge_index: (2, n_edges); edge_lengths: (n_edges,) in Å
+        total_charge: (n_structures,) in e
+        second_order: whether second derivatives are wanted (training through forces)
+
+        Returns
+        -------
+        dict of phi_energy (n_structures,) and node_energy (n_atoms,) in eV; charges (n_atoms,) in e and potential
+        (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass; pde_residual
+        (n_structures,); net_charge (n_structures,), Σρ of channel 0 before projection; charge_penalty (n_structures,),
+        Σ_channels (Σρ − Q)² before projection.
+        """
+        layout = PaddedLayout(batch, ptr)
+        fields = self.alpha_net(layers, species)  # (n_atoms, n_fields, channels)
+        if self.config.operator == "graph":
+            if bool((total_charge != 0).any()):
+                raise InputError(
+                    f"total_charge is {total_charge.tolist()}, but the charges of operator='graph' sum to zero by "
+                    "construction; use operator='coulomb' for ions."
+                )
+            potential, charges, residual = self._graph(fields, edge_index, edge_lengths, layout, second_order)
+            net = layout.sum(charges)
+            wanted = torch.zeros_like(net)
+        else:
+            wanted = torch.zeros((layout.n_structures, self.config.channels), dtype=fields.dtype, device=fields.device)
+            wanted[:, 0] = total_charge
+            potential, charges, residual, net = self._coulomb(fields, positions, species, wanted, layout, second_order)
+        node_energy = 0.5 * (potential * charges).sum(-1)  # (n_atoms,)
+        return {
+            "phi_energy": layout.sum(node_energy),
+            "node_energy": node_energy,
+            "charges": charges[:, 0],
+            "potential": potential[:, 0],
+            "dipole": self._dipole(charges[:, 0], positions, species, layout),
+            "pde_residual": layout.sum(residual) / layout.counts,
+            "net_charge": net[:, 0],
+            "charge_penalty": (net - wanted).square().sum(-1),
+        }
+
+    def _graph(self, fields, edge_index, edge_lengths, layout, second_order):
+        """φ, ρ (n_atoms, channels) and each atom's share of the residual (n_atoms,)."""
+        weights = self.operator.edge_weights(edge_lengths)
+
+        def laplacian(field):
+            return self.operator.apply(weights, edge_index, field)
+
+        if self.response is not None:
+            matrix = self.operator.matrix(weights, edge_index, layout)
+            if self.config.low_pass is not None:
+                matrix = matrix * self.operator.log_weight.exp()
+            flat = layout.pad(fields.flatten(1))  # (n_structures, n_max, n_fields * channels)
+            fields = layout.unpad(self.response.apply(matrix, flat, layout, second_order)).reshape(fields.shape)
+        potential = fields[:, 0]
+        induced = laplacian(potential)
+        if self.config.poisson == "exact":
+            return potential, induced, torch.zeros_like(induced[:, 0])
+        charges = laplacian(fields[:, 1])
+        return potential, charges, (induced - charges).square().sum(-1)
+
+    def _coulomb(self, fields, positions, species, wanted, layout, second_order):
+        """φ, ρ (n_atoms, channels), each atom's share of the residual (n_atoms,), Σρ before projection."""
+        matrix = self.operator.matrix(positions, species, layout)  # (n_structures, n_max, n_max)
+        n_fields, channels = fields.shape[1:]
+        project = self.config.charge_constraint == "project"
+        ones = torch.ones_like(fields[:, :1, 0])  # (n_atoms, 1)
+        columns = layout.pad(torch.cat([fields.flatten(1), ones], dim=1))
+        if isinstance(self.response, ModeWindow):
+            # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
+            columns = self.response.apply(-matrix, columns, layout, second_order)
+        elif self.response is not None:
+            columns = self.response.apply(matrix, columns, layout, second_order)
+        columns, direction = columns[..., :-1], columns[..., -1:]
+        net = columns.sum(1)  # (n_structures, n_fields * channels)
+        if project:
+            missing = wanted.repeat(1, n_fields) - net
+            columns = columns + direction * (missing / direction.sum(1))[:, None]
+        net = net.reshape(-1, n_fields, channels)[:, -1]
+        columns = columns.unflatten(-1, (n_fields, channels))  # (n_structures, n_max, n_fields, channels)
+        source, charges = columns[:, :, 0], columns[:, :, -1]  # Lφ and ρ, the same if exact
+        potential = matrix @ source
+        if self.config.poisson == "exact":
+            residual = torch.zeros_like(charges[..., 0])
+        else:
+            difference = source - charges
+            residual = (difference * (potential - matrix @ charges)).sum(-1)
+        return layout.unpad(potential), layout.unpad(charges), layout.unpad(residual), net
+
+    def _dipole(self, charges, positions, species, layout):
+        """Σ_i q_i (r_i − r_centre of mass): (n_structures, 3)."""
+        masses = self.masses[species]
+        centre = layout.sum(masses[:, None] * positions) / layout.sum(masses)[:, None]
+        return layout.sum(charges[:, None] * (positions - centre[layout.batch]))

@@ -1,0 +1,98 @@
+"""The two discrete forms of −∇²: a graph Laplacian, and the inverse of the potential matrix of Gaussian charges."""
+
+import math
+
+import ase.data
+import torch
+
+from phi_equivariant.batching import segment_sum
+
+COULOMB_CONSTANT = 14.399645  # eV·Å/e², 1/(4πε₀)
+
+
+def smooth_cutoff(x):
+    """ω(x) = 1 − 10x³ + 15x⁴ − 6x⁵ for x = r/r_c: 1 at 0, and 0 with two continuous derivatives from x = 1 on."""
+    x = x.clamp(max=1.0)
+    return 1 - x**3 * (10 - 15 * x + 6 * x**2)
+
+
+class GraphLaplacian(torch.nn.Module):
+    """Combinatorial graph Laplacian L = D − W on the host's neighbour list, in e/V.
+
+        W_ij = w₀ ω(r_ij / r_c),   (Lφ)_i = Σ_j W_ij (φ_i − φ_j)
+
+    One constant vector per connected component is its null space, so charges ρ = Lφ sum to zero on each.
+
+    Parameters
+    ----------
+    r_max: cut-off radius r_c in Å
+
+    Source: arXiv 2505.14606, with weights that fall with distance and vanish smoothly at the cut-off.
+    """
+
+    initial_weight = 0.07  # e/V
+
+    def __init__(self, r_max):
+        super().__init__()
+        self.r_max = r_max
+        self.log_weight = torch.nn.Parameter(torch.tensor(math.log(self.initial_weight)))
+
+    def edge_weights(self, lengths):
+        """ω of every edge: lengths (n_edges,) in Å → (n_edges,), without the common factor w₀."""
+        return smooth_cutoff(lengths / self.r_max)
+
+    def apply(self, weights, edge_index, field):
+        """Lφ by a sum over edges, no matrix: weights (n_edges,), field (n_atoms, c) in V → (n_atoms, c) in e."""
+        sender, receiver = edge_index
+        differences = weights[:, None] * (field[receiver] - field[sender])  # (n_edges, c)
+        return self.log_weight.exp() * segment_sum(differences, receiver, len(field))
+
+    def matrix(self, weights, edge_index, layout):
+        """L/w₀ of every structure: (n_structures, n_max, n_max); periodic images add up."""
+        sender, receiver = edge_index
+        n = layout.n_max
+        flat = layout.index[receiver] * n + layout.slot[sender]
+        adjacency = weights.new_zeros(layout.n_structures * n * n).index_add(0, flat, weights)
+        adjacency = adjacency.reshape(layout.n_structures, n, n)
+        return torch.diag_embed(adjacency.sum(-1)) - adjacency
+
+
+class GaussianCoulomb(torch.nn.Module):
+    """Potential matrix P = L⁻¹ of Gaussian charges of width σ in free space, in V/e; positive definite.
+
+        P_ij = k_e erf(r_ij / (√2 γ_ij)) / r_ij,   γ_ij² = σ_i² + σ_j²,   P_ii = k_e / (√π σ_i)
+
+    Its inverse L is the Maxwell capacitance matrix and is never formed.
+
+    Parameters
+    ----------
+    atomic_numbers: elements, in the order of the host's one-hot encoding
+    """
+
+    narrowest, widest = 0.3, 1.2  # Å
+    start_per_covalent_radius = 0.7
+
+    def __init__(self, atomic_numbers):
+        super().__init__()
+        start = torch.tensor([self.start_per_covalent_radius * ase.data.covalent_radii[z] for z in atomic_numbers])
+        fraction = (start.to(torch.get_default_dtype()) - self.narrowest) / (self.widest - self.narrowest)
+        self.width_logit = torch.nn.Parameter(torch.logit(fraction.clamp(0.05, 0.95)))
+
+    def widths(self):
+        """σ of every element in Å: (n_elements,), always within the bounds."""
+        return self.narrowest + (self.widest - self.narrowest) * torch.sigmoid(self.width_logit)
+
+    def matrix(self, positions, species, layout):
+        """P of every structure: positions (n_atoms, 3) in Å, species (n_atoms,) → (n_structures, n_max, n_max)."""
+        width = self.widths()[species]  # (n_atoms,)
+        place = layout.pad(positions)  # (n_structures, n_max, 3)
+        pairs = layout.mask[:, :, None] & layout.mask[:, None, :]
+        pairs = pairs & ~torch.eye(layout.n_max, dtype=torch.bool, device=pairs.device)
+        squared = (place[:, :, None] - place[:, None, :]).square().sum(-1)
+        # A root has no derivative at zero: entries that are no pair of atoms get a distance that is not used.
+        distance = squared.where(pairs, squared.new_ones(())).sqrt()  # (n_structures, n_max, n_max)
+        width_squared = layout.pad(width.square())
+        spread = (width_squared[:, :, None] + width_squared[:, None, :]).where(pairs, squared.new_ones(()))
+        potential = (torch.erf(distance * (2 * spread).rsqrt()) / distance).where(pairs, squared.new_zeros(()))
+        own = layout.pad(1 / (math.sqrt(math.pi) * width))  # (n_structures, n_max)
+        return COULOMB_CONSTANT * (potential + torch.diag_embed(own))

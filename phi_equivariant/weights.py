@@ -1,0 +1,141 @@
+"""A model on disk: ``model.safetensors`` and ``config.json``; nothing is ever unpickled."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from phi_equivariant.attach import attach_phi
+from phi_equivariant.config import PhiConfig
+from phi_equivariant.errors import InputError
+from phi_equivariant.potential import PhiPotential
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def host_types():
+    """{name: entry point} of the hosts that can be saved and loaded, from installed packages."""
+    return {point.name: point for point in importlib.metadata.entry_points(group="phi_equivariant.hosts")}
+
+
+def save_model(model, folder, notes=None):
+    """Write a potential, or a bare host, to ``folder``.
+
+    Parameters
+    ----------
+    model: ``PhiPotential`` or host
+    folder: made if it is not there; each file is written aside and renamed, the configuration last
+    notes: JSON-able dictionary kept in the configuration
+
+    Raises
+    ------
+    InputError
+        If no installed host type knows the model.
+    """
+    phi = isinstance(model, PhiPotential)
+    host = model.host if phi else model
+    name, host_type = _type_of(host)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    config = {
+        "format_version": FORMAT_VERSION,
+        "host": {"type": name, "arguments": host_type.describe(host)},
+        "phi": {"config": model.phi.config.to_dict(), "taps": _taps(model)} if phi else None,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
+        "notes": notes or {},
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS_FILE, safetensors.torch.save(state))
+    _replace(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_model(folder, device="cpu", dtype=None):
+    """The potential or bare host saved in ``folder``, in evaluation mode.
+
+    Parameters
+    ----------
+    folder: made by ``save_model``
+    device: where to put it
+    dtype: ``float32`` or ``float64``; as saved where None
+
+    Raises
+    ------
+    InputError
+        If a file is missing or does not fit: an unknown format or host type, or other tensors than the model has.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}; give a folder written by training (model.safetensors + config.json)."
+            )
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder / CONFIG_FILE} is not JSON ({error}); the file is damaged.") from error
+    if config.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{folder / CONFIG_FILE} has format version {config.get('format_version')!r}, this library reads "
+            f"{FORMAT_VERSION}; install the version it was written with: {config.get('versions')}."
+        )
+    name = config["host"]["type"]
+    if name not in host_types():
+        raise InputError(f"{folder}: host type {name!r} is not installed; installed: {', '.join(host_types())}.")
+    saved = _DTYPES[config["dtype"]]
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(saved)
+    try:
+        model = host_types()[name].load().build(config["host"]["arguments"])
+        if config["phi"] is not None:
+            model = attach_phi(model, PhiConfig.from_dict(config["phi"]["config"]), config["phi"]["taps"])
+    finally:
+        torch.set_default_dtype(previous)
+    model = model.to(saved)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {error}") from error
+    if dtype is not None:
+        if dtype not in _DTYPES:
+            raise InputError(f"dtype is {dtype!r}; use one of {', '.join(_DTYPES)}.")
+        model = model.to(_DTYPES[dtype])
+    return model.to(device).eval()
+
+
+def _type_of(host):
+    for name, point in host_types().items():
+        host_type = point.load()
+        if host_type.matches(host):
+            return name, host_type
+    raise InputError(
+        f"{type(host).__name__} belongs to no installed host type ({', '.join(host_types())}); register one under the "
+        "entry-point group phi_equivariant.hosts."
+    )
+
+
+def _taps(potential):
+    irreps = [str(head.scalars.irreps_in) for head in potential.phi.alpha_net.heads]
+    return dict(zip(potential.tap_names, irreps, strict=True))
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _replace(path, content):
+    """Write a file so that it is there whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

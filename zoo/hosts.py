@@ -1,0 +1,63 @@
+"""What a type of host must offer, and the optimiser groups of any model."""
+
+import abc
+
+from phi_equivariant import PhiPotential
+from phi_equivariant.errors import InputError
+from phi_equivariant.weights import host_types
+
+
+class Host(abc.ABC):
+    """A type of host; registered under the entry-point group ``phi_equivariant.hosts``."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def matches(model):
+        """Whether ``model`` is of this type."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def describe(model):
+        """Constructor arguments of ``model`` as a JSON-able dictionary."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def build(arguments):
+        """A fresh model from what ``describe`` gave, in torch's default precision."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def parameter_groups(model):
+        """List of {"name", "params", "decay"} that holds every parameter of ``model`` once."""
+
+
+def parameter_groups(model):
+    """Optimiser groups of a potential or a bare host: the host's own, then ``phi`` without weight decay.
+
+    Parameters
+    ----------
+    model: ``PhiPotential`` or a host of an installed type
+
+    Returns
+    -------
+    list of {"name": str, "params": list of parameters, "decay": bool}, every trainable parameter in exactly one
+
+    Raises
+    ------
+    InputError
+        If the host is of no installed type, or its type leaves out a parameter or names one twice.
+    """
+    host = model.host if isinstance(model, PhiPotential) else model
+    host_type = next((t for t in (p.load() for p in host_types().values()) if t.matches(host)), None)
+    if host_type is None:
+        raise InputError(f"{type(host).__name__} belongs to no installed host type: {', '.join(host_types())}.")
+    groups = list(host_type.parameter_groups(host))
+    if isinstance(model, PhiPotential):
+        groups.append({"name": "phi", "params": list(model.phi.parameters()), "decay": False})
+    groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for key, name in trainable.items() if key not in set(grouped)]
+    if missing or len(grouped) != len(set(grouped)):
+        raise InputError(f"host type {host_type.__name__} groups parameters wrongly; missing: {missing or 'none'}.")
+    return [group for group in groups if group["params"]]
