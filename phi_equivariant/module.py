@@ -40,7 +40,7 @@ class PhiModule(torch.nn.Module):
     """
 
     # Charges of about 0.2 e in organic molecules: κ of the electronegativity term, e or V per Pauling unit.
-    element_scale = {"coulomb": 0.5, "graph": 1.0}
+    element_scale = {"coulomb": 0.5, "graph": 2.0}
     start_scale = {"default": 1.0, "small": 1e-3}
     # Width τ of the mode window: in units of w₀ for the graph Laplacian, in V/e for the potential matrix.
     window_width = {"coulomb": 0.5, "graph": 0.05}

@@ -63,9 +63,9 @@ class ModeWindow:
         gamma = _divided_differences(u).where(pairs, u.new_zeros(()))
         occupation = torch.where(windowed[:, None], 0.5 * (1 - torch.tanh(u)), torch.ones_like(u))
 
-        # X in units of 2τ: zero in value, up to rounding.
+        # X in units of 2τ. Its value is rounding error, which the quotient of the second order would magnify.
         shift = vectors.mT @ (matrix / (2 * self.width)) @ vectors
-        shift = shift - torch.diag_embed(torch.diagonal(shift.detach(), dim1=-2, dim2=-1))
+        shift = shift - shift.detach()
         shift = shift - torch.diag_embed(self._level_change(shift, u, gamma, second_order)[:, None].expand_as(u))
         first = gamma * shift
         core = torch.diag_embed(occupation) + first

@@ -98,9 +98,19 @@ def load_model(folder, device="cpu", dtype=None):
         torch.set_default_dtype(previous)
     model = model.to(saved)
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {error}") from error
+        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}); the file is damaged.") from error
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
+    if wrong:
+        raise InputError(
+            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, "
+            f"{wrong[0]} (expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not "
+            "from the same run."
+        )
+    model.load_state_dict(state)
     if dtype is not None:
         if dtype not in _DTYPES:
             raise InputError(f"dtype is {dtype!r}; use one of {', '.join(_DTYPES)}.")

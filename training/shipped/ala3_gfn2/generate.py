@@ -108,7 +108,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the data set")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    for folder in (args.work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
     atom_energies = isolated_atom_energies()
     print("isolated atoms, eV:", atom_energies)
     tasks = [(seed, args.work / f"{seed:03d}.npz") for seeds in TRAJECTORIES.values() for seed in seeds]

@@ -1,0 +1,90 @@
+import json
+import pickle
+
+import pytest
+import torch
+from systems import batch_of, ethanol, mace_host, potential
+
+from phi_equivariant import PhiPotential
+from phi_equivariant.errors import InputError
+from phi_equivariant.weights import load_model, save_model
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"operator": "graph", "poisson": "learned", "num_modes": 4}, {"channels": 3, "charge_constraint": "penalty"}],
+)
+def test_a_loaded_potential_is_the_saved_one(tmp_path, config):
+    model = potential(**config)
+    save_model(model, tmp_path / "run", notes={"data": "none"})
+    loaded = load_model(tmp_path / "run")
+    assert isinstance(loaded, PhiPotential) and loaded.phi.config == model.phi.config and not loaded.training
+    a, b = model(batch_of(ethanol())), loaded(batch_of(ethanol()))
+    assert torch.equal(a["energy"], b["energy"]) and torch.equal(a["forces"], b["forces"])
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["notes"] == {"data": "none"} and saved["versions"]["e3nn"] == "0.4.4"
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(scale_shift=False),
+        dict(hidden_irreps="4x0e+4x1o+4x2e", num_interactions=3),
+        dict(hidden_irreps="8x0e", num_interactions=1),
+        dict(heads=["low", "high"]),
+    ],
+)
+def test_bare_hosts_of_every_architecture(tmp_path, arguments):
+    host = mace_host(**arguments)
+    save_model(host, tmp_path)
+    loaded = load_model(tmp_path)
+    batch = batch_of(ethanol(), heads=tuple(host.heads))
+    assert type(loaded) is type(host) and torch.equal(loaded(batch)["forces"], host(batch)["forces"])
+
+
+def test_precision_is_kept_and_can_be_chosen(tmp_path):
+    save_model(potential().float(), tmp_path)
+    assert next(load_model(tmp_path).parameters()).dtype == torch.float32
+    assert next(load_model(tmp_path, dtype="float64").parameters()).dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float64
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_files_that_do_not_fit(tmp_path):
+    save_model(potential(), tmp_path)
+    good = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(good[: len(good) // 2])
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_model(tmp_path)
+    save_model(mace_host(), tmp_path / "host")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "host" / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="does not fit its config.json.*tensors differ"):
+        load_model(tmp_path)
+    edit(tmp_path, format_version=99)
+    with pytest.raises(InputError, match="format version 99"):
+        load_model(tmp_path)
+    edit(tmp_path, format_version=1, host={"type": "os.system", "arguments": {}})
+    with pytest.raises(InputError, match="'os.system' is not installed; installed: mace"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="has no config.json"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_models_of_no_known_type_are_refused(tmp_path):
+    with pytest.raises(InputError, match="Linear belongs to no installed host type"):
+        save_model(torch.nn.Linear(2, 2), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
