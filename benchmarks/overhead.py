@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/overhead.py
 
-A step is the forward pass with forces, mace's weighted energy and force loss, and the backward pass, on a batch of random
-distortions of one molecule. Host and potential take turns within one run; the figure is the median ratio of
+A step is the forward pass with forces, mace's weighted energy and force loss, and the backward pass, on a batch of
+random distortions of one molecule. Host and potential take turns within one run; the figure is the median ratio of
 neighbouring pairs with its 95 % interval (bootstrap).
 """
 

@@ -2,7 +2,7 @@
 
 import torch
 
-# e3nn 0.4.4 reads its constants from a file that holds a slice: torch >= 2.6 refuses that unless slices are declared safe.
+# e3nn 0.4.4 reads its constants from a file that holds a slice, which torch >= 2.6 refuses unless declared safe.
 torch.serialization.add_safe_globals([slice])
 
 from phi_equivariant.attach import attach_phi  # noqa: E402

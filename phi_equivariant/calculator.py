@@ -17,8 +17,8 @@ class PhiCalculator(Calculator):
     """Energy, forces, charges and dipole through ase.
 
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
-    (n_atoms,) in e, dipole (3,) in e·Å, potential (n_atoms,) in V, host_energy, phi_energy in eV and net_charge in e. The
-    total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent.
+    (n_atoms,) in e, dipole (3,) in e·Å, potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e.
+    The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 from phi_equivariant.errors import InputError
 
-# By atomic number from 1. Pauling scale (CRC Handbook of Chemistry and Physics, 97th edition); None where it has no value.
+# By atomic number from 1. Pauling scale (CRC Handbook of Chemistry and Physics, 97th edition); None where it has none.
 _PAULING = (
     2.20, None, 0.98, 1.57, 2.04, 2.55, 3.04, 3.44, 3.98, None,
     0.93, 1.31, 1.61, 1.90, 2.19, 2.58, 3.16, None, 0.82, 1.00,
@@ -17,8 +17,8 @@ _PAULING = (
     1.30, 1.30, 1.30,
 )  # fmt: skip
 
-# An element that shares no electrons neither gives nor takes any: helium, neon, argon and radon start uncharged, as does
-# what the scale does not cover, at the electronegativity of carbon.
+# An element that shares no electrons neither gives nor takes any: helium, neon, argon and radon start uncharged, at
+# the electronegativity of carbon, as does what the scale does not cover.
 _NEUTRAL = 2.55
 
 

@@ -21,8 +21,8 @@ class PhiModule(torch.nn.Module):
     ================  =================================  =====================================
 
     f acts in the eigenbasis of L, so a and b enter as projections Uᵀa, Uᵀb: nothing depends on the sign or basis of
-    eigenvectors. With ``coulomb`` and ``charge_constraint="project"``, charges are shifted by a multiple of f(L)1 to their
-    exact sum, in the φ of ``learned`` too.
+    eigenvectors. With ``coulomb`` and ``charge_constraint="project"``, charges are shifted by a multiple of f(L)1 to
+    their exact sum, in the φ of ``learned`` too.
 
     Parameters
     ----------

@@ -112,7 +112,7 @@ class ModeWindow:
 
 
 def _divided_differences(u):
-    """Γ_ij = (f(u_i) − f(u_j))/(u_i − u_j) of f(u) = ½(1 − tanh u), exact for equal arguments: (..., n) → (..., n, n)."""
+    """Γ_ij = (f(u_i) − f(u_j))/(u_i − u_j) of f = ½(1 − tanh), exact for equal arguments: (..., n) → (..., n, n)."""
     difference = u[..., :, None] - u[..., None, :]
     near = difference.abs() < 0.5
     tanh, sech = torch.tanh(u), 1 / torch.cosh(u.clamp(-40, 40))

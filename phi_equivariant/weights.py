@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 
 import safetensors.torch
@@ -11,6 +10,7 @@ import torch
 from phi_equivariant.attach import attach_phi
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import write_atomically
 from phi_equivariant.potential import PhiPotential
 
 FORMAT_VERSION = 1
@@ -51,8 +51,8 @@ def save_model(model, folder, notes=None):
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, safetensors.torch.save(state))
-    _replace(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(safetensors.torch.save(state)))
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
 
 
 def load_model(folder, device="cpu", dtype=None):
@@ -100,7 +100,9 @@ def load_model(folder, device="cpu", dtype=None):
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}); the file is damaged.") from error
+        raise InputError(
+            f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}); the file is damaged."
+        ) from error
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
     wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
@@ -139,13 +141,3 @@ def _version(package):
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _replace(path, content):
-    """Write a file so that it is there whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

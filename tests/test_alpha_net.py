@@ -28,7 +28,9 @@ def test_features_without_scalars_are_refused():
 
 
 def test_layers_accumulate_and_element_term_goes_to_channel_0():
-    net = AlphaNet(["4x0e", "4x0e+2x1o"], [1, 6, 8], n_fields=2, channels=3, hidden=8, element_scale=0.5, start_scale=2.0)
+    net = AlphaNet(
+        ["4x0e", "4x0e+2x1o"], [1, 6, 8], n_fields=2, channels=3, hidden=8, element_scale=0.5, start_scale=2.0
+    )
     layers = [torch.randn(3, 4), torch.randn(3, 10)]
     species = torch.tensor([0, 1, 2])
     out = net(layers, species)

@@ -146,7 +146,9 @@ def test_quantities_that_are_not_computed_are_refused():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("config", [{}, {"operator": "graph", "poisson": "learned", "num_modes": 3}], ids=["coulomb", "graph"])
+@pytest.mark.parametrize(
+    "config", [{}, {"operator": "graph", "poisson": "learned", "num_modes": 3}], ids=["coulomb", "graph"]
+)
 def test_gpu_equals_cpu(config):
     model, batch = potential(**config), batch_of(ethanol(), molecule("C6H6"))
     want = model(batch)

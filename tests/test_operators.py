@@ -87,7 +87,7 @@ def test_null_space_is_one_constant_per_component():
 
 def test_coulomb_constant_is_ases():
     # ase.units uses CODATA 2014, the constant here has eight digits.
-    assert COULOMB_CONSTANT == pytest.approx(ase.units.Hartree * ase.units.Bohr, rel=1e-7)
+    assert pytest.approx(ase.units.Hartree * ase.units.Bohr, rel=1e-7) == COULOMB_CONSTANT
 
 
 def test_gaussian_charges_interact_as_the_fourier_integral_says():
@@ -134,4 +134,6 @@ def test_potential_matrix_is_twice_differentiable():
     operator = GaussianCoulomb([1, 6])
     positions = torch.randn(5, 3, requires_grad=True)
     species = torch.tensor([0, 1, 1, 0, 1])
-    assert torch.autograd.gradgradcheck(lambda x: operator.matrix(x, species, layout_of(2, 3)).square().sum(), positions)
+    assert torch.autograd.gradgradcheck(
+        lambda x: operator.matrix(x, species, layout_of(2, 3)).square().sum(), positions
+    )

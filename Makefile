@@ -1,0 +1,22 @@
+# Everything a newcomer needs: `make train` and `make test` install what they use into .venv first.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: train test install
+
+train: install
+	$(BIN)/phi-mace-train --dataset ala3_gfn2 --compare --time_limit 14 --restart_latest
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another one: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,153 @@
+"""The folder that a run leaves, what happens when it cannot be written, and the comparison of three rows."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from training_runs import keep_default_dtype, refused, run, words, write_molecules  # noqa: F401
+
+from training.train import main
+
+
+@pytest.fixture(scope="module")
+def molecules(tmp_path_factory):
+    return write_molecules(tmp_path_factory.mktemp("molecules") / "train.xyz", charges=True)
+
+
+FILES = (
+    "checkpoints/best.safetensors",
+    "checkpoints/last.ckpt",
+    "config.json",
+    "config.yaml",
+    "data.json",
+    "errors.json",
+    "errors.md",
+    "learning_curve.png",
+    "log.txt",
+    "metrics.csv",
+    "metrics.json",
+    "model.safetensors",
+    "parity.png",
+)
+
+
+def contents(folder):
+    """{relative path: bytes}."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_a_complete_folder(molecules, tmp_path, capsys):
+    """All files, readable by others; one plain line per epoch where there is no terminal."""
+    given = {"charges_key": "q", "dipole_key": "mu", "phi": ["poisson=learned"]}
+    folder = run(tmp_path, name="run", train_file=molecules, test_file=molecules, max_num_epochs=3, **given)
+    assert sorted(contents(folder)) == sorted(FILES)
+    output = capsys.readouterr().out
+    assert sum(line.startswith("epoch ") for line in output.splitlines()) == 3 and "\x1b" not in output
+    assert all(word in output for word in ("energies", "energy_key: energy", "charges_key: q", "dipole_key: mu"))
+    rows = json.loads((folder / "metrics.json").read_text())
+    with open(folder / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [{key: float(value) for key, value in row.items()} for row in table] == rows
+    assert {"lr", "seconds", "train_loss", "valid_loss", "valid_rmse_forces", "valid_pde_residual"} <= set(rows[0])
+    about = json.loads((folder / "data.json").read_text())
+    split = about["split"]
+    assert sorted(split["train_indices"] + split["valid_indices"]) == list(range(20))
+    assert about["labels"][0]["labels"]["charges"] == {"key": "q", "count": 20} and len(about["sha256"]) == 64
+    errors = json.loads((folder / "errors.json").read_text())["sets"]
+    assert list(errors) == ["train", "valid", "test"]
+    for table in errors.values():
+        assert list(table["errors"]) == ["energy_per_atom", "forces", "charges", "dipole"]
+    assert (folder / "errors.md").read_text().count("|") > 20
+    for name in ("parity.png", "learning_curve.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
+
+
+def test_an_existing_run_is_never_overwritten(molecules, tmp_path, capsys):
+    """Without --restart_latest a folder that holds anything is refused and stays as it is."""
+    folder = run(tmp_path, name="run", train_file=molecules, max_num_epochs=1)
+    before = contents(folder)
+    capsys.readouterr()
+    message = refused(capsys, words(tmp_path, name="run", train_file=molecules, max_num_epochs=1))
+    assert "--restart_latest" in message and "--name" in message
+    assert contents(folder) == before
+
+
+def test_a_file_in_the_folders_place_is_refused(molecules, tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert "is a file" in refused(capsys, words(tmp_path, name="run", train_file=molecules))
+    assert "cannot be written" in refused(capsys, words(tmp_path / "run", name="run", train_file=molecules))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_folder_is_refused(molecules, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    try:
+        assert "cannot be written" in refused(capsys, words(tmp_path, name="run", train_file=molecules))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the device without space")
+@pytest.mark.parametrize("victim", ["checkpoints/.last.ckpt.part", ".metrics.csv.part", ".errors.json.part"])
+def test_full_disk_loses_nothing(molecules, tmp_path, capsys, victim):
+    """A write that finds no space ends the run with one paragraph; what was complete stays and can go on later."""
+    given = {"name": "run", "train_file": molecules, "plot": False}
+    folder = run(tmp_path, max_num_epochs=1, **given)
+    before = contents(folder)
+    (folder / victim).symlink_to("/dev/full")
+    capsys.readouterr()
+    message = refused(capsys, words(tmp_path, max_num_epochs=2, restart_latest=True, **given))
+    assert "No space left on device" in message and "--restart_latest" in message
+    after = contents(folder)
+    assert after["errors.json"] == before["errors.json"]
+    run(tmp_path, max_num_epochs=2, restart_latest=True, **given)
+    assert len(json.loads((folder / "metrics.json").read_text())) == 2
+
+
+def test_comparison_of_three_rows(molecules, tmp_path, capsys):
+    """Same epochs, seed and data for each; finished rows are kept, a missing one is trained, the table is the same."""
+    given = {"charges_key": "q", "dipole_key": "mu", "charges_weight": 10, "dipole_weight": 1, "compare": True}
+    given |= {"train_file": molecules, "test_file": molecules, "max_num_epochs": 2}
+    folder = run(tmp_path, name="three", **given)
+    output = capsys.readouterr().out
+    assert all(title in output for title in ("plain MACE", "Φ learned (graph)", "Φ exact (coulomb)"))
+    content = json.loads((folder / "comparison.json").read_text())
+    assert list(content["rows"]) == ["mace", "phi_learned", "phi_exact"]
+    for name, row in content["rows"].items():
+        assert row["epochs"] == 2
+        assert ("charges" in row["sets"]["test"]["errors"]) == (name != "mace")
+    assert (folder / "comparison.md").is_file() and (folder / "comparison.png").is_file()
+    metrics = json.loads((folder / "phi_learned" / "metrics.json").read_text())
+    assert metrics[0]["train_term_pde"] > 0.0
+
+    kept = contents(folder / "mace")
+    (folder / "phi_exact" / "errors.json").unlink()
+    run(tmp_path, name="three", restart_latest=True, **given)
+    assert contents(folder / "mace") == kept
+    again = json.loads((folder / "comparison.json").read_text())["rows"]
+    for name, row in content["rows"].items():
+        for split, found in row["sets"].items():
+            assert again[name]["sets"][split]["errors"] == found["errors"]
+    refused(capsys, words(tmp_path, name="three", **given))
+
+
+def test_comparison_shares_a_time_limit(molecules, tmp_path):
+    """The rows get the same number of epochs, sized so that all of them and their tests fit."""
+    given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.4, "plot": False, "compare": True}
+    folder = run(tmp_path, name="three", **given)
+    epochs = {row["epochs"] for row in json.loads((folder / "comparison.json").read_text())["rows"].values()}
+    assert len(epochs) == 1 and 1 <= epochs.pop() < 1000
+
+
+def test_help(capsys):
+    """mace's options and ours."""
+    with pytest.raises(SystemExit) as finished:
+        main(["--help"])
+    assert finished.value.code == 0
+    output = capsys.readouterr().out
+    assert "--max_num_epochs" in output and "--phi" in output and "--compare" in output

@@ -1,0 +1,122 @@
+"""Structures in memory or streamed, and their batches."""
+
+import torch
+
+#: Fields with one row per atom or per edge; all others have one row per structure.
+PER_ATOM = ("positions", "node_attrs", "forces", "charges")
+
+
+class GraphBatch(dict):
+    """Structures of a batch as one disconnected graph: a dictionary with mace's keys whose items are attributes too."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def num_graphs(self):
+        """Number of structures."""
+        return len(self["ptr"]) - 1
+
+    def to(self, device, **kwargs):
+        """The same batch on another device."""
+        return GraphBatch({key: value.to(device, **kwargs) for key, value in self.items()})
+
+    def pin_memory(self):
+        """The same batch in page-locked memory."""
+        return GraphBatch({key: value.pin_memory() for key, value in self.items()})
+
+
+def collate(graphs):
+    """Join structures: atoms and edges are concatenated, edge indices shifted, ``batch`` and ``ptr`` added."""
+    counts = torch.tensor([len(graph["positions"]) for graph in graphs])
+    ptr = torch.zeros(len(graphs) + 1, dtype=torch.long)
+    torch.cumsum(counts, 0, out=ptr[1:])
+    joined = GraphBatch(ptr=ptr, batch=torch.repeat_interleave(torch.arange(len(graphs)), counts))
+    for key, first in graphs[0].items():
+        if key == "num_nodes":
+            continue
+        values = [graph[key] for graph in graphs]
+        if key == "edge_index":
+            joined[key] = torch.cat(
+                [value + offset for value, offset in zip(values, ptr.tolist(), strict=False)], dim=1
+            )
+        elif first.dim() == 0:
+            joined[key] = torch.stack(values)
+        else:
+            joined[key] = torch.cat(values)
+    return joined
+
+
+class GraphList(torch.utils.data.Dataset):
+    """Structures whose neighbour lists are built once and kept."""
+
+    def __init__(self, graphs):
+        self.graphs = list(graphs)
+
+    def __len__(self):
+        return len(self.graphs)
+
+    def __getitem__(self, index):
+        return self.graphs[index]
+
+
+class GraphStream(torch.utils.data.Dataset):
+    """Structures whose neighbour lists are built when they are asked for and not kept (large test sets)."""
+
+    def __init__(self, frames, make_graph):
+        self.frames, self.make_graph = frames, make_graph
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return self.make_graph(self.frames[index])
+
+
+class EpochOrder:
+    """The batches of each epoch, shuffled exactly as mace_run_train's loader shuffles with the same seed.
+
+    The order is a function of the seed and the epoch alone: after :meth:`set_epoch` an interrupted run continues with
+    the batches that the uninterrupted one would have seen.
+    """
+
+    def __init__(self, size, batch_size, seed, drop_last=True):
+        self.size, self.batch_size, self.drop_last = size, batch_size, drop_last
+        generator = torch.Generator().manual_seed(seed)
+        # torch's own loader draws the order, so that the draws are those of any loader with this generator.
+        self._draw = torch.utils.data.DataLoader(
+            range(size), batch_size, shuffle=True, drop_last=drop_last, collate_fn=list, generator=generator
+        )
+        self.epoch, self._order = -1, []
+
+    def __len__(self):
+        return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
+
+    def next_order(self):
+        """Draw one more order outside training (mace reads its loader for statistics before the first epoch)."""
+        return list(self._draw)
+
+    def set_epoch(self, epoch):
+        """Advance to an epoch, counted from 0."""
+        if epoch < self.epoch:
+            raise ValueError(f"the order of epoch {epoch} is past: now at epoch {self.epoch}")
+        while self.epoch < epoch:
+            self._order = list(self._draw)
+            self.epoch += 1
+
+    def __iter__(self):
+        return iter(self._order)
+
+
+class StatisticsPass:
+    """Iterates the training set once per ``iter``, in the loader's next order."""
+
+    def __init__(self, dataset, order):
+        self.dataset, self.order = dataset, order
+
+    def __iter__(self):
+        for indices in self.order.next_order():
+            yield collate([self.dataset[i] for i in indices])

@@ -1,0 +1,187 @@
+"""Checkpoints: all that an interrupted run needs to go on exactly, written whole or not at all, read without pickle."""
+
+import io
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from safetensors.torch import load_file, save
+
+from phi_equivariant.errors import InputError
+from phi_equivariant.files import write_atomically
+
+FORMAT = 1
+LAST, BEST = "last.ckpt", "best.safetensors"
+#: Options that may differ between an interrupted run and its continuation.
+MAY_CHANGE = (
+    "config",
+    "name",
+    "work_dir",
+    "device",
+    "log_level",
+    "plot",
+    "max_num_epochs",
+    "patience",
+    "num_workers",
+    "pin_memory",
+    "restart_latest",
+    "time_limit",
+    "data_dir",
+    "test_file",
+    "dry_run",
+    "compare",
+)
+
+
+def random_state():
+    """State of the global generators of Python, numpy and torch, as plain values and tensors."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state):
+    """Give the global generators a state from :func:`random_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Checkpoints(Checkpoint):
+    """Keep the last state of the run and its best weights.
+
+    Lightning calls callbacks of this base class after all others, so the state is that of a finished epoch.
+
+    Parameters
+    ----------
+    folder : Path
+    identity : dict
+        What a continuation must have in common: resolved options and a digest of the data.
+    start : dict or None
+        A checkpoint from :func:`read_last` to go on from.
+    """
+
+    def __init__(self, folder, identity, start=None):
+        self.folder, self.identity, self.start = Path(folder), identity, start
+        self.best = {"loss": None, "epoch": None}
+
+    def on_fit_start(self, trainer, module):
+        """Go on from the checkpoint, where there is one."""
+        if self.start is None:
+            return
+        start = self.start
+        try:
+            module.model.load_state_dict(start["model"])
+            trainer.optimizers[0].load_state_dict(start["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"--restart_latest: {self.folder / LAST} holds another model or optimiser than these options make: "
+                f"{error}"
+            ) from error
+        module.schedule.load_state_dict(start["schedule"])
+        if module.ema is not None:
+            module.ema.load_state_dict(start["ema"])
+        module.valid_loss = start["valid_loss"]
+        self.best = dict(start["best"])
+        for callback in trainer.callbacks:
+            if callback.state_key in start["callbacks"]:
+                callback.load_state_dict(start["callbacks"][callback.state_key])
+        progress = trainer.fit_loop.epoch_progress.current
+        progress.processed = progress.completed = start["epochs_done"]
+
+    def on_train_start(self, trainer, module):
+        """Random numbers go on where they were (after Lightning's own set-up has drawn its share)."""
+        if self.start is not None:
+            set_random_state(self.start["random"])
+            self.start = None
+
+    def on_train_epoch_end(self, trainer, module):
+        """Write the best weights if they are, then the state. A kill between the two repeats the epoch, exactly."""
+        loss, best = module.valid_loss, self.best["loss"]
+        if "valid_loss_mace" in module.row and math.isfinite(loss) and (best is None or loss < best):
+            self.best = {"loss": module.valid_loss, "epoch": module.current_epoch}
+            weights = save({name: value.cpu() for name, value in module.averaged_weights().items()})
+            write_atomically(self.folder / BEST, lambda path: path.write_bytes(weights))
+        state = {
+            "format": FORMAT,
+            "epochs_done": module.current_epoch + 1,
+            "model": module.model.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "schedule": module.schedule.state_dict(),
+            "ema": None if module.ema is None else module.ema.state_dict(),
+            "random": random_state(),
+            "valid_loss": module.valid_loss,
+            "best": self.best,
+            "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
+            "identity": self.identity,
+        }
+        # Through memory: torch reports a full disk by an error of its own kind, Python by OSError.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.folder / LAST, lambda path: path.write_bytes(buffer.getbuffer()))
+
+
+def read_last(folder, identity):
+    """The last checkpoint of a folder, checked against the run that wants to go on; None if there is none.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, of another format, or belongs to a run with other options or data.
+    """
+    path = Path(folder) / LAST
+    if not path.is_file():
+        return None
+    try:
+        # weights_only must be said: mace switches torch's default off for the whole process.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, saved = state["format"], state["identity"]
+    except Exception as error:  # torch reports a damaged file by many types
+        raise InputError(
+            f"--restart_latest: {path} cannot be read as a checkpoint ({type(error).__name__}: {error}). Move the "
+            "run's folder away or choose another --name to start from zero."
+        ) from error
+    if found != FORMAT:
+        raise InputError(f"--restart_latest: {path} has checkpoint format {found}, this version reads {FORMAT}.")
+    differences = [
+        f"{key} was {saved.get(key)!r} and is {identity.get(key)!r}"
+        for key in sorted(saved.keys() | identity.keys())
+        if saved.get(key) != identity.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"--restart_latest: {path} belongs to another run: {'; '.join(differences)}. Give the options and data of "
+            "that run, or choose another --name."
+        )
+    return state
+
+
+def identity_of(resolved, data_digest):
+    """What must agree for a checkpoint to fit; a cosine schedule depends on the number of epochs too."""
+    skip = set(MAY_CHANGE)
+    if resolved.get("scheduler") == "CosineAnnealingLR":
+        skip.discard("max_num_epochs")
+    return {key: value for key, value in resolved.items() if key not in skip} | {"data": data_digest}
+
+
+def load_best(model, folder):
+    """Put the best weights into a model."""
+    weights = load_file(Path(folder) / BEST)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)

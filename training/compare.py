@@ -1,0 +1,162 @@
+"""``--compare``: plain MACE, Φ learned and Φ exact, trained with the same budget on the same data, and one table."""
+
+import copy
+import json
+import logging
+import time
+from pathlib import Path
+
+from phi_equivariant import PhiConfig
+from phi_equivariant.errors import InputError
+from phi_equivariant.files import write_atomically
+from training import phi_options, report, run_folder, train
+from training.errors import predict
+from training.module import PotentialModule
+
+logger = logging.getLogger("phi_mace_train")
+TITLES = {"mace": "plain MACE", "phi_learned": "Φ learned (graph)", "phi_exact": "Φ exact (coulomb)"}
+WARM_STEPS, TIMED_STEPS = 4, 5  # TorchScript optimises the host during its first calls
+
+
+def rows(run):
+    """{sub-folder: options} of the runs: the same but for Φ, and for label weights that a bare host cannot use."""
+    learned = PhiConfig(operator="graph", poisson="learned")
+    exact = PhiConfig(operator="coulomb", poisson="exact")
+    pde = phi_options.LossSettings(pde_weight=run.args.compare_pde_weight)
+    settings = {
+        "mace": None,
+        "phi_learned": phi_options.PhiSettings(learned, pde),
+        "phi_exact": phi_options.PhiSettings(exact, phi_options.LossSettings()),
+    }
+    made = {}
+    for name, phi in settings.items():
+        args = copy.copy(run.args)
+        args.work_dir, args.name = str(Path(run.args.work_dir) / run.args.name), name
+        if phi is None:
+            args.charges_weight = args.dipole_weight = 0.0
+        made[name] = type(run)(args, phi, run.given, run.command)
+    return made
+
+
+def seconds_per_epoch(run, run_data):
+    """Measure a few training steps of a model that is thrown away, and validation steps."""
+    built = train.build(run, run_data)
+    built.order.set_epoch(0)
+    module = PotentialModule(built.model, built.objective, run.args, built.outputs, len(built.order))
+    optimizer = module.configure_optimizers()
+    times = []
+    for batch, _ in zip(_endless(run_data, built, run.args), range(WARM_STEPS + TIMED_STEPS), strict=False):
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        output = predict(built.model, batch, built.outputs, training=True)
+        built.objective(output, batch)[0].backward()
+        optimizer.step()
+        times.append(time.perf_counter() - begin)
+    step = sorted(times[WARM_STEPS:])[TIMED_STEPS // 2]
+    # Without parameters' gradients a structure costs about 0.4 of a training step's share.
+    structure = 0.4 * step / run.args.batch_size
+    return step * len(built.order) + structure * len(run_data.valid), structure
+
+
+def _endless(run_data, built, args):
+    while True:
+        yield from run_data.train_loader(built.order, args)
+
+
+def plan_epochs(runs, run_data, deadline):
+    """Epochs that every row can be given before the deadline, tests included, and the rows' shares of the time."""
+    measured = {name: seconds_per_epoch(run, run_data) for name, run in runs.items()}
+    to_test = sum(len(s) for s in (run_data.train, run_data.valid, run_data.test or ()))
+    tests = sum(1.3 * structure * to_test + 4.0 for _, structure in measured.values())
+    per_epoch = sum(seconds for seconds, _ in measured.values())
+    wanted = next(iter(runs.values())).args.max_num_epochs
+    fit = int((deadline - time.monotonic() - tests) / (1.08 * per_epoch))
+    if fit < 1:
+        raise InputError(
+            f"--time_limit: one epoch of the three rows takes about {per_epoch:.0f} s and their tests {tests:.0f} s, "
+            "more than is left. Raise the limit or choose a smaller host."
+        )
+    if fit < wanted:
+        logger.info(
+            f"time limit: {fit} epochs per row instead of {wanted} (about {per_epoch:.1f} s for one of each row)"
+        )
+    return min(fit, wanted), {name: seconds for name, (seconds, _) in measured.items()}
+
+
+def compare(run, run_data, deadline):
+    """Train the rows, print the table, and write comparison.json, comparison.md and comparison.png.
+
+    With ``--restart_latest`` finished rows are taken from their folders, an interrupted one goes on.
+    """
+    folder = run_folder.folder_of(run.args)
+    runs = rows(run)
+    plan_file = folder / "plan.json"
+    if run.args.restart_latest and plan_file.is_file():
+        plan = json.loads(plan_file.read_text())
+        epochs, shares = plan["epochs"], plan["seconds"]
+    elif deadline is not None:
+        epochs, shares = plan_epochs(runs, run_data, deadline)
+    else:
+        epochs, shares = run.args.max_num_epochs, None
+    if run.args.dry_run:
+        logger.info(f"dry run: {epochs} epochs for each of {', '.join(runs)}; nothing was written")
+        return None
+    logger.info(f"command: {run.command}")
+    for line in run_data.lines:
+        logger.info(line)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = json.dumps({"epochs": epochs, "seconds": shares})
+    write_atomically(plan_file, lambda path: path.write_text(plan))
+    summaries = {}
+    for name, row in runs.items():
+        row.args.max_num_epochs = epochs
+        finished = folder / name / "errors.json"
+        if run.args.restart_latest and finished.is_file():
+            logger.info(f"{TITLES[name]}: finished before, taken from {finished.parent}")
+        else:
+            logger.info(f"— {TITLES[name]}: {epochs} epochs")
+            train.train(row, run_data, _deadline(name, shares, deadline), announce=False)
+        summaries[name] = json.loads(finished.read_text())
+        epochs = min(epochs, summaries[name]["epochs"])
+    write(folder, summaries, {name: json.loads((folder / name / "metrics.json").read_text()) for name in runs})
+    return summaries
+
+
+def _deadline(name, shares, deadline):
+    """A row's share of the time that is left, so that a slow one does not eat the others'."""
+    if deadline is None:
+        return None
+    now = time.monotonic()
+    if shares is None:
+        return deadline
+    names = list(shares)
+    left = sum(shares[other] for other in names[names.index(name) :])
+    return now + (deadline - now) * shares[name] / left
+
+
+def table(summaries, metrics):
+    """Header and rows of the comparison."""
+    last = {name: summary["sets"].get("test", summary["sets"]["valid"]) for name, summary in summaries.items()}
+    quantities, titles = report.error_header([found["errors"] for found in last.values()])
+    lines = []
+    for name, summary in summaries.items():
+        seconds = sorted(row["seconds"] for row in metrics[name])
+        cells = [report.error_cell(last[name]["errors"].get(quantity)) for quantity in quantities]
+        rest = [str(summary["epochs"]), f"{seconds[len(seconds) // 2]:.1f}", str(summary["parameters"])]
+        lines.append([TITLES[name], *cells, *rest])
+    return ["model", *titles, "epochs", "s per epoch", "parameters"], lines
+
+
+def write(folder, summaries, metrics):
+    """Print the table and write it, with a plot of the rows' learning curves."""
+    header, lines = table(summaries, metrics)
+    structures = next(iter(summaries.values()))["sets"]
+    split = "test" if "test" in structures else "valid"
+    title = f"errors on {structures[split]['structures']} {split} structures"
+    report.print_table(run_folder.console, title, header, lines)
+    text = f"# Comparison: {title}\n\nMAE / RMSE.\n\n" + report.markdown(header, lines)
+    write_atomically(folder / "comparison.md", lambda path: path.write_text(text))
+    content = json.dumps({"rows": summaries, "titles": TITLES}, indent=1)
+    write_atomically(folder / "comparison.json", lambda path: path.write_text(content))
+    report.comparison_plot(folder / "comparison.png", {TITLES[name]: found for name, found in metrics.items()})
+    logger.info(f"comparison in {folder}")

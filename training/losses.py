@@ -1,0 +1,125 @@
+"""The training objective: mace's loss, losses on charges and dipoles, and the terms that regularise Φ."""
+
+import copy
+
+import torch
+
+from phi_equivariant.errors import InputError
+from training import mace_interface
+
+
+def charge_loss(output, batch):
+    """Mean over labelled atoms of w (q − q_ref)², in e²; zero where the batch has no charges."""
+    weight = batch["weight"] * batch["charges_weight"]  # (n_structures,)
+    labelled = (batch["charges_weight"] != 0).to(weight.dtype)[batch["batch"]]  # (n_atoms,)
+    squares = weight[batch["batch"]] * torch.square(output["charges"] - batch["charges"])
+    return squares.sum() / labelled.sum().clamp(min=1)
+
+
+def dipole_loss(output, batch):
+    """Mean over labelled structures and components of w (μ − μ_ref)², in (e·Å)²; zero where there are no dipoles."""
+    own = batch["dipole_weight"].view(-1, 3)  # (n_structures, 3)
+    labelled = (own != 0).to(own.dtype)
+    squares = batch["weight"][:, None] * own * torch.square(output["dipole"] - batch["dipole"])
+    return squares.sum() / labelled.sum().clamp(min=1)
+
+
+def pde_loss(output, batch):
+    """Mean over structures of the Poisson residual R."""
+    return output["pde_residual"].mean()
+
+
+def net_charge_loss(output, batch):
+    """Mean over structures of the squared excess charge, in e²."""
+    return output["charge_penalty"].mean()
+
+
+#: Terms beside mace's loss: name → function of output and batch.
+OWN_TERMS = {"charges": charge_loss, "dipole": dipole_loss, "pde": pde_loss, "net_charge": net_charge_loss}
+#: Terms that wait for the end of the warm-up.
+WARMED_UP = ("pde", "net_charge")
+
+
+class Objective(torch.nn.Module):
+    """mace's loss plus weighted own terms.
+
+    Parameters
+    ----------
+    host_loss : torch.nn.Module
+        A mace loss, called as ``loss(pred=..., ref=...)``; its buffers ``*_weight`` are the weights of its terms.
+    weights : dict
+        Weights of the terms of :data:`OWN_TERMS`; a term without weight is not computed.
+    warmup_epochs : int
+        Number of first epochs in which the terms of :data:`WARMED_UP` do not act in training.
+    """
+
+    def __init__(self, host_loss, weights, warmup_epochs=0):
+        super().__init__()
+        self.host_loss = host_loss
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.warmup_epochs = warmup_epochs
+        names = [name for name, _ in host_loss.named_buffers() if name.endswith("_weight")]
+        # mace's losses return their sum only: a copy with all other weights at zero gives one term.
+        self.host_terms = torch.nn.ModuleDict()
+        for name in names:
+            term = copy.deepcopy(host_loss)
+            for other in names:
+                if other != name:
+                    getattr(term, other).zero_()
+            self.host_terms[name.removesuffix("_weight")] = term
+
+    def term_names(self):
+        """Names of all terms, as in the metrics."""
+        return [*self.host_terms, *self.weights]
+
+    def forward(self, output, batch, epoch=None):
+        """The loss and its terms.
+
+        Parameters
+        ----------
+        output, batch : dict
+            A model's output and the labels.
+        epoch : int or None
+            Epoch, from 0, for the warm-up; None counts every term, so that validation losses of all epochs compare.
+
+        Returns
+        -------
+        total, terms
+            The loss, and {name: weighted term, detached} whose sum it is.
+        """
+        if "stress_weight" in dict(self.host_loss.named_buffers()) and output.get("stress") is None:
+            output = {**output, "stress": batch["stress"]}  # an open structure with Φ has no stress: no error either
+        total = self.host_loss(pred=output, ref=batch)
+        with torch.no_grad():
+            terms = {name: term(pred=output, ref=batch) for name, term in self.host_terms.items()}
+        for name, weight in self.weights.items():
+            if epoch is not None and epoch < self.warmup_epochs and name in WARMED_UP:
+                weight = 0.0
+            term = weight * OWN_TERMS[name](output, batch)
+            total = total + term
+            terms[name] = term.detach()
+        return total, terms
+
+
+def build_objective(options, phi):
+    """The objective of a run's options.
+
+    Raises
+    ------
+    InputError
+        For losses of other model types, and for stress or virials with Φ, which treats open structures.
+    """
+    if options.loss in ("dipole", "dipole_polar", "energy_forces_dipole"):
+        raise InputError(
+            f"--loss: {options.loss} belongs to mace's dipole models. Use an energy and force loss such as weighted, "
+            "with --dipole_weight to train dipoles."
+        )
+    if phi is not None and options.loss in ("stress", "virials"):
+        raise InputError(
+            f"--loss: {options.loss} needs a periodic cell, and Φ treats open structures only. Use weighted, huber "
+            "or universal."
+        )
+    weights = {"charges": options.charges_weight, "dipole": options.dipole_weight}
+    if phi is not None:
+        weights |= {"pde": phi.loss.pde_weight, "net_charge": phi.loss.net_charge_weight}
+    return Objective(mace_interface.loss_function(options), weights, 0 if phi is None else phi.loss.pde_warmup_epochs)

@@ -1,0 +1,256 @@
+"""The options of phi-mace-train: mace's own, a few more, and the ``phi:`` section."""
+
+import argparse
+import dataclasses
+import difflib
+import shlex
+import sys
+from pathlib import Path
+
+import yaml
+
+from phi_equivariant.errors import InputError
+from training import datasets, mace_interface, phi_options
+from training.option_table import HONOURED, REFUSED
+
+
+@dataclasses.dataclass
+class RunOptions:
+    """Everything that defines a run.
+
+    args : options of mace and ours by mace's names; phi : PhiSettings, or None for the bare host;
+    given : names that the user gave, on the command line or in the file; command : how to call it again.
+    """
+
+    args: argparse.Namespace
+    phi: phi_options.PhiSettings | None
+    given: set
+    command: str
+
+    def resolved(self):
+        """Every option with its final value, as it could stand in a YAML file."""
+        plain = {key: value for key, value in vars(self.args).items() if value is not None and key in HONOURED}
+        plain.pop("config", None)
+        for key, value in plain.items():
+            if not isinstance(value, bool | int | float | str | list | dict):
+                plain[key] = str(value)
+        return {**plain, "phi": None if self.phi is None else self.phi.to_dict()}
+
+
+class _Parser:
+    """mace's parser with our options; its complaints are InputErrors."""
+
+    def __init__(self):
+        parser = mace_interface.argument_parser()
+        names = mace_interface.option_names(parser)
+        self.mace_names = set(names)
+        for action in parser._actions:
+            if action.dest == "name":
+                action.required = False
+        add = parser.add_argument
+        add("--dataset", help="a data set from the registry; its preset are the defaults of all other options")
+        add("--data_dir", help="folder that holds the data set's files: nothing is downloaded")
+        add("--phi", nargs="+", default=None, metavar="KEY=VALUE", help="settings of Φ, e.g. --phi operator=coulomb")
+        add("--no_phi", action="store_true", default=False, help="train the bare host")
+        add("--charges_weight", type=float, default=0.0, help="weight of the charge loss, mean over atoms, 1/e²")
+        add("--warmup_epochs", type=float, default=0.0, help="epochs of linear warm-up (--scheduler CosineAnnealingLR)")
+        add("--final_lr_factor", type=float, default=0.01, help="last learning rate over the first (CosineAnnealingLR)")
+        add(
+            "--compare", action="store_true", default=False, help="train plain MACE, Φ learned and Φ exact, and compare"
+        )
+        add("--compare_pde_weight", type=float, default=100.0, help="λ_pde of the row Φ learned of --compare")
+        add(
+            "--time_limit",
+            type=float,
+            default=None,
+            help="minutes: no epoch starts that would not end and be tested in time",
+        )
+        # In mace the weight of dipoles acts only with its dipole losses; here on any, so that it must be asked for.
+        parser.set_defaults(dipole_weight=0.0)
+        parser.error = self._refuse
+        self.parser = parser
+
+    @staticmethod
+    def _refuse(message):
+        raise InputError(f"command line or configuration file: {message}.")
+
+    def parse(self, words, file_text):
+        """Namespace of all options; unknown ones are refused with the nearest name."""
+        args, unknown = self.parser.parse_known_args(words, config_file_contents=file_text)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            known = [name for names in mace_interface.option_names(self.parser).values() for name in names]
+            near = difflib.get_close_matches(word, known, n=3)
+            hint = f" Did you mean {', '.join(near)}?" if near else " See phi-mace-train --help."
+            raise InputError(f"{word}: phi-mace-train has no such option.{hint}")
+        return args
+
+    def given(self, words, file_text):
+        """Names of the options that the user gave."""
+        saved = {action.dest: action.default for action in self.parser._actions}
+        try:
+            for action in self.parser._actions:
+                action.default = argparse.SUPPRESS
+            found = self.parser.parse_known_args(words, config_file_contents=file_text)[0]
+        finally:
+            for action in self.parser._actions:
+                action.default = saved[action.dest]
+        return set(vars(found))
+
+
+def read_configuration(path):
+    """The file's options and its ``phi:`` section with the lines where keys stand.
+
+    Returns
+    -------
+    options, section, has_section, lines
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not YAML (with line and column) or is no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--config: there is no file {path}.")
+    try:
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        raise InputError(f"--config: {path} is not valid YAML{place}: {getattr(error, 'problem', error)}.") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise InputError(f"--config: {path} holds a {type(content).__name__}; expected 'option: value' lines.")
+    lines = {}
+    for key, value in root.value if root is not None else []:
+        if key.value == "phi" and isinstance(value, yaml.MappingNode):
+            lines = {k.value: f" (line {k.start_mark.line + 1} of {path})" for k, _ in value.value}
+    has_section = "phi" in content
+    return content, content.pop("phi", None), has_section, lines
+
+
+def parse(words=None):
+    """Options from the command line (``sys.argv`` by default).
+
+    The command line wins over the file, the file over the preset of the data set, the preset over mace's defaults.
+
+    Raises
+    ------
+    InputError
+        For anything that cannot be understood or would be ignored.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.add_argument("--dataset")
+    first.add_argument("--compare", action="store_true")
+    first.add_argument("--no_phi", action="store_true")
+    early, _ = first.parse_known_args(words)
+    content, section, has_section, lines = read_configuration(early.config) if early.config else ({}, None, False, {})
+    rest = _without_config(words)
+    file_text = yaml.safe_dump(content) if content else None
+
+    parser = _Parser()
+    name = early.dataset or content.get("dataset")
+    preset = dict(datasets.preset(name)) if name else {}
+    preset_section = preset.pop("phi", None)
+    unknown = set(preset) - set(vars(parser.parser.parse_known_args([], config_file_contents="{}")[0]))
+    if unknown:
+        raise RuntimeError(f"the preset of {name} has unknown options: {sorted(unknown)}")
+    parser.parser.set_defaults(**preset)
+    args = parser.parse(rest, file_text)
+    if args.config is not None or args.dataset != name:
+        raise InputError("--config and --dataset cannot be abbreviated: write them in full.")
+    args.config = early.config
+    given = parser.given(rest, file_text)
+
+    bare = args.no_phi or (has_section and section is None) or not (name or has_section or args.phi)
+    if args.no_phi and args.phi:
+        raise InputError("--no_phi trains the bare host, --phi sets Φ: give one of them.")
+    phi = None
+    if not bare:
+        merged = {} if has_section else dict(preset_section or {})
+        merged.update(section or {})
+        merged.update(phi_options.from_command_line(args.phi or []))
+        phi = phi_options.validate(merged, lines)
+    elif not args.compare:
+        for weight in ("charges_weight", "dipole_weight"):
+            if weight not in given:
+                setattr(args, weight, 0.0)
+    _refuse_unhonoured(args, parser.parser, given)
+    check(args, phi)
+    mace_interface.check_options(args)
+    if args.name is None:
+        args.name = _derived_name(args, phi)
+    return RunOptions(
+        args, phi, given, shlex.join(["phi-mace-train", *(word for word in words if word != "--restart_latest")])
+    )
+
+
+def _without_config(words):
+    """The words but for --config, whose file we read ourselves."""
+    rest, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == "--config":
+            skip = True
+        elif not word.startswith("--config="):
+            rest.append(word)
+    return rest
+
+
+def _derived_name(args, phi):
+    stem = args.dataset or Path(args.train_file).stem
+    return f"{stem}_{'compare' if args.compare else 'mace' if phi is None else 'phi'}"
+
+
+def _refuse_unhonoured(args, parser, given):
+    """An option that is understood but that the trainer does not act on is refused by name."""
+    for name, value in vars(args).items():
+        if name not in HONOURED and name in given and value != parser.get_default(name):
+            reason = REFUSED.get(name, "phi-mace-train does not act on it")
+            raise InputError(f"--{name}: {reason}. Leave it out (got {value!r}).")
+
+
+def check(args, phi):
+    """Values and combinations that mace's parser lets through.
+
+    Raises
+    ------
+    InputError
+    """
+    positive = ("r_max", "lr", "max_num_epochs", "batch_size", "valid_batch_size", "patience", "eval_interval")
+    for name in (*positive, "num_interactions", "num_radial_basis", "correlation", "time_limit"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name}: expected a number above zero, got {value}.")
+    weights = ("energy_weight", "forces_weight", "stress_weight", "virials_weight", "charges_weight", "dipole_weight")
+    for name in (*weights, "weight_decay", "warmup_epochs", "compare_pde_weight", "num_workers"):
+        if not getattr(args, name) >= 0:
+            raise InputError(f"--{name}: expected zero or more, got {getattr(args, name)}.")
+    for name in ("beta", "ema_decay", "final_lr_factor"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"--{name}: expected a number from 0 to 1, got {getattr(args, name)}.")
+    if (args.dataset is None) == (args.train_file is None):
+        what = "both were given" if args.dataset else "neither was given"
+        raise InputError(f"--dataset and --train_file: exactly one of them says what to train on; {what}.")
+    if args.valid_file is None and not 0 < args.valid_fraction < 1:
+        raise InputError(f"--valid_fraction: expected a fraction between 0 and 1, got {args.valid_fraction}.")
+    if phi is None and not args.compare:
+        for name in ("charges_weight", "dipole_weight"):
+            if getattr(args, name):
+                raise InputError(
+                    f"--{name}: the bare host predicts neither charges nor dipoles, so this weight would do nothing. "
+                    "Leave it out, or train with Φ (a phi: section or --phi operator=coulomb)."
+                )
+    if args.compare and args.phi:
+        raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi out.")
+    if args.warmup_epochs and args.scheduler != "CosineAnnealingLR":
+        raise InputError(
+            f"--warmup_epochs acts with --scheduler CosineAnnealingLR only; the scheduler is {args.scheduler}."
+        )

@@ -1,0 +1,98 @@
+"""Learning-rate schedules: mace's two, stepped as mace does, and cosine annealing with a linear warm-up."""
+
+import math
+
+import torch
+
+from phi_equivariant.errors import InputError
+
+
+class Plateau:
+    """Multiply the rate by ``lr_factor`` when ``scheduler_patience`` epochs brought no better validation loss."""
+
+    def __init__(self, optimizer, options, steps_per_epoch):
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=options.lr_factor, patience=options.scheduler_patience
+        )
+
+    def before_step(self, epochs_left):
+        """Nothing: the rate changes between epochs."""
+
+    def after_epoch(self, valid_loss):
+        """Step with the epoch's validation loss."""
+        self.scheduler.step(metrics=valid_loss)
+
+    def state_dict(self):
+        """Plain values, for the checkpoint."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state):
+        """Continue from a state."""
+        self.scheduler.load_state_dict(state)
+
+
+class Exponential(Plateau):
+    """Multiply the rate by ``lr_scheduler_gamma`` after each epoch."""
+
+    def __init__(self, optimizer, options, steps_per_epoch):
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=options.lr_scheduler_gamma)
+
+    def after_epoch(self, valid_loss):
+        """Step."""
+        self.scheduler.step()
+
+
+class Cosine:
+    """lr·p/p_w during the warm-up, then lr·(f + (1 − f)(1 + cos π(p − p_w)/(1 − p_w))/2); p runs from 0 to 1.
+
+    p advances by what is left of it over the steps that are left: a run that a time limit shortens still ends at p = 1.
+    """
+
+    def __init__(self, optimizer, options, steps_per_epoch):
+        self.optimizer, self.steps_per_epoch = optimizer, steps_per_epoch
+        self.warmup = min(1.0, options.warmup_epochs / options.max_num_epochs)
+        self.final = options.final_lr_factor
+        self.base = [group["lr"] for group in optimizer.param_groups]
+        self.progress = 0.0
+        self.step_in_epoch = 0
+
+    def factor(self, progress):
+        """Rate over the base rate."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        phase = (progress - self.warmup) / max(1.0 - self.warmup, 1e-12)
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * phase))
+
+    def before_step(self, epochs_left):
+        """Advance by one step and set the rates; ``epochs_left`` counts the present epoch."""
+        steps_left = epochs_left * self.steps_per_epoch - self.step_in_epoch
+        self.progress += (1.0 - self.progress) / max(1, steps_left)
+        self.step_in_epoch += 1
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * self.factor(self.progress)
+
+    def after_epoch(self, valid_loss):
+        """Count steps from zero again."""
+        self.step_in_epoch = 0
+
+    def state_dict(self):
+        """Plain values, for the checkpoint."""
+        return {"progress": self.progress, "base": self.base}
+
+    def load_state_dict(self, state):
+        """Continue from a state."""
+        self.progress, self.base = state["progress"], state["base"]
+
+
+SCHEDULES = {"ReduceLROnPlateau": Plateau, "ExponentialLR": Exponential, "CosineAnnealingLR": Cosine}
+
+
+def build_schedule(optimizer, options, steps_per_epoch):
+    """The schedule that ``--scheduler`` names."""
+    return SCHEDULES[options.scheduler](optimizer, options, steps_per_epoch)
+
+
+def check_schedule(options):
+    """Raises InputError for a scheduler that does not exist."""
+    if options.scheduler not in SCHEDULES:
+        raise InputError(f"--scheduler: there is no {options.scheduler!r}; choose {', '.join(SCHEDULES)}.")
