@@ -20,6 +20,7 @@ from ase.formula import Formula
 from local_server import LocalServer
 
 from phi_equivariant.errors import InputError
+from training import options
 from training.datasets import DATASETS, load_dataset, preset
 from training.download import fetch
 from training.npz_frames import NpzFrames
@@ -93,20 +94,11 @@ def test_formulas_are_those_of_published_geometries():
         assert Formula(DATASETS[name].formula).count() == symbols.formula.count()
 
 
-def test_all_names_have_a_preset_that_mace_understands():
-    from mace.tools import build_default_arg_parser
-
-    parser = build_default_arg_parser()
-    names = {action.dest for action in parser._actions}
+def test_all_names_have_a_preset_that_the_command_understands():
     assert len([name for name in DATASETS if name.startswith("md22_")]) == 7
     for name in DATASETS:
-        options = preset(name)
-        assert set(options) <= names
-        arguments = ["--name", "run"]
-        for option, value in options.items():
-            arguments += [f"--{option}"] if value is True else [f"--{option}", str(value)]
-        parsed = vars(parser.parse_args(arguments))
-        assert {option: parsed[option] for option in options} == options
+        parsed = vars(options.parse(["--dataset", name]).args)
+        assert {option: parsed[option] for option in preset(name)} == preset(name)
 
 
 def test_names():

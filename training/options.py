@@ -88,6 +88,7 @@ class _Parser:
     def given(self, words, file_text):
         """Names of the options that the user gave."""
         saved = {action.dest: action.default for action in self.parser._actions}
+        preset, self.parser._defaults = self.parser._defaults, {}
         try:
             for action in self.parser._actions:
                 action.default = argparse.SUPPRESS
@@ -95,6 +96,7 @@ class _Parser:
         finally:
             for action in self.parser._actions:
                 action.default = saved[action.dest]
+            self.parser._defaults = preset
         return set(vars(found))
 
 

@@ -3,8 +3,8 @@
     python -m training.shipped.ala3_gfn2.generate --work DIR --processes 2
 
 Needs the extra ``data`` (tblite, rdkit). Every trajectory starts from its own rdkit conformer and goes to one split
-only, so that no test frame shares a trajectory with a training frame. Finished trajectories are kept in DIR: an interrupted
-run goes on where it was. About 50 core-minutes.
+only, so that no test frame shares a trajectory with a training frame. Finished trajectories are kept in DIR: an
+interrupted run goes on where it was. About 50 core-minutes.
 """
 
 import argparse
