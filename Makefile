@@ -4,8 +4,9 @@ BIN = .venv/bin
 
 .PHONY: train test install
 
+# One thread: at this size a second one gains little, and on a machine that does other work it costs a lot.
 train: install
-	$(BIN)/phi-mace-train --dataset ala3_gfn2 --compare --time_limit 14 --restart_latest
+	OMP_NUM_THREADS=1 $(BIN)/phi-mace-train --dataset ala3_gfn2 --compare --time_limit 14 --work_dir runs --restart_latest
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

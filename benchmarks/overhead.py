@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from phi_equivariant import PhiConfig, attach_phi
+from training.datasets import load_dataset
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 from mace import data, modules, tools  # isort: skip
@@ -48,16 +49,17 @@ def host(arguments):
 
 
 def structure(n_atoms):
-    """A peptide-like chain of 42 atoms, or buckyball and catcher of 148: packed fragments of about that density."""
-    fragments = ["CH3CONH2", "C6H6", "CH3CH2OH", "C60"] if n_atoms > 100 else ["CH3CONH2", "CH3CH2OH", "C6H6"]
-    parts, place = Atoms(), 0
+    """The shipped tetrapeptide (42 atoms), or else C60s and benzenes side by side, no two atoms closer than 1 Å."""
+    if n_atoms == 42:
+        return load_dataset("ala3_gfn2").train[0]
+    parts, place = Atoms(), 0.0
     while len(parts) < n_atoms:
-        part = molecule(fragments[place % len(fragments)])
-        part.translate(
-            np.array([3.6 * (place % 3), 3.6 * (place // 3 % 3), 3.6 * (place // 9)]) - part.positions.mean(0)
-        )
-        parts, place = parts + part, place + 1
-    return parts[:n_atoms]
+        part = molecule("C60" if n_atoms - len(parts) > 60 else "C6H6")
+        part.translate([place - part.positions[:, 0].min(), 0, 0])
+        parts, place = parts + part, part.positions[:, 0].max() + 3.0
+    atoms = parts[:n_atoms]
+    assert atoms.get_all_distances()[np.triu_indices(n_atoms, 1)].min() > 1.0
+    return atoms
 
 
 def batch(n_atoms, arguments):

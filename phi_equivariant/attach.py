@@ -15,7 +15,7 @@ def attach_phi(host, config=None, taps=None):
     Parameters
     ----------
     host: model with mace's call signature that has ``r_max`` and ``atomic_numbers``
-    config: ``PhiConfig``; its defaults where None
+    config: ``PhiConfig`` or a dictionary of its fields; its defaults where None
     taps: {"submodule.name": irreps} of the blocks whose output are node features, in the order they run. Not needed for
         mace-like hosts (``products[i].linear.irreps_out``) nor for hosts that declare ``phi_taps``.
 
@@ -28,18 +28,29 @@ def attach_phi(host, config=None, taps=None):
     InputError
         If the blocks to tap are not found, have no scalar channel, or already carry Φ.
     """
-    config = PhiConfig() if config is None else config
-    taps = find_taps(host) if taps is None else dict(taps)
+    if isinstance(host, PhiPotential):
+        raise InputError("the model already carries Φ; call detach() on it first.")
+    if not isinstance(host, torch.nn.Module):
+        raise InputError(
+            f"the host is {host!r}; give a model. A .model file is read by torch.load(path, weights_only=False): a "
+            "pickle runs code, so only where you trust its origin."
+        )
+    if not isinstance(config, PhiConfig):
+        config = PhiConfig() if config is None else PhiConfig.from_dict(config)
+    taps = find_taps(host) if taps is None else _read_taps(taps)
     modules = dict(host.named_modules())
     for name in taps:
         if name not in modules:
             near = ", ".join(n for n in modules if n.count(".") <= 1)[:300]
             raise InputError(f"tap {name!r} is no submodule of {type(host).__name__}; it has {near}.")
         if any(isinstance(hook, FeatureTap) for hook in modules[name]._forward_hooks.values()):
-            raise InputError(f"{type(host).__name__} already carries Φ; call detach() on that potential first.")
+            raise InputError(
+                f"{type(host).__name__} already carries Φ; call detach() on that potential, and copy hosts before they "
+                "are given one."
+            )
     reference = next(host.parameters())
     phi = PhiModule(
-        [o3.Irreps(irreps) for irreps in taps.values()],
+        list(taps.values()),
         [int(z) for z in host.atomic_numbers],
         float(host.r_max),
         config,
@@ -61,3 +72,13 @@ def find_taps(host):
         f"{type(host).__name__} is not built like mace (products[i].linear.irreps_out) and declares no phi_taps; give "
         "attach_phi(host, config, taps={'submodule.name': irreps, ...})."
     )
+
+
+def _read_taps(taps):
+    """{"submodule.name": Irreps} from what a user gave."""
+    if not isinstance(taps, dict) or not taps:
+        raise InputError(f"taps is {taps!r}; give a dictionary {{'submodule.name': irreps, ...}}.")
+    try:
+        return {name: o3.Irreps(irreps) for name, irreps in taps.items()}
+    except ValueError as error:
+        raise InputError(f"taps holds what are no irreps ({error}); write them as '32x0e+32x1o'.") from error

@@ -10,19 +10,21 @@ from ase.neighborlist import primitive_neighbor_list
 from phi_equivariant.errors import InputError
 from phi_equivariant.potential import PhiPotential
 from phi_equivariant.total_charge import total_charge_of
-from phi_equivariant.weights import load_model
+from phi_equivariant.weights import check_dtype, load_model
 
 
 class PhiCalculator(Calculator):
     """Energy, forces, charges and dipole through ase.
 
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
-    (n_atoms,) in e, dipole (3,) in e·Å, potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e.
+    (n_atoms,) in e and dipole (3,) in e·Å. ``phi_results``, for which ase has no names, holds potential (n_atoms,) in
+    V, host_energy and phi_energy in eV, net_charge in e.
     The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent.
 
     Parameters
     ----------
-    model: ``PhiPotential``, a host, or the folder of a saved one
+    model: ``PhiPotential``, a host, or the folder of a saved one; a model is used as it is, not copied: it is put
+        on the device, into the precision and into evaluation mode
     device: where to compute
     dtype: ``float32`` or ``float64``; the model's own where None
     head: name of the host's head, for hosts with several
@@ -37,10 +39,14 @@ class PhiCalculator(Calculator):
 
     def __init__(self, model, device="cpu", dtype=None, head=None, skin=0.5, **kwargs):
         super().__init__(**kwargs)
+        check_dtype(dtype)
         if isinstance(model, str | Path):
             model = load_model(model, device=device, dtype=dtype)
         elif dtype is not None:
             model = model.to(getattr(torch, dtype))
+        if not skin >= 0:
+            raise InputError(f"skin is {skin!r}; give a length in Å, 0 or more.")
+        self.phi_results = {}
         self.model = model.to(device).eval()
         self.implemented_properties = ["energy", "free_energy", "energies", "forces"]
         if isinstance(model, PhiPotential):
@@ -74,12 +80,14 @@ class PhiCalculator(Calculator):
             "forces": numbers["forces"],
         }
         if isinstance(self.model, PhiPotential):
-            self.results |= {key: numbers[key] for key in ("charges", "potential")}
-            self.results |= {key: float(numbers[key][0]) for key in ("host_energy", "phi_energy", "net_charge")}
-            self.results["dipole"] = numbers["dipole"][0]
+            self.results |= {"charges": numbers["charges"], "dipole": numbers["dipole"][0]}
+            self.phi_results = {key: float(numbers[key][0]) for key in ("host_energy", "phi_energy", "net_charge")}
+            self.phi_results["potential"] = numbers["potential"]
 
     def _batch(self, atoms):
         """One structure with mace's keys."""
+        if len(atoms) == 0:
+            raise InputError("the structure has no atoms.")
         if not np.isfinite(atoms.positions).all():
             raise InputError("positions are not finite (NaN or infinity); the simulation has probably blown up.")
         unknown = sorted(set(atoms.numbers.tolist()) - set(self._elements))

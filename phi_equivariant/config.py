@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import numbers
 
 from phi_equivariant.errors import InputError
 
@@ -62,21 +63,27 @@ class PhiConfig:
             value = getattr(self, name)
             if value is None and name == "num_modes":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
-        if self.low_pass is not None and not (
-            isinstance(self.low_pass, int | float) and math.isfinite(self.low_pass) and self.low_pass > 0
-        ):
-            raise InputError(f"low_pass is {self.low_pass!r}; give a positive number in e/V, or None for all modes.")
+            object.__setattr__(self, name, int(value))
+        if self.low_pass is not None:
+            number = isinstance(self.low_pass, numbers.Real) and not isinstance(self.low_pass, bool)
+            if not (number and math.isfinite(self.low_pass) and self.low_pass > 0):
+                raise InputError(
+                    f"low_pass is {self.low_pass!r}; give a positive number in e/V, or None for all modes."
+                )
+            object.__setattr__(self, "low_pass", float(self.low_pass))
         if self.num_modes is not None and self.low_pass is not None:
             raise InputError("num_modes and low_pass are both given; choose one response.")
-        if self.operator == "graph" and self.charge_constraint == "penalty":
+        if self.operator == "graph" and self.charge_constraint in ("project", "penalty"):
             raise InputError(
-                "charge_constraint is 'penalty', but the charges of operator='graph' sum to zero by construction; "
-                "leave it out or use operator='coulomb'."
+                f"charge_constraint is {self.charge_constraint!r}, but the charges of operator='graph' sum to zero by "
+                "construction; leave it out or use operator='coulomb'."
             )
         if self.charge_constraint is None:
             object.__setattr__(self, "charge_constraint", "project" if self.operator == "coulomb" else "none")
+        if self.num_modes == 1 and (self.operator == "graph" or self.charge_constraint == "project"):
+            raise InputError("num_modes is 1, but one mode cannot hold neutral charges; keep at least 2.")
 
     def to_dict(self):
         """The settings as a JSON-able dictionary."""
@@ -85,6 +92,8 @@ class PhiConfig:
     @classmethod
     def from_dict(cls, values):
         """The settings from a dictionary; an unknown name is an InputError that names the nearest known one."""
+        if not isinstance(values, dict):
+            raise InputError(f"the settings of the Φ-Module are {values!r}; give a dictionary of names and values.")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

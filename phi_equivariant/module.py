@@ -69,9 +69,7 @@ class PhiModule(torch.nn.Module):
         masses = torch.tensor([ase.data.atomic_masses[z] for z in atomic_numbers], dtype=torch.get_default_dtype())
         self.register_buffer("masses", masses, persistent=False)
 
-    def forward(
-        self, layers, positions, species, batch, ptr, edge_index, edge_lengths, total_charge, second_order=True
-    ):
+    def forward(self, layers, positions, species, batch, ptr, edge_index, shifts, total_charge, second_order=True):
         """Fields, energies and charges of a batch of structures.
 
         Parameters
@@ -80,7 +78,7 @@ class PhiModule(torch.nn.Module):
         positions: (n_atoms, 3) in Å
         species: (n_atoms,) index of each atom's element
         batch: (n_atoms,); ptr: (n_structures + 1,)
-        edge_index: (2, n_edges); edge_lengths: (n_edges,) in Å
+        edge_index: (2, n_edges); shifts: (n_edges, 3), cell vectors between the two atoms, in Å
         total_charge: (n_structures,) in e
         second_order: whether second derivatives are wanted (training through forces)
 
@@ -99,7 +97,9 @@ class PhiModule(torch.nn.Module):
                     f"total_charge is {total_charge.tolist()}, but the charges of operator='graph' sum to zero by "
                     "construction; use operator='coulomb' for ions."
                 )
-            potential, charges, residual = self._graph(fields, edge_index, edge_lengths, layout, second_order)
+            sender, receiver = edge_index
+            lengths = (positions[receiver] - positions[sender] + shifts).norm(dim=-1)  # (n_edges,)
+            potential, charges, residual = self._graph(fields, edge_index, lengths, layout, second_order)
             net = layout.sum(charges)
             wanted = torch.zeros_like(net)
         else:

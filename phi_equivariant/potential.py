@@ -23,8 +23,8 @@ class FeatureTap:
 class PhiPotential(torch.nn.Module):
     """Host energy plus electrostatics, E = E_host + E_Φ, with forces from one derivative of the sum.
 
-    Built by ``attach_phi``. Reads as a mace model to mace's own tools: same call, and ``r_max``, ``atomic_numbers``,
-    ``heads``, ``atomic_energies_fn``.
+    Built by ``attach_phi``. To mace's ase calculator it reads as a mace model: same call, and the attributes the
+    calculator looks for.
 
     Parameters
     ----------
@@ -44,9 +44,10 @@ class PhiPotential(torch.nn.Module):
         ]
 
     def detach(self):
-        """Take the hooks off and give the host back, as it was."""
+        """Take the hooks off and give the host back, as it was; this potential cannot be called any more."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         return self.host
 
     @property
@@ -63,6 +64,16 @@ class PhiPotential(torch.nn.Module):
     def heads(self):
         """Names of the host's heads."""
         return getattr(self.host, "heads", ["Default"])
+
+    @property
+    def num_interactions(self):
+        """Number of the host's layers."""
+        return self.host.num_interactions
+
+    @property
+    def products(self):
+        """The blocks of the host whose output are its node features."""
+        return self.host.products
 
     @property
     def atomic_energies_fn(self):
@@ -102,7 +113,8 @@ class PhiPotential(torch.nn.Module):
         Raises
         ------
         InputError
-            For a periodic structure, or a quantity that is not computed.
+            For a periodic structure, positions or total charges that are not finite, a quantity that is not
+            computed, forces in inference mode, or if Φ was detached.
         """
         for name, wanted in {
             "compute_virials": compute_virials,
@@ -113,13 +125,19 @@ class PhiPotential(torch.nn.Module):
         }.items():
             if wanted:
                 raise InputError(f"{name} is asked for, but a potential with Φ does not compute it; leave it out.")
-        refuse_periodic(data)
-        data = dict(data)
+        if not self._handles:
+            raise InputError("Φ was detached from this potential; call attach_phi on the host again.")
+        if compute_force and torch.is_inference_mode_enabled():
+            raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
+        check_structures(data)
+        with torch.set_grad_enabled(compute_force or torch.is_grad_enabled()):
+            return self._evaluate(dict(data), training, compute_force)
+
+    def _evaluate(self, data, training, compute_force):
         if not data["positions"].requires_grad:
             # A leaf of our own: the caller's tensor keeps its flags.
             data["positions"] = data["positions"].detach().requires_grad_(True)
         positions = data["positions"]
-
         host, layers = self._run_host(data, training)
         phi = self.phi(
             layers,
@@ -128,9 +146,10 @@ class PhiPotential(torch.nn.Module):
             batch=data["batch"],
             ptr=data["ptr"],
             edge_index=data["edge_index"],
-            edge_lengths=_edge_lengths(positions, data["edge_index"], data["shifts"]),
+            shifts=data["shifts"],
             total_charge=_total_charge(data),
-            second_order=training,
+            # Without forces here the caller may differentiate the energy, as often as it likes.
+            second_order=training or not compute_force,
         )
         energy = host["energy"] + phi["phi_energy"]
         return {
@@ -153,36 +172,43 @@ class PhiPotential(torch.nn.Module):
         finally:
             for tap in self._taps:
                 tap.active, tap.features = False, None
-        for name, features in zip(self.tap_names, layers, strict=True):
+        for name, head, features in zip(self.tap_names, self.phi.alpha_net.heads, layers, strict=True):
+            expected = head.scalars.irreps_in
             if not torch.is_tensor(features):
                 raise InputError(
                     f"tap {name!r} gave {type(features).__name__}; expected a tensor (n_atoms, irreps.dim)."
                 )
+            if features.shape[-1] != expected.dim:
+                raise InputError(
+                    f"tap {name!r} gave features of width {features.shape[-1]}; irreps {expected} have {expected.dim}."
+                )
         return host, layers
 
 
-def refuse_periodic(data):
-    """InputError if a structure of the batch is periodic: open boundaries only."""
+def check_structures(data):
+    """InputError for a periodic structure (open boundaries only) or positions that are not finite."""
     periodic = data.get("pbc")
     images = data.get("unit_shifts")
     if (periodic is not None and bool(periodic.any())) or (images is not None and bool((images != 0).any())):
         raise InputError(
             "a structure is periodic (pbc), but Φ treats open structures only; for a molecule in a box set pbc=False."
         )
+    if not bool(torch.isfinite(data["positions"]).all()):
+        raise InputError("positions are not finite (NaN or infinity); a simulation that blew up does this.")
 
 
 def _total_charge(data):
     """(n_structures,) in e; 0 where the batch has none."""
+    n_structures = len(data["ptr"]) - 1
     charge = data.get("total_charge")
     if charge is None:
-        return data["positions"].new_zeros(len(data["ptr"]) - 1)
-    return charge.reshape(-1).to(data["positions"].dtype)
-
-
-def _edge_lengths(positions, edge_index, shifts):
-    """|r_j − r_i + shift|: (n_edges,) in Å."""
-    sender, receiver = edge_index
-    return (positions[receiver] - positions[sender] + shifts).norm(dim=-1)
+        return data["positions"].new_zeros(n_structures)
+    charge = torch.as_tensor(charge, dtype=data["positions"].dtype, device=data["positions"].device).reshape(-1)
+    if len(charge) != n_structures or not bool(torch.isfinite(charge).all()):
+        raise InputError(
+            f"total_charge is {charge.tolist()} for {n_structures} structures; give one finite number for each, in e."
+        )
+    return charge
 
 
 def _forces(energy, positions, training):

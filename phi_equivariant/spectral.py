@@ -139,5 +139,6 @@ def _second_order(first, shift, gamma, u, pairs):
     limit = (repeated.where(pairs, repeated.new_zeros(())) * shift) @ shift
 
     product = first @ shift
+    # Padding and structures that keep all modes take no part, whatever their u is.
     term = torch.where(near, 0.5 * (limit + limit.mT), (product - product.mT) / divisor)
     return term.where(pairs, term.new_zeros(()))

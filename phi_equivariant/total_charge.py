@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from phi_equivariant.errors import InputError
 
 KEYS = ("total_charge", "charge")
@@ -24,11 +26,9 @@ def total_charge_of(info, keys=KEYS):
     for key in keys:
         if info.get(key) is None:
             continue
-        try:
-            value = float(info[key])
-        except (TypeError, ValueError):
-            value = math.nan
-        if isinstance(info[key], bool) or not math.isfinite(value):
+        given = np.asarray(info[key])
+        value = float(given.item()) if given.size == 1 and given.dtype.kind in "iuf" else math.nan
+        if not math.isfinite(value):
             raise InputError(f"info[{key!r}] is {info[key]!r}; the total charge must be a finite number, in e.")
         found[key] = value
     if len(set(found.values())) > 1:

@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 
 from phi_equivariant.attach import attach_phi
-from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from phi_equivariant.potential import PhiPotential
@@ -23,6 +22,26 @@ def host_types():
     return {point.name: point for point in importlib.metadata.entry_points(group="phi_equivariant.hosts")}
 
 
+def describe_model(model):
+    """All that is needed to build a potential, or a bare host, again, but for its weights: a JSON-able dictionary.
+
+    Raises
+    ------
+    InputError
+        If no installed host type knows the model, or it has settings that its host type cannot write down.
+    """
+    phi = isinstance(model, PhiPotential)
+    host = model.host if phi else model
+    name, host_type = host_type_of(host)
+    return {
+        "format_version": FORMAT_VERSION,
+        "host": {"type": name, "arguments": host_type.describe(host)},
+        "phi": {"config": model.phi.config.to_dict(), "taps": _taps(model)} if phi else None,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
+    }
+
+
 def save_model(model, folder, notes=None):
     """Write a potential, or a bare host, to ``folder``.
 
@@ -35,24 +54,14 @@ def save_model(model, folder, notes=None):
     Raises
     ------
     InputError
-        If no installed host type knows the model.
+        If the model cannot be described; nothing is written then.
     """
-    phi = isinstance(model, PhiPotential)
-    host = model.host if phi else model
-    name, host_type = _type_of(host)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    config = {
-        "format_version": FORMAT_VERSION,
-        "host": {"type": name, "arguments": host_type.describe(host)},
-        "phi": {"config": model.phi.config.to_dict(), "taps": _taps(model)} if phi else None,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
-        "notes": notes or {},
-    }
+    text = json.dumps({**describe_model(model), "notes": notes or {}}, indent=2) + "\n"
+    weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(safetensors.torch.save(state)))
-    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
 def load_model(folder, device="cpu", dtype=None):
@@ -75,33 +84,28 @@ def load_model(folder, device="cpu", dtype=None):
             raise InputError(
                 f"{folder} has no {name}; give a folder written by training (model.safetensors + config.json)."
             )
+    check_dtype(dtype)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / CONFIG_FILE} is not JSON ({error}); the file is damaged.") from error
-    if config.get("format_version") != FORMAT_VERSION:
+        version, versions = config["format_version"], config["versions"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} is no configuration of a model ({error!r}).") from error
+    if version != FORMAT_VERSION:
         raise InputError(
-            f"{folder / CONFIG_FILE} has format version {config.get('format_version')!r}, this library reads "
-            f"{FORMAT_VERSION}; install the version it was written with: {config.get('versions')}."
+            f"{folder / CONFIG_FILE} has format version {version!r}, this library reads {FORMAT_VERSION}; install the "
+            f"version it was written with: {versions}."
         )
-    name = config["host"]["type"]
-    if name not in host_types():
-        raise InputError(f"{folder}: host type {name!r} is not installed; installed: {', '.join(host_types())}.")
-    saved = _DTYPES[config["dtype"]]
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(saved)
     try:
-        model = host_types()[name].load().build(config["host"]["arguments"])
-        if config["phi"] is not None:
-            model = attach_phi(model, PhiConfig.from_dict(config["phi"]["config"]), config["phi"]["taps"])
-    finally:
-        torch.set_default_dtype(previous)
-    model = model.to(saved)
+        model = _build(config, folder)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} does not describe a model that can be built ({error!r}).") from error
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
         raise InputError(
-            f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}); the file is damaged."
+            f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}): the file is damaged."
         ) from error
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
@@ -114,13 +118,24 @@ def load_model(folder, device="cpu", dtype=None):
         )
     model.load_state_dict(state)
     if dtype is not None:
-        if dtype not in _DTYPES:
-            raise InputError(f"dtype is {dtype!r}; use one of {', '.join(_DTYPES)}.")
         model = model.to(_DTYPES[dtype])
     return model.to(device).eval()
 
 
-def _type_of(host):
+def check_dtype(dtype):
+    """InputError unless ``dtype`` is None or the name of a precision."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(map(repr, _DTYPES))}.")
+
+
+def host_type_of(host):
+    """Name and class of the installed host type that knows a model.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
     for name, point in host_types().items():
         host_type = point.load()
         if host_type.matches(host):
@@ -129,6 +144,23 @@ def _type_of(host):
         f"{type(host).__name__} belongs to no installed host type ({', '.join(host_types())}); register one under the "
         "entry-point group phi_equivariant.hosts."
     )
+
+
+def _build(config, folder):
+    """A fresh model from a configuration, in the precision it was saved in."""
+    name = config["host"]["type"]
+    if name not in host_types():
+        raise InputError(f"{folder}: host type {name!r} is not installed; installed: {', '.join(host_types())}.")
+    dtype = _DTYPES[config["dtype"]]
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = host_types()[name].load().build(config["host"]["arguments"])
+        if config["phi"] is not None:
+            model = attach_phi(model, config["phi"]["config"], config["phi"]["taps"])
+    finally:
+        torch.set_default_dtype(previous)
+    return model.to(dtype)
 
 
 def _taps(potential):

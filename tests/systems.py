@@ -17,7 +17,9 @@ RESIDUAL_BLOCK = modules.interaction_classes["RealAgnosticResidualInteractionBlo
 FIRST_BLOCK = modules.interaction_classes["RealAgnosticInteractionBlock"]
 
 
-def mace_host(hidden_irreps="8x0e+8x1o", num_interactions=2, heads=None, scale_shift=True, seed=0):
+def mace_host(
+    hidden_irreps="8x0e+8x1o", num_interactions=2, heads=None, scale_shift=True, seed=0, correlation=2, **other
+):
     """A small mace model in torch's default precision."""
     torch.manual_seed(seed)
     n_heads = len(heads) if heads else 1
@@ -27,7 +29,7 @@ def mace_host(hidden_irreps="8x0e+8x1o", num_interactions=2, heads=None, scale_s
         interaction_cls_first=FIRST_BLOCK, num_interactions=num_interactions, num_elements=len(ELEMENTS),
         hidden_irreps=o3.Irreps(hidden_irreps), MLP_irreps=o3.Irreps("8x0e"),
         atomic_energies=energies if heads else energies[0], avg_num_neighbors=8.0, atomic_numbers=ELEMENTS,
-        correlation=2, gate=torch.nn.functional.silu, heads=heads,
+        correlation=correlation, gate=torch.nn.functional.silu, heads=heads, **other,
     )  # fmt: skip
     if not scale_shift:
         return modules.MACE(**arguments)

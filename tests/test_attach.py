@@ -86,10 +86,17 @@ def test_copies_and_saved_potentials_have_their_own_working_hooks():
 
 
 def test_a_trained_model_file(tmp_path):
-    torch.save(mace_host(), tmp_path / "trained.model")
+    """Trained for a few steps, saved as mace saves: its energies stay within 1e-5 eV/atom, its forces near."""
+    host = mace_host()
+    optimiser = torch.optim.Adam(host.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimiser.zero_grad()
+        host(batch_of(ethanol()), training=True)["forces"].square().sum().backward()
+        optimiser.step()
+    bare = host(batch_of(ethanol()))
+    torch.save(host, tmp_path / "trained.model")
     host = torch.load(tmp_path / "trained.model", weights_only=False)
     model = attach_phi(host, PhiConfig(init="small"))
-    bare = mace_host()(batch_of(ethanol()))
     out = model(batch_of(ethanol()))
     assert (out["energy"] - bare["energy"]).abs() / len(ethanol()) < 1e-5
     np.testing.assert_allclose(out["forces"].detach().numpy(), bare["forces"].detach().numpy(), atol=1e-3)
@@ -97,12 +104,41 @@ def test_a_trained_model_file(tmp_path):
 
 def test_maces_calculator_takes_a_potential():
     model, atoms = potential(), ethanol()
-    atoms.info["charge"] = 1  # the key that mace's calculator reads
     atoms.info["total_charge"] = 1
     want = model(batch_of(atoms))
+    del atoms.info["total_charge"]
+    atoms.info["charge"] = 1  # the key that mace's calculator reads
     atoms.calc = MACECalculator(models=[copy.deepcopy(model)], device="cpu", default_dtype="float64")
     assert atoms.get_potential_energy() == pytest.approx(want["energy"].item(), rel=1e-12)
     np.testing.assert_allclose(atoms.get_forces(), want["forces"].detach().numpy(), atol=1e-10)
+    assert atoms.calc.get_descriptors(atoms).shape == (len(atoms), 16)
+
+
+def test_forces_without_gradient_mode():
+    model, batch = potential(), batch_of(ethanol())
+    want = model(batch)["forces"]
+    with torch.no_grad():
+        assert torch.equal(model(batch)["forces"], want)
+        assert not model(batch, compute_force=False)["energy"].requires_grad
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        model(batch_of(ethanol()))
+
+
+def test_a_users_own_hessian_through_a_window_of_modes():
+    model, batch = (
+        potential(operator="graph", poisson="learned", num_modes=3),
+        batch_of(molecule("H2O") + molecule("CH4")),
+    )
+    positions = batch["positions"].clone()
+
+    def energy(x):
+        return model({**batch, "positions": x}, compute_force=False)["phi_energy"].sum()
+
+    hessian = torch.autograd.functional.hessian(energy, positions)[0, 0]
+    step = torch.zeros_like(positions)
+    step[0, 0] = 1e-4
+    up, down = (torch.autograd.functional.jacobian(energy, positions + sign * step) for sign in (1, -1))
+    np.testing.assert_allclose(hessian.numpy(), ((up - down) / 2e-4).numpy(), atol=1e-6)
 
 
 def test_single_precision_is_close_to_double():
@@ -129,6 +165,34 @@ def test_attaching_where_it_makes_no_sense():
     attach_phi(host)
     with pytest.raises(InputError, match="already carries Φ; call detach"):
         attach_phi(host)
+    with pytest.raises(InputError, match="already carries Φ"):
+        attach_phi(attach_phi(mace_host()))
+    with pytest.raises(InputError, match="'trained.model'.*torch.load"):
+        attach_phi("trained.model")
+    with pytest.raises(InputError, match="did you mean 'operator'"):
+        attach_phi(mace_host(), {"operatr": "graph"})
+    with pytest.raises(InputError, match="no irreps"):
+        attach_phi(mace_host(), taps={"products.0": "hello"})
+    with pytest.raises(InputError, match="width 32; irreps 4x0e have 4"):
+        attach_phi(mace_host(), taps={"products.0": "4x0e"})(batch_of(ethanol()))
+    model = attach_phi(mace_host())
+    model.detach()
+    with pytest.raises(InputError, match="detached"):
+        model(batch_of(ethanol()))
+
+
+@pytest.mark.parametrize("charge", [torch.tensor([np.nan, 0.0]), torch.tensor(1.0), torch.zeros(3), [1.0]])
+def test_total_charges_that_do_not_fit(charge):
+    with pytest.raises(InputError, match="total_charge is .* for 2 structures"):
+        potential()({**batch_of(ethanol(), ethanol()), "total_charge": charge})
+
+
+@pytest.mark.parametrize("config", [{}, {"operator": "graph", "num_modes": 3}])
+def test_positions_that_are_not_finite(config):
+    batch = batch_of(ethanol())
+    batch["positions"][0, 0] = np.nan
+    with pytest.raises(InputError, match="positions are not finite"):
+        potential(**config)(batch)
 
 
 def test_periodic_structures_are_refused():

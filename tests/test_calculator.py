@@ -29,8 +29,10 @@ def test_results_are_the_potentials():
     np.testing.assert_allclose(atoms.get_charges(), want["charges"], atol=1e-12)
     np.testing.assert_allclose(atoms.get_dipole_moment(), want["dipole"][0], atol=1e-10)
     np.testing.assert_allclose(atoms.get_potential_energies(), want["node_energy"], atol=1e-10)
-    results = atoms.calc.results
-    assert results["host_energy"] + results["phi_energy"] == pytest.approx(results["energy"], rel=1e-14)
+    parts = atoms.calc.phi_results
+    assert parts["host_energy"] + parts["phi_energy"] == pytest.approx(atoms.calc.results["energy"], rel=1e-14)
+    np.testing.assert_allclose(parts["potential"], want["potential"], atol=1e-12)
+    assert set(atoms.calc.export_properties()) >= {"energy", "forces", "charges", "dipole"}
     assert atoms.get_charges().sum() == pytest.approx(-1, abs=1e-12)
 
 
@@ -105,6 +107,8 @@ def test_bare_host():
         (lambda a: a.numbers.__setitem__(0, 79), r"does not know atomic numbers \[79\]"),
         (lambda a: a.info.update(total_charge="plus one"), "total_charge.*'plus one'.*finite number"),
         (lambda a: a.info.update(total_charge=1, charge=0), "given twice and differs"),
+        (lambda a: a.info.update(total_charge=np.True_), "finite number"),
+        (lambda a: a.__delitem__(slice(None)), "no atoms"),
         (lambda a: a.set_pbc(True), "periodic"),
     ],
 )
@@ -115,6 +119,20 @@ def test_bad_input(change, message):
     atoms.calc = PhiCalculator(potential())
     with pytest.raises(InputError, match=message):
         atoms.get_potential_energy()
+
+
+def test_settings_that_make_no_sense():
+    with pytest.raises(InputError, match="dtype is 'single'"):
+        PhiCalculator(potential(), dtype="single")
+    with pytest.raises(InputError, match="skin is -1"):
+        PhiCalculator(potential(), skin=-1)
+
+
+def test_a_charge_as_files_give_it():
+    atoms = ethanol()
+    atoms.info["charge"] = np.array([1.0])
+    atoms.calc = PhiCalculator(potential())
+    assert atoms.get_charges().sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_unknown_head():

@@ -52,6 +52,20 @@ def test_precision_is_kept_and_can_be_chosen(tmp_path):
     assert torch.get_default_dtype() == torch.float64
 
 
+def test_layers_of_different_correlation(tmp_path):
+    host = mace_host(correlation=[1, 3])
+    save_model(host, tmp_path)
+    assert torch.equal(load_model(tmp_path)(batch_of(ethanol()))["forces"], host(batch_of(ethanol()))["forces"])
+
+
+def test_what_cannot_be_saved_writes_nothing(tmp_path):
+    with pytest.raises(InputError, match="cannot be saved"):
+        save_model(mace_host(radial_type="gaussian"), tmp_path / "gaussian")
+    with pytest.raises(TypeError):
+        save_model(mace_host(), tmp_path / "notes", notes={"value": torch.ones(1)})
+    assert not list(tmp_path.iterdir())
+
+
 def edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config.update(changes)
@@ -77,8 +91,16 @@ def test_files_that_do_not_fit(tmp_path):
     edit(tmp_path, format_version=1, host={"type": "os.system", "arguments": {}})
     with pytest.raises(InputError, match="'os.system' is not installed; installed: mace"):
         load_model(tmp_path)
+    edit(tmp_path, host={"type": "mace", "arguments": {"class": "MACE"}})
+    with pytest.raises(InputError, match="does not describe a model that can be built"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="dtype is 'half'"):
+        load_model(tmp_path, dtype="half")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(InputError, match="no configuration of a model"):
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="no configuration of a model.*JSONDecodeError"):
         load_model(tmp_path)
     with pytest.raises(InputError, match="has no config.json"):
         load_model(tmp_path / "nowhere")

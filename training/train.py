@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from phi_equivariant.weights import save_model
+from phi_equivariant.weights import describe_model, save_model
 from training import callbacks, checkpoints, data, losses, mace_interface, options, report, run_folder, schedules
 from training.errors import evaluate
 from training.module import PotentialModule
@@ -80,6 +80,7 @@ def build(run, run_data):
     if run.phi is not None:
         model = attach_phi(model, run.phi.config)
         outputs = {**outputs, "stress": False, "virials": False}
+    describe_model(model)  # what cannot be saved must not be trained
     return Built(model, losses.build_objective(args, run.phi), outputs, order)
 
 

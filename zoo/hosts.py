@@ -4,7 +4,7 @@ import abc
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
-from phi_equivariant.weights import host_types
+from phi_equivariant.weights import host_type_of
 
 
 class Host(abc.ABC):
@@ -48,9 +48,7 @@ def parameter_groups(model):
         If the host is of no installed type, or its type leaves out a parameter or names one twice.
     """
     host = model.host if isinstance(model, PhiPotential) else model
-    host_type = next((t for t in (p.load() for p in host_types().values()) if t.matches(host)), None)
-    if host_type is None:
-        raise InputError(f"{type(host).__name__} belongs to no installed host type: {', '.join(host_types())}.")
+    _, host_type = host_type_of(host)
     groups = list(host_type.parameter_groups(host))
     if isinstance(model, PhiPotential):
         groups.append({"name": "phi", "params": list(model.phi.parameters()), "decay": False})

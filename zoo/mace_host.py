@@ -35,7 +35,12 @@ class MaceHost(Host):
     @staticmethod
     def describe(model):
         """Constructor arguments of a mace model, classes by mace's own names for them."""
-        arguments = extract_config_mace_model(_as_scale_shift(model))
+        try:
+            arguments = extract_config_mace_model(_as_scale_shift(model))
+        except AttributeError as error:
+            raise InputError(
+                f"mace cannot name this model's settings ({error}), so that it cannot be saved."
+            ) from error
         if arguments.pop("cueq_config") is not None:
             raise InputError("the model is in cuequivariance's layout; convert it to e3nn's before saving it.")
         for key, names in _NAMED.items():
@@ -44,8 +49,10 @@ class MaceHost(Host):
             arguments[key] = None if arguments[key] is None else str(arguments[key])
         for key in _ARRAYS:
             arguments[key] = np.asarray(arguments[key]).tolist()
+        arguments["avg_num_neighbors"] = float(arguments["avg_num_neighbors"])
         arguments["atomic_numbers"] = arguments["atomic_numbers"].tolist()
         arguments["distance_transform"] = arguments["distance_transform"] or "None"
+        arguments["correlation"] = [_correlation(product) for product in model.products]
         last = o3.Irreps(str(model.products[-1].linear.irreps_out))
         arguments["keep_last_layer_irreps"] = last.lmax > 0
         if type(model).__name__ == "MACE":
@@ -90,3 +97,8 @@ def _as_scale_shift(model):
     view.__class__ = modules.ScaleShiftMACE
     view.scale_shift = modules.ScaleShiftBlock(scale=torch.tensor(1.0), shift=torch.tensor(0.0))
     return view
+
+
+def _correlation(product):
+    """Correlation order of one layer; mace's extraction reads the first layer's only."""
+    return len(product.symmetric_contractions.contractions[0].weights) + 1
