@@ -1,6 +1,8 @@
 """Who may import whom."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,16 +10,33 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("phi_equivariant", "zoo", "training")
 MACE = {"zoo/mace_host.py", "training/mace_interface.py"}
-FORBIDDEN = {"phi_equivariant": {"zoo", "training", "mace", "lightning", "pydantic", "matscipy"}, "zoo": {"training"}}
+LIBRARY = sys.stdlib_module_names | {"torch", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
+ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | {"mace", "zoo"}}
+OPTIONAL = {"torch_scatter"}  # only where its absence is handled
 
 
-def imported(path):
-    """Top-level packages a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(tree):
+    """Top-level packages that a syntax tree imports; relative imports stay within their package."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module.split(".")[0]
+
+
+def guarded(tree):
+    """What is imported under ``try: ... except ImportError``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) and any(getattr(h.type, "id", "") == "ImportError" for h in node.handlers):
+            for statement in node.body:
+                yield from imported(statement)
+
+
+def called(tree):
+    """Names of the functions and methods that a syntax tree calls."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, "id", getattr(node.func, "attr", None))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -26,7 +45,17 @@ def test_import_rules(package):
     assert files
     for path in files:
         name = path.relative_to(ROOT).as_posix()
-        names = set(imported(path))
-        assert not names & FORBIDDEN.get(package, set()), name
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = set(imported(tree))
+        if package in ALLOWED:
+            others = names - ALLOWED[package]
+            assert not others - (OPTIONAL & set(guarded(tree))), f"{name} imports {others}"
         assert "mace" not in names or name in MACE, f"{name} imports mace"
         assert not names & {"benchmarks", "tests"}, name
+        assert not {"__import__", "import_module"} & set(called(tree)), f"{name} imports by a name made at run time"
+
+
+def test_the_library_alone_loads_no_host_and_no_trainer():
+    code = "import sys, phi_equivariant; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"mace", "zoo", "training", "lightning", "pydantic", "matscipy"} & set(loaded.stdout.split())
