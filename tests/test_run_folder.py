@@ -137,11 +137,12 @@ def test_comparison_of_three_rows(molecules, tmp_path, capsys):
 
 
 def test_comparison_shares_a_time_limit(molecules, tmp_path):
-    """The rows get the same number of epochs, sized so that all of them and their tests fit."""
+    """No row gets more epochs than the one before, and all of them and their tests fit."""
     given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.4, "plot": False, "compare": True}
     folder = run(tmp_path, name="three", **given)
-    epochs = {row["epochs"] for row in json.loads((folder / "comparison.json").read_text())["rows"].values()}
-    assert len(epochs) == 1 and 1 <= epochs.pop() < 1000
+    epochs = [row["epochs"] for row in json.loads((folder / "comparison.json").read_text())["rows"].values()]
+    # Equal on a quiet machine; on a busy one a later row can be cut short, and the table says so.
+    assert 1000 > epochs[0] >= epochs[1] >= epochs[2] >= 1
 
 
 def test_help(capsys):
