@@ -252,10 +252,10 @@ def spoil(atoms, what):
         ("periodic", "periodic .*pbc T F F"),
         ("shape of dipole", r"dipole label has shape \(2,\); expected \(3,\)"),
         ("shape of charges", r"charges label has shape \(3, 2\); expected \(3,\)"),
-        ("text", "total charge is 'plus', not a number"),
-        ("logical", "total charge is .*True.*, not a number"),
-        ("nan charge", "total_charge label is not finite"),
-        ("conflict", "total_charge is 1 but charge is -1"),
+        ("text", "'plus'; the total charge must be a finite number"),
+        ("logical", "True.*; the total charge must be a finite number"),
+        ("nan charge", "nan.*; the total charge must be a finite number"),
+        ("conflict", "total charge is given twice and differs"),
     ],
 )
 def test_unusable_frames_are_named(tmp_path, what, match):

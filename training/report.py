@@ -57,12 +57,18 @@ def write_errors(folder, tables, about):
     write_atomically(folder / "errors.md", lambda path: path.write_text(text))
 
 
-def _figure(columns):
+def _figure(panels):
+    """A figure and its axes, at most three in a row so that a page holds them."""
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * columns, 3.8), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, axes[:panels]
 
 
 def _save(figure, path):

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.total_charge import total_charge_of
 from training.labels import LABELS, Label, LabelReport, clean_label, resolve_keys
 
 ISOLATED_ATOM = "IsolatedAtom"  # mace's config_type of the frames that give E0s
@@ -157,17 +158,15 @@ def _value(atoms: Atoms, label: Label, key: str):
 def _collect_labels(atoms: Atoms, keys: Mapping[str, str], where: str) -> dict:
     found = {}
     for name, label in LABELS.items():
-        value = _value(atoms, label, keys[name])
+        value = None if name == "total_charge" else _value(atoms, label, keys[name])
         if value is not None:
             found[name] = clean_label(label, value, len(atoms), where)
-    charge = atoms.info.get("charge")
-    if charge is not None:
-        charge = clean_label(LABELS["total_charge"], charge, len(atoms), where)
-        if found.setdefault("total_charge", charge) != charge:
-            raise InputError(
-                f"{where}: {keys['total_charge']} is {found['total_charge']:g} but charge is {charge:g}. Both mean the "
-                "total charge of the structure: remove one or make them equal."
-            )
+    charge_keys = [key for key in (keys["total_charge"], "charge") if atoms.info.get(key) is not None]
+    if charge_keys:
+        try:
+            found["total_charge"] = total_charge_of(atoms.info, charge_keys)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
     return found
 
 
