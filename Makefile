@@ -6,7 +6,7 @@ BIN = .venv/bin
 
 # One thread: at this size a second one gains little, and on a machine that does other work it costs a lot.
 train: install
-	OMP_NUM_THREADS=1 $(BIN)/phi-mace-train --dataset ala3_gfn2 --compare --time_limit 14 --work_dir runs --restart_latest
+	OMP_NUM_THREADS=1 $(BIN)/phi-mace-train --dataset ala3_gfn2 --compare --time_limit 14.5 --work_dir runs --restart_latest
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
