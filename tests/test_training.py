@@ -16,7 +16,8 @@ from training_runs import TINY, keep_default_dtype, metrics, run, words, write_m
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.weights import load_model
-from training import mace_interface, options, train
+from training import build as building
+from training import mace_interface, options
 from training.batches import EpochOrder, collate
 from training.data import random_split
 from training.errors import predict
@@ -32,8 +33,8 @@ def molecules(tmp_path_factory):
 def build(work_dir, **given):
     """A run's parts without training."""
     chosen = options.parse(words(work_dir, name="run", **given))
-    run_data = train.prepare(chosen)
-    return chosen, run_data, train.build(chosen, run_data)
+    run_data = building.prepare(chosen)
+    return chosen, run_data, building.build(chosen, run_data)
 
 
 @pytest.mark.slow

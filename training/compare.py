@@ -9,7 +9,7 @@ from pathlib import Path
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from training import phi_options, report, run_folder, train
+from training import build, phi_options, report, run_folder, train
 from training.errors import predict
 from training.module import PotentialModule
 
@@ -41,7 +41,7 @@ def rows(run):
 
 def seconds_per_epoch(run, run_data):
     """Measure a few training steps of a model that is thrown away, and validation steps."""
-    built = train.build(run, run_data)
+    built = build.build(run, run_data)
     built.order.set_epoch(0)
     module = PotentialModule(built.model, built.objective, run.args, built.outputs, len(built.order))
     optimizer = module.configure_optimizers()

@@ -1,4 +1,4 @@
-"""Which of mace's options phi-mace-train acts on, and why it refuses the others."""
+"""Which of mace's options phi-mace-train acts on, and why it refuses the others; docs/options.md is made from this."""
 
 _ARCHITECTURE = "architecture of the host, as in mace"
 _KEY = "name of the label in the files"
@@ -9,11 +9,30 @@ HONOURED = {
     "config": "YAML file with options and a phi: section",
     "name": "name of the run and of its folder (derived from the data when absent)",
     "seed": "seed of the weights, the shuffling and the validation split",
-    "work_dir": "the run's folder is made in here",
+    "work_dir": "the run's folder <work_dir>/<name> is made in here",
+    "log_dir": "folder for the log, in place of the run's",
+    "model_dir": "folder for the trained model, in place of the run's",
+    "checkpoints_dir": "folder for checkpoints, in place of the run's",
+    "results_dir": "folder for metrics, errors and plots, in place of the run's",
+    "downloads_dir": "folder for downloaded data sets, in place of the cache",
     "device": "cpu or cuda",
     "default_dtype": "precision of the run",
+    "distributed": "one process per device, by Lightning's DDP",
+    "launcher": "who starts the processes of a distributed run: slurm, torchrun or none",
+    "enable_cueq": "train with cuequivariance's kernels; the saved model is an e3nn one",
+    "only_cueq": "build the host in cuequivariance's layout from the start",
+    "enable_oeq": "train with openequivariance's kernels; the saved model is an e3nn one",
     "log_level": "level of the log on the terminal",
     "plot": "write parity.png and learning_curve.png",
+    "plot_frequency": "draw them after every so many epochs too",
+    "plot_interaction_e": "parity of the interaction energy, E minus the E0s",
+    "error_table": "which errors the log and the tables show: mace's ten forms",
+    "wandb": "log to Weights and Biases",
+    "wandb_dir": "its folder",
+    "wandb_project": "its project",
+    "wandb_entity": "its entity",
+    "wandb_name": "name of the run there",
+    "wandb_log_hypers": "options that it records",
     "model": "MACE or ScaleShiftMACE",
     **dict.fromkeys(
         (
@@ -25,6 +44,8 @@ HONOURED = {
             "distance_transform",
             "apply_cutoff",
             "use_last_readout_only",
+            "use_embedding_readout",
+            "embedding_specs",
             "interaction",
             "interaction_first",
             "max_ell",
@@ -49,25 +70,46 @@ HONOURED = {
     "compute_avg_num_neighbors": "take avg_num_neighbors from the training set",
     "mean": "mean energy per atom, in place of the training set's",
     "std": "scale of the output, in place of the training set's",
-    "train_file": "training structures, anything ase reads",
-    "valid_file": "validation structures",
+    "statistics_file": "JSON of mace_prepare_data: elements, E0s, mean, std, avg_num_neighbors",
+    "train_file": "training structures: anything ase reads, or HDF5 or LMDB of mace_prepare_data; one or a list",
+    "valid_file": "validation structures, likewise",
     "valid_fraction": "share of the training file used for validation without a valid_file",
-    "test_file": "test structures",
+    "test_file": "test structures, likewise",
+    "test_dir": "folder with *_test.h5 of mace_prepare_data",
+    "multi_processed_test": "test_dir holds one folder of sharded HDF5 per test set",
     "num_workers": "processes that load batches",
     "pin_memory": "page-locked batches on CUDA",
     "atomic_numbers": "elements of the model, in place of those in the data",
-    "E0s": "energies of the isolated atoms: dictionary, JSON file or average",
+    "E0s": "energies of the isolated atoms: dictionary, JSON file, average, estimated, foundation",
+    "heads": "heads with their own data, keys and E0s, in mace's form",
+    "head_key": "name of the head in the files",
+    "skip_evaluate_heads": "heads left out of the error tables",
     "keep_isolated_atoms": "isolated atoms stay in the training set",
     **dict.fromkeys(
-        ("energy_key", "forces_key", "stress_key", "virials_key", "dipole_key", "charges_key", "total_charge_key"), _KEY
+        (
+            "energy_key",
+            "forces_key",
+            "stress_key",
+            "virials_key",
+            "dipole_key",
+            "charges_key",
+            "total_charge_key",
+            "total_spin_key",
+            "elec_temp_key",
+        ),
+        _KEY,
     ),
     "loss": "weighted, ef, forces_only, virials, stress, huber, universal or l1l2energyforces: mace's losses",
     **dict.fromkeys(("energy_weight", "forces_weight", "stress_weight", "virials_weight"), _WEIGHT),
     "dipole_weight": "weight of the dipole loss, mean over structures, 1/(e·Å)²",
     "config_type_weights": "weights of structures by config_type",
     "huber_delta": "delta of mace's huber and universal losses",
-    "optimizer": "adam or adamw",
+    "optimizer": "adam, adamw or schedulefree",
     "beta": "first moment's decay",
+    "beta1_schedulefree": "of schedulefree",
+    "beta2_schedulefree": "of schedulefree",
+    "lbfgs": "L-BFGS over the whole training set, a step per epoch",
+    "freeze": "layers of the host that are not trained, as in mace",
     "amsgrad": "AMSGrad variant (mace's default, cannot be switched off there)",
     "batch_size": "structures per step",
     "valid_batch_size": "structures per validation batch",
@@ -78,12 +120,28 @@ HONOURED = {
     "lr_factor": "of ReduceLROnPlateau",
     "scheduler_patience": "of ReduceLROnPlateau, in epochs",
     "lr_scheduler_gamma": "of ExponentialLR, per epoch",
+    "swa": "stage two: other weights of the loss and another learning rate",
+    "start_swa": "first epoch of stage two",
+    "swa_lr": "learning rate of stage two",
+    **dict.fromkeys(
+        ("swa_energy_weight", "swa_forces_weight", "swa_stress_weight", "swa_virials_weight", "swa_dipole_weight"),
+        "weight of the loss term in stage two",
+    ),
     "ema": "validate and test an exponential moving average of the weights",
     "ema_decay": "decay of that average, warmed up as in mace",
     "max_num_epochs": "number of epochs",
     "patience": "epochs without a better validation loss after which training stops",
     "eval_interval": "validate after every so many epochs",
     "restart_latest": "go on from the run's last checkpoint",
+    "save_all_checkpoints": "keep a checkpoint of every validated epoch",
+    "keep_checkpoints": "keep earlier checkpoints when a better one is written",
+    "save_cpu": "always so: saved models load on a CPU",
+    "foundation_model": "start from a trained mace model: a .model file or a folder of phi-mace-train",
+    "trust_pickle": "allow a .model file, a pickle that can run code, to be read",
+    "foundation_head": "head of the trained model to start from",
+    "foundation_model_readout": "take over the trained model's readouts too",
+    "foundation_model_elements": "keep all elements of the trained model",
+    "foundation_filter_elements": "with foundation_model: keep only the elements of the data (mace's default)",
     "clip_grad": "largest norm of the gradient",
     "dry_run": "check everything, write nothing, do not train",
     "dataset": "data set from the registry",
@@ -98,15 +156,13 @@ HONOURED = {
     "time_limit": "minutes for the whole run",
 }
 
-_ONE_FOLDER = "a run writes into one folder, <work_dir>/<name>"
 _POLAR = "it belongs to PolarMACE, which has an electrostatics of its own"
-_FOUNDATION = "starting from a trained model is not supported yet"
-_STAGE_TWO = "stage two is not supported yet"
-_WANDB = "logging to Weights and Biases is not supported yet"
+_REPLAY = "it belongs to replay fine-tuning; phi-mace-train fine-tunes on the new data alone"
+_LORA = "it belongs to LoRA; phi: freeze_host trains Φ alone"
+_DIPOLE_ONLY = "it belongs to mace's dipole and polarizability models; Φ's dipoles are trained by dipole_weight"
 
-#: Reasons for refusing the others, where there is more to say than that nothing acts on them.
+#: Reasons for refusing options of other models and ways of training.
 REFUSED = {
-    **dict.fromkeys(("log_dir", "model_dir", "checkpoints_dir", "results_dir", "downloads_dir"), _ONE_FOLDER),
     **dict.fromkeys(
         (
             "kspace_cutoff_factor",
@@ -124,17 +180,14 @@ REFUSED = {
             "field_norm_factor",
             "fixedpoint_update_config",
             "field_readout_config",
+            "foundation_model_kwargs",
         ),
         _POLAR,
     ),
+    "les_arguments": "it belongs to MACELES, which has a latent electrostatics of its own",
     **dict.fromkeys(
         (
-            "foundation_model",
-            "foundation_model_kwargs",
-            "foundation_model_readout",
-            "foundation_model_elements",
-            "foundation_filter_elements",
-            "foundation_head",
+            "multiheads_finetuning",
             "pseudolabel_replay",
             "pseudolabel_replay_compute_stress",
             "weight_pt_head",
@@ -146,40 +199,24 @@ REFUSED = {
             "allow_random_padding_pt",
             "pt_train_file",
             "pt_valid_file",
-            "lora",
-            "lora_rank",
-            "lora_alpha",
         ),
-        _FOUNDATION,
+        _REPLAY,
     ),
+    **dict.fromkeys(("lora", "lora_rank", "lora_alpha"), _LORA),
     **dict.fromkeys(
         (
-            "swa",
-            "start_swa",
-            "swa_lr",
-            "swa_energy_weight",
-            "swa_forces_weight",
-            "swa_stress_weight",
-            "swa_virials_weight",
-            "swa_dipole_weight",
+            "compute_polarizability",
+            "compute_atomic_dipole",
+            "polarizability_key",
+            "polarizability_weight",
             "swa_polarizability_weight",
         ),
-        _STAGE_TWO,
+        _DIPOLE_ONLY,
     ),
-    **dict.fromkeys(("wandb", "wandb_dir", "wandb_project", "wandb_entity", "wandb_name", "wandb_log_hypers"), _WANDB),
-    **dict.fromkeys(("heads", "head_key", "skip_evaluate_heads"), "a run trains one head so far"),
-    **dict.fromkeys(("distributed", "launcher"), "a run uses one device so far"),
-    **dict.fromkeys(("enable_cueq", "only_cueq", "enable_oeq"), "accelerated kernels are not supported yet"),
-    "error_table": "the error table always has MAE and RMSE of every quantity",
-    "compute_stress": "stress is computed where the loss needs it",
-    "compute_forces": "forces are always computed",
-    "lbfgs": "only Adam and AdamW are supported",
-    "freeze": "freezing layers of the host is not supported yet",
-    "save_cpu": "models are always saved so that they load on a CPU",
-    "keep_checkpoints": "the last checkpoint and the best weights are kept",
-    "save_all_checkpoints": "the last checkpoint and the best weights are kept",
-    "statistics_file": "statistics come from the training set",
-    "test_dir": "give the test structures by --test_file",
-    "plot_frequency": "plots are drawn at the end",
-    "les_arguments": "it belongs to MACELES, which has a latent electrostatics of its own",
+}
+
+#: Options without a meaning here, with the reason; they are refused too, so that nobody waits for their effect.
+MEANINGLESS = {
+    "compute_stress": "mace_run_train does not read it either: the loss decides whether stress is computed",
+    "compute_forces": "forces are always computed; to train on energies alone set forces_weight to 0",
 }

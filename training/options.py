@@ -11,7 +11,7 @@ import yaml
 
 from phi_equivariant.errors import InputError
 from training import datasets, mace_interface, phi_options
-from training.option_table import HONOURED, REFUSED
+from training.option_table import HONOURED, MEANINGLESS, REFUSED
 
 
 @dataclasses.dataclass
@@ -51,6 +51,12 @@ class _Parser:
         add("--dataset", help="a data set from the registry; its preset are the defaults of all other options")
         add("--data_dir", help="folder that holds the data set's files: nothing is downloaded")
         add("--phi", nargs="+", default=None, metavar="KEY=VALUE", help="settings of Φ, e.g. --phi operator=coulomb")
+        add(
+            "--trust_pickle",
+            action="store_true",
+            default=False,
+            help="allow --foundation_model to read a .model file: a pickle, which can run any code",
+        )
         add("--no_phi", action="store_true", default=False, help="train the bare host")
         add("--charges_weight", type=float, default=0.0, help="weight of the charge loss, mean over atoms, 1/e²")
         add("--warmup_epochs", type=float, default=0.0, help="epochs of linear warm-up (--scheduler CosineAnnealingLR)")
@@ -215,7 +221,7 @@ def _refuse_unhonoured(args, parser, given):
     """An option that is understood but that the trainer does not act on is refused by name."""
     for name, value in vars(args).items():
         if name not in HONOURED and name in given and value != parser.get_default(name):
-            reason = REFUSED.get(name, "phi-mace-train does not act on it")
+            reason = {**REFUSED, **MEANINGLESS}.get(name, "phi-mace-train does not act on it")
             raise InputError(f"--{name}: {reason}. Leave it out (got {value!r}).")
 
 

@@ -1,6 +1,5 @@
 """``phi-mace-train``: train a potential, with Φ or without, and leave a folder with everything about it."""
 
-import dataclasses
 import errno
 import json
 import logging
@@ -12,15 +11,14 @@ import time
 import warnings
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 
-from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from phi_equivariant.weights import describe_model, save_model
-from training import callbacks, checkpoints, data, losses, mace_interface, options, report, run_folder, schedules
+from phi_equivariant.weights import save_model
+from training import callbacks, checkpoints, mace_interface, options, report, run_folder
+from training.build import build, check_run, describe, prepare
 from training.errors import evaluate
 from training.module import PotentialModule
 
@@ -34,61 +32,6 @@ class Interrupted(Exception):
     def __init__(self, epochs):
         super().__init__()
         self.epochs = epochs
-
-
-@dataclasses.dataclass
-class Built:
-    """A model ready to train, and what goes with it."""
-
-    model: torch.nn.Module
-    objective: losses.Objective
-    outputs: dict
-    order: object
-
-
-def check_run(run):
-    """Find everything that is wrong with a run's options before reading data or making a folder."""
-    args = run.args
-    schedules.check_schedule(args)
-    if args.model not in ("MACE", "ScaleShiftMACE"):
-        raise InputError(
-            f"--model: phi-mace-train trains MACE and ScaleShiftMACE; {args.model} is another architecture."
-        )
-    if args.optimizer == "schedulefree":
-        raise InputError("--optimizer: schedulefree is not supported; choose adam or adamw.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: cuda was asked for, but torch finds no CUDA device. Use --device cpu.")
-    if args.device not in ("cpu", "cuda"):
-        raise InputError(f"--device: {args.device} is not supported; choose cpu or cuda.")
-    losses.build_objective(args, run.phi)
-
-
-def prepare(run):
-    """Precision, then the data of a run."""
-    mace_interface.set_default_dtype(run.args.default_dtype)
-    return data.load(run.args, run.phi)
-
-
-def build(run, run_data):
-    """The model of a run, initialised from its seed."""
-    args = run.args
-    mace_interface.set_seeds(args.seed)
-    order = run_data.order(args)
-    model, outputs = mace_interface.build_host(
-        args, run_data.statistics_pass(order), run_data.e0s, run_data.atomic_numbers
-    )
-    if run.phi is not None:
-        model = attach_phi(model, run.phi.config)
-        outputs = {**outputs, "stress": False, "virials": False}
-    describe_model(model)  # what cannot be saved must not be trained
-    return Built(model, losses.build_objective(args, run.phi), outputs, order)
-
-
-def describe(run):
-    """The kind of potential, for the log."""
-    if run.phi is None:
-        return run.args.model
-    return f"{run.args.model} with Φ ({run.phi.config.operator}, {run.phi.config.poisson})"
 
 
 def train(run, run_data, deadline=None, announce=True):
