@@ -32,8 +32,8 @@ def attach_phi(host, config=None, taps=None):
         raise InputError("the model already carries Φ; call detach() on it first.")
     if not isinstance(host, torch.nn.Module):
         raise InputError(
-            f"the host is {host!r}; give a model. A .model file is read by torch.load(path, weights_only=False): a "
-            "pickle runs code, so only where you trust its origin."
+            f"the host is {host!r}; give a model. A .model file is read by zoo.mace_host.read_model(path, "
+            "trust_pickle=True): a pickle runs code, so only where you trust its origin."
         )
     if not isinstance(config, PhiConfig):
         config = PhiConfig() if config is None else PhiConfig.from_dict(config)
@@ -67,7 +67,9 @@ def find_taps(host):
     if isinstance(products, torch.nn.ModuleList) and all(
         hasattr(getattr(block, "linear", None), "irreps_out") for block in products
     ):
-        return {f"products.{i}": block.linear.irreps_out for i, block in enumerate(products)}
+        # As text: a host on cuequivariance's kernels has irreps of that library, and in each block of its features
+        # (ir, mul) where e3nn has (mul, ir). Blocks stand in the same places, and scalars, which Φ reads, look alike.
+        return {f"products.{i}": o3.Irreps(str(block.linear.irreps_out)) for i, block in enumerate(products)}
     raise InputError(
         f"{type(host).__name__} is not built like mace (products[i].linear.irreps_out) and declares no phi_taps; give "
         "attach_phi(host, config, taps={'submodule.name': irreps, ...})."

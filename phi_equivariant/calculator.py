@@ -12,6 +12,12 @@ from phi_equivariant.potential import PhiPotential
 from phi_equivariant.total_charge import total_charge_of
 from phi_equivariant.weights import check_dtype, load_model
 
+#: Entries of ``atoms.info`` that a host may embed beside the total charge.
+_EMBEDDED = {
+    "total_spin": lambda info: float(info.get("total_spin", info.get("spin", 1.0))),
+    "elec_temp": lambda info: float(info.get("elec_temp", 0.0)),
+}
+
 
 class PhiCalculator(Calculator):
     """Energy, forces, charges and dipole through ase.
@@ -19,7 +25,9 @@ class PhiCalculator(Calculator):
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
     (n_atoms,) in e and dipole (3,) in e·Å. ``phi_results``, for which ase has no names, holds potential (n_atoms,) in
     V, host_energy and phi_energy in eV, net_charge in e.
-    The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent.
+    The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent. Hosts that embed it
+    read the spin multiplicity from ``info["total_spin"]`` or ``info["spin"]``, 1 where absent, and the electronic
+    temperature from ``info["elec_temp"]``, 0 where absent, as mace does.
 
     Parameters
     ----------
@@ -57,13 +65,20 @@ class PhiCalculator(Calculator):
             raise InputError(f"head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
         self.head = heads.index(head)
         self.skin = skin
+        host = model.host if isinstance(model, PhiPotential) else model
+        embedded = set(getattr(host, "embedding_specs", None) or {}) - set(_EMBEDDED)
+        if unknown := sorted(embedded - {"total_charge"}):
+            raise InputError(
+                f"the host embeds {', '.join(unknown)}, which this calculator cannot read from atoms.info."
+            )
+        self._info = {"total_charge": total_charge_of, **_EMBEDDED}
         self._elements = {int(z): i for i, z in enumerate(model.atomic_numbers)}
         self._reference = None  # what the neighbour list was made for
 
     def check_state(self, atoms, tol=1e-15):
         """What changed since the last calculation: the total charge counts too."""
         changes = super().check_state(atoms, tol=tol)
-        if not changes and total_charge_of(atoms.info) != total_charge_of(self.atoms.info):
+        if not changes and any(read(atoms.info) != read(self.atoms.info) for read in self._info.values()):
             changes.append("info")
         return changes
 
@@ -112,7 +127,7 @@ class PhiCalculator(Calculator):
             "batch": torch.zeros(len(atoms), **whole),
             "ptr": torch.tensor([0, len(atoms)], **whole),
             "head": torch.tensor([self.head], **whole),
-            "total_charge": torch.tensor([total_charge_of(atoms.info)], **number),
+            **{name: torch.tensor([read(atoms.info)], **number) for name, read in self._info.items()},
         }
 
     def _neighbours(self, atoms):

@@ -1,7 +1,11 @@
 """Writing files so that each is there whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
+
+#: errno of a disk that is full, or that one may not write to.
+UNUSABLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def write_atomically(path, write):

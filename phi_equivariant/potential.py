@@ -33,6 +33,8 @@ class PhiPotential(torch.nn.Module):
     taps: names of the host's submodules whose output are the node features, in order
     """
 
+    host_lr_factor = 1.0  # the host's part of the learning rate, which Φ has in full
+
     def __init__(self, host, phi, taps):
         super().__init__()
         self.host = host

@@ -30,6 +30,7 @@ def describe_model(model):
     InputError
         If no installed host type knows the model, or it has settings that its host type cannot write down.
     """
+    model = portable(model)
     phi = isinstance(model, PhiPotential)
     host = model.host if phi else model
     name, host_type = host_type_of(host)
@@ -40,6 +41,22 @@ def describe_model(model):
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
     }
+
+
+def portable(model):
+    """The model in the form in which it is saved: the same, but for hosts that run on special kernels.
+
+    Such a host is converted back by its host type, and a copy of Φ attached to it.
+    """
+    host = model.host if isinstance(model, PhiPotential) else model
+    plain = host_type_of(host)[1].portable(host)
+    if plain is host:
+        return model
+    if not isinstance(model, PhiPotential):
+        return plain.train(model.training)
+    copied = attach_phi(plain, model.phi.config, _taps(model))
+    copied.phi.load_state_dict(model.phi.state_dict())
+    return copied.train(model.training)
 
 
 def save_model(model, folder, notes=None):
@@ -56,6 +73,7 @@ def save_model(model, folder, notes=None):
     InputError
         If the model cannot be described; nothing is written then.
     """
+    model = portable(model)
     text = json.dumps({**describe_model(model), "notes": notes or {}}, indent=2) + "\n"
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     folder = Path(folder)

@@ -167,7 +167,7 @@ def test_attaching_where_it_makes_no_sense():
         attach_phi(host)
     with pytest.raises(InputError, match="already carries Φ"):
         attach_phi(attach_phi(mace_host()))
-    with pytest.raises(InputError, match="'trained.model'.*torch.load"):
+    with pytest.raises(InputError, match="'trained.model'.*read_model"):
         attach_phi("trained.model")
     with pytest.raises(InputError, match="did you mean 'operator'"):
         attach_phi(mace_host(), {"operatr": "graph"})

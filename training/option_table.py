@@ -110,7 +110,7 @@ HONOURED = {
     "beta2_schedulefree": "of schedulefree",
     "lbfgs": "L-BFGS over the whole training set, a step per epoch",
     "freeze": "layers of the host that are not trained, as in mace",
-    "amsgrad": "AMSGrad variant (mace's default, cannot be switched off there)",
+    "amsgrad": "AMSGrad variant, on as in mace; amsgrad: false in a file switches it off, which mace ignores",
     "batch_size": "structures per step",
     "valid_batch_size": "structures per validation batch",
     "lr": "learning rate",

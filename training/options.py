@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -80,15 +81,24 @@ class _Parser:
     def _refuse(message):
         raise InputError(f"command line or configuration file: {message}.")
 
-    def parse(self, words, file_text):
-        """Namespace of all options; unknown ones are refused with the nearest name."""
-        args, unknown = self.parser.parse_known_args(words, config_file_contents=file_text)
+    def parse(self, words, file_text, lines=None):
+        """Namespace of all options; unknown ones are refused with the nearest name, and the line if from a file."""
+        lines = lines or {}
+        try:
+            args, unknown = self.parser.parse_known_args(words, config_file_contents=file_text)
+        except InputError as error:
+            places = {key: place for key, place in lines.items() if re.search(rf"\b{re.escape(key)}\b", str(error))}
+            if len(places) != 1 or any(word.startswith(f"--{key}") for word in words for key in places):
+                raise
+            (place,) = places.values()
+            raise InputError(f"{str(error).removesuffix('.')}{place}.") from None
         if unknown:
             word = unknown[0].split("=")[0]
             known = [name for names in mace_interface.option_names(self.parser).values() for name in names]
             near = difflib.get_close_matches(word, known, n=3)
             hint = f" Did you mean {', '.join(near)}?" if near else " See phi-mace-train --help."
-            raise InputError(f"{word}: phi-mace-train has no such option.{hint}")
+            place = "" if word in words else lines.get(word.removeprefix("--"), "")
+            raise InputError(f"{word}{place}: phi-mace-train has no such option.{hint}")
         return args
 
     def given(self, words, file_text):
@@ -106,12 +116,17 @@ class _Parser:
         return set(vars(found))
 
 
+def option_parser():
+    """mace's parser with our options added."""
+    return _Parser().parser
+
+
 def read_configuration(path):
     """The file's options and its ``phi:`` section with the lines where keys stand.
 
     Returns
     -------
-    options, section, has_section, lines
+    options, section, has_section, lines, section_lines
 
     Raises
     ------
@@ -133,12 +148,18 @@ def read_configuration(path):
         content = {}
     if not isinstance(content, dict):
         raise InputError(f"--config: {path} holds a {type(content).__name__}; expected 'option: value' lines.")
-    lines = {}
+    lines = {} if root is None else _lines(root, path)
+    section_lines = {}
     for key, value in root.value if root is not None else []:
         if key.value == "phi" and isinstance(value, yaml.MappingNode):
-            lines = {k.value: f" (line {k.start_mark.line + 1} of {path})" for k, _ in value.value}
+            section_lines = _lines(value, path)
     has_section = "phi" in content
-    return content, content.pop("phi", None), has_section, lines
+    return content, content.pop("phi", None), has_section, lines, section_lines
+
+
+def _lines(mapping, path):
+    """{key: where it stands}, for messages."""
+    return {key.value: f" (line {key.start_mark.line + 1} of {path})" for key, _ in mapping.value}
 
 
 def parse(words=None):
@@ -158,7 +179,9 @@ def parse(words=None):
     first.add_argument("--compare", action="store_true")
     first.add_argument("--no_phi", action="store_true")
     early, _ = first.parse_known_args(words)
-    content, section, has_section, lines = read_configuration(early.config) if early.config else ({}, None, False, {})
+    content, section, has_section, lines, section_lines = (
+        read_configuration(early.config) if early.config else ({}, None, False, {}, {})
+    )
     rest = _without_config(words)
     file_text = yaml.safe_dump(content) if content else None
 
@@ -170,21 +193,22 @@ def parse(words=None):
     if unknown:
         raise RuntimeError(f"the preset of {name} has unknown options: {sorted(unknown)}")
     parser.parser.set_defaults(**preset)
-    args = parser.parse(rest, file_text)
+    args = parser.parse(rest, file_text, lines)
     if args.config is not None or args.dataset != name:
         raise InputError("--config and --dataset cannot be abbreviated: write them in full.")
     args.config = early.config
     given = parser.given(rest, file_text)
+    if content.get("amsgrad") is False and "--amsgrad" not in rest:
+        args.amsgrad = False  # mace's parser leaves it on
 
     bare = args.no_phi or (has_section and section is None) or not (name or has_section or args.phi)
     if args.no_phi and args.phi:
         raise InputError("--no_phi trains the bare host, --phi sets Φ: give one of them.")
     phi = None
     if not bare:
-        merged = {} if has_section else dict(preset_section or {})
-        merged.update(section or {})
+        merged = phi_options.check_mapping(section) if has_section else dict(preset_section or {})
         merged.update(phi_options.from_command_line(args.phi or []))
-        phi = phi_options.validate(merged, lines)
+        phi = phi_options.validate(merged, section_lines)
     elif not args.compare:
         for weight in ("charges_weight", "dipole_weight"):
             if weight not in given:

@@ -62,6 +62,13 @@ def _readable(annotation):
     return {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number"}.get(name, name)
 
 
+def check_mapping(section):
+    """A copy of the section; InputError unless it is keys and values."""
+    if not isinstance(section, dict):
+        raise InputError(f"phi: expected a section of keys and values, or null for the bare host, got {section!r}.")
+    return dict(section)
+
+
 def validate(section, lines=None):
     """Check a ``phi:`` section.
 
@@ -79,9 +86,7 @@ def validate(section, lines=None):
     """
     lines = lines or {}
     model = section_model()
-    if not isinstance(section, dict):
-        raise InputError(f"phi: expected a section of keys and values, or null for the bare host, got {section!r}.")
-    for key in section:
+    for key in check_mapping(section):
         if key not in model.model_fields:
             near = difflib.get_close_matches(str(key), model.model_fields, n=2, cutoff=0.4)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -100,7 +105,12 @@ def validate(section, lines=None):
         ) from error
     values = checked.model_dump()
     loss = LossSettings(**{name: values.pop(name) for name in LossSettings.model_fields})
-    settings = PhiSettings(PhiConfig(**values), loss)
+    try:
+        config = PhiConfig(**values)
+    except InputError as error:
+        name = str(error).split()[0]
+        raise InputError(f"phi: {str(error).removesuffix('.')}{lines.get(name, '')}.") from None
+    settings = PhiSettings(config, loss)
     _refuse_zero_terms(settings)
     return settings
 

@@ -26,6 +26,11 @@ class Host(abc.ABC):
         """A fresh model from what ``describe`` gave, in torch's default precision."""
 
     @staticmethod
+    def portable(model):
+        """The model as ``describe`` knows it: where training may use other kernels, converted back, else as it is."""
+        return model
+
+    @staticmethod
     @abc.abstractmethod
     def parameter_groups(model):
         """List of {"name", "params", "decay"} that holds every parameter of ``model`` once."""
@@ -40,7 +45,8 @@ def parameter_groups(model):
 
     Returns
     -------
-    list of {"name": str, "params": list of parameters, "decay": bool}, every trainable parameter in exactly one
+    list of {"name": str, "params": list of parameters, "decay": bool, "factor": part of the learning rate}, every
+    trainable parameter in exactly one; factor is the potential's ``host_lr_factor`` for the host, 1 for Φ
 
     Raises
     ------
@@ -49,9 +55,10 @@ def parameter_groups(model):
     """
     host = model.host if isinstance(model, PhiPotential) else model
     _, host_type = host_type_of(host)
-    groups = list(host_type.parameter_groups(host))
+    factor = model.host_lr_factor if isinstance(model, PhiPotential) else 1.0
+    groups = [{**group, "factor": factor} for group in host_type.parameter_groups(host)]
     if isinstance(model, PhiPotential):
-        groups.append({"name": "phi", "params": list(model.phi.parameters()), "decay": False})
+        groups.append({"name": "phi", "params": list(model.phi.parameters()), "decay": False, "factor": 1.0})
     groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     grouped = [id(p) for group in groups for p in group["params"]]
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}

@@ -1,16 +1,22 @@
 """mace as a host: the only module of ``zoo`` that imports mace."""
 
 import argparse
+import contextlib
 import copy
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
 from e3nn import o3
 from mace import modules
-from mace.tools.scripts_utils import extract_config_mace_model, get_params_options
+from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE
+from mace.tools.cg import U_matrix_real
+from mace.tools.scripts_utils import extract_radial_MLP, get_params_options
 
 from phi_equivariant.errors import InputError
 from zoo.hosts import Host
+from zoo.probe import energy_difference
 
 _CLASSES = {"MACE": modules.MACE, "ScaleShiftMACE": modules.ScaleShiftMACE}
 # How the constructor arguments that JSON cannot hold are written, and read back.
@@ -21,7 +27,22 @@ _NAMED = {
     "gate": modules.gate_dict,
 }
 _IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
-_ARRAYS = ("atomic_energies", "atomic_inter_scale", "atomic_inter_shift")
+_RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
+_TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
+# Settings that models saved by an early mace 0.3 do not have, with what the installed mace takes in their place.
+_SETTINGS = {
+    "edge_irreps": None,
+    "embedding_specs": None,
+    "apply_cutoff": True,
+    "use_so3": False,
+    "use_agnostic_product": False,
+    "use_last_readout_only": False,
+    "use_edge_irreps_first": False,
+}
+
+
+#: Relative difference in energy that two builds of the same model may have.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 class MaceHost(Host):
@@ -35,29 +56,50 @@ class MaceHost(Host):
     @staticmethod
     def describe(model):
         """Constructor arguments of a mace model, classes by mace's own names for them."""
-        try:
-            arguments = extract_config_mace_model(_as_scale_shift(model))
-        except AttributeError as error:
-            raise InputError(
-                f"mace cannot name this model's settings ({error}), so that it cannot be saved."
-            ) from error
-        if arguments.pop("cueq_config") is not None:
-            raise InputError("the model is in cuequivariance's layout; convert it to e3nn's before saving it.")
+        if accelerated(model):
+            raise InputError("the model is in the layout of faster kernels; convert it to e3nn's before saving it.")
+        if not len(model.readouts):
+            raise InputError("use_last_readout_only leaves a model with one interaction no readout; use two or more.")
+        heads = list(getattr(model, "heads", ["Default"]))
+        radial, readout = model.radial_embedding, model.readouts[-1]
+        linear = type(readout) is modules.LinearReadoutBlock
+        arguments = {
+            "class": type(model).__name__,
+            "r_max": float(model.r_max),
+            "num_bessel": int(radial.out_dim),
+            "num_polynomial_cutoff": int(radial.cutoff_fn.p),
+            "radial_type": _RADIAL[type(radial.bessel_fn).__name__],
+            "distance_transform": _TRANSFORM.get(type(getattr(radial, "distance_transform", None)).__name__, "None"),
+            "max_ell": int(model.spherical_harmonics._lmax),
+            "interaction_cls": type(model.interactions[-1]),
+            "interaction_cls_first": type(model.interactions[0]),
+            "num_interactions": int(model.num_interactions),
+            "num_elements": len(model.atomic_numbers),
+            "atomic_numbers": model.atomic_numbers.tolist(),
+            "atomic_energies": model.atomic_energies_fn.atomic_energies.tolist(),
+            "avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
+            "hidden_irreps": str(model.products[0].linear.irreps_out),
+            "keep_last_layer_irreps": o3.Irreps(str(model.products[-1].linear.irreps_out)).lmax > 0,
+            # With one interaction there is a linear readout only, and these two have no effect.
+            "MLP_irreps": "1x0e" if linear else f"{readout.hidden_irreps.count('0e') // len(heads)}x0e",
+            "gate": None if linear else getattr(readout.non_linearity.acts[0], "f", None),
+            "readout_cls": modules.NonLinearReadoutBlock if linear else type(readout),
+            "radial_MLP": [int(width) for width in extract_radial_MLP(model)],
+            "correlation": [_correlation(product) for product in model.products],
+            "pair_repulsion": hasattr(model, "pair_repulsion_fn"),
+            "use_embedding_readout": hasattr(model, "embedding_readout"),
+            "use_reduced_cg": _has_reduced_basis(model),
+            "heads": heads,
+            **{name: getattr(model, name, default) for name, default in _SETTINGS.items()},
+        }
+        if hasattr(model, "scale_shift"):
+            arguments["atomic_inter_scale"] = model.scale_shift.scale.tolist()
+            arguments["atomic_inter_shift"] = model.scale_shift.shift.tolist()
         for key, names in _NAMED.items():
             arguments[key] = next(name for name, value in names.items() if value is arguments[key])
-        for key in _IRREPS:
-            arguments[key] = None if arguments[key] is None else str(arguments[key])
-        for key in _ARRAYS:
-            arguments[key] = np.asarray(arguments[key]).tolist()
-        arguments["avg_num_neighbors"] = float(arguments["avg_num_neighbors"])
-        arguments["atomic_numbers"] = arguments["atomic_numbers"].tolist()
-        arguments["distance_transform"] = arguments["distance_transform"] or "None"
-        arguments["correlation"] = [_correlation(product) for product in model.products]
-        last = o3.Irreps(str(model.products[-1].linear.irreps_out))
-        arguments["keep_last_layer_irreps"] = last.lmax > 0
-        if type(model).__name__ == "MACE":
-            del arguments["atomic_inter_scale"], arguments["atomic_inter_shift"]
-        return {"class": type(model).__name__, **arguments}
+        if arguments["edge_irreps"] is not None:
+            arguments["edge_irreps"] = str(arguments["edge_irreps"])
+        return arguments
 
     @staticmethod
     def build(arguments):
@@ -72,8 +114,19 @@ class MaceHost(Host):
             arguments[key] = names[arguments[key]]
         for key in _IRREPS:
             arguments[key] = None if arguments[key] is None else o3.Irreps(arguments[key])
+        if arguments["use_reduced_cg"] and not CUET_AVAILABLE:
+            raise InputError(
+                "the model has mace's reduced basis (use_reduced_cg), which needs cuequivariance: pip install "
+                "cuequivariance cuequivariance-torch."
+            )
         arguments["atomic_energies"] = np.array(arguments["atomic_energies"])
         return _CLASSES[name](**arguments)
+
+    @staticmethod
+    def portable(model):
+        """The model in e3nn's layout; the model itself unless it was converted to faster kernels."""
+        kernels = accelerated(model)
+        return model if kernels is None else _converted(model, _to_e3nn(kernels), "cpu")
 
     @staticmethod
     def parameter_groups(model):
@@ -88,17 +141,193 @@ class MaceHost(Host):
         ]
 
 
-def _as_scale_shift(model):
-    """The model as mace's extraction wants it, which knows ``ScaleShiftMACE`` only; the model itself is not changed."""
-    if type(model).__name__ == "ScaleShiftMACE":
-        return model
-    view = copy.copy(model)
-    view._modules = dict(model._modules)
-    view.__class__ = modules.ScaleShiftMACE
-    view.scale_shift = modules.ScaleShiftBlock(scale=torch.tensor(1.0), shift=torch.tensor(0.0))
-    return view
+def read_model(path, trust_pickle=False):
+    """A mace model from a ``.model`` file, built anew by the installed mace and checked against the one in the file.
+
+    Parameters
+    ----------
+    path: written by ``torch.save(model)``, as mace 0.3 does
+    trust_pickle: the file is a pickle, and reading one can run any code: without this it is refused
+
+    Raises
+    ------
+    InputError
+        If the file is not there or not to be trusted, holds no ``MACE`` or ``ScaleShiftMACE``, or one that the
+        installed mace cannot build again.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    if _is_torchscript(path):
+        raise InputError(
+            f"{path} is compiled (TorchScript), for LAMMPS say, and cannot be trained; give the .model file from which "
+            "it was made."
+        )
+    if not trust_pickle:
+        raise InputError(
+            f"{path} is a pickle, and reading a pickle runs whatever code its maker put into it. If you trust where it "
+            "comes from, allow it by --trust_pickle (trust_pickle=True). Folders of phi-mace-train need no such trust."
+        )
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # unpickling raises whatever the pickled classes do
+        raise InputError(f"{path} cannot be read as a model ({type(error).__name__}: {error}).") from error
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(
+            f"{path} holds a {type(model).__name__}, not a model (a checkpoint?); give the .model file that "
+            "mace_run_train writes at its end."
+        )
+    if not MaceHost.matches(model):
+        raise InputError(
+            f"{path} holds a {type(model).__name__}; Φ starts from MACE and ScaleShiftMACE. Models with an "
+            "electrostatics or dipoles of their own (MACELES, PolarMACE, AtomicDipolesMACE) are not taken."
+        )
+    try:
+        return rebuilt(MaceHost.portable(model)).eval()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # attributes that another version of mace named otherwise, for one
+        raise InputError(
+            f"{path} was saved by a mace that the installed one does not understand ({type(error).__name__}: {error})."
+        ) from error
+
+
+def rebuilt(model):
+    """A fresh model with the same settings and weights; buffers that the constructor makes may be missing in the old.
+
+    Raises
+    ------
+    InputError
+        If parameters are left over or missing, or energies differ.
+    """
+    with _default_dtype(next(model.parameters()).dtype):
+        fresh = MaceHost.build(MaceHost.describe(model))
+        state = model.state_dict()
+        missing, unexpected = fresh.load_state_dict(state, strict=False)
+        parameters = {name for name, _ in fresh.named_parameters()}
+        lost = sorted(parameters.intersection(missing) | set(unexpected))
+        if lost:
+            raise InputError(f"the installed mace builds a model with other parameters: {', '.join(lost)}.")
+        check_energies(fresh, model)
+    return fresh
+
+
+def check_energies(model, other, heads=None):
+    """InputError if two models that should agree give other energies.
+
+    Parameters
+    ----------
+    model, other: mace models; ``other`` knows all elements of ``model``
+    heads: pairs of indices of the heads to compare, all in their order where None
+    """
+    heads = [(i, i) for i in range(len(model.heads))] if heads is None else heads
+    difference = energy_difference(model, other, heads)
+    if not difference < TOLERANCE[next(model.parameters()).dtype]:
+        raise InputError(f"mace makes a model with other energies of this one (relative difference {difference:.1e}).")
+
+
+def readable_by_mace(model):
+    """The model, so that mace's own tools can read its settings: they count radial functions by Bessel weights."""
+    radial = model.radial_embedding
+    if not hasattr(radial.bessel_fn, "bessel_weights"):
+        radial.bessel_fn.register_buffer("bessel_weights", torch.zeros(radial.out_dim), persistent=False)
+    return model
+
+
+def accelerated(model):
+    """``cueq`` or ``oeq`` if the model runs on the kernels of cuequivariance or openequivariance, else None."""
+    block = model.interactions[0]
+    for kernels in ("cueq", "oeq"):
+        config = getattr(block, f"{kernels}_config", None)
+        if config is not None and config.enabled:
+            return kernels
+    return None
+
+
+def accelerate(model, kernels, device):
+    """The model converted to faster kernels by mace, on ``device``.
+
+    Parameters
+    ----------
+    model: in e3nn's layout; it is not changed
+    kernels: ``cueq`` (cuequivariance) or ``oeq`` (openequivariance)
+
+    Raises
+    ------
+    InputError
+        If mace cannot convert the model or a package is missing.
+    """
+    check_kernels(kernels)
+    if kernels == "cueq":
+        from mace.cli.convert_e3nn_cueq import run
+    else:
+        from mace.cli.convert_e3nn_oeq import run
+    return _converted(model, run, device)
+
+
+def check_kernels(kernels):
+    """InputError if the packages that ``cueq`` or ``oeq`` needs are not installed."""
+    if kernels == "cueq" and not CUET_AVAILABLE:
+        raise InputError("cuequivariance is not installed: pip install cuequivariance cuequivariance-torch.")
+    if kernels == "oeq" and not OEQ_AVAILABLE:
+        raise InputError("openequivariance is not installed or finds no CUDA compiler: pip install openequivariance.")
+
+
+def _to_e3nn(kernels):
+    if kernels == "cueq":
+        from mace.cli.convert_cueq_e3nn import run
+    else:
+        from mace.cli.convert_oeq_e3nn import run
+    return run
+
+
+def _converted(model, run, device):
+    """What mace's conversion makes of the model, checked."""
+    try:
+        # Random numbers, too, go on as if nothing had been built: Φ then starts the same on all kernels.
+        with torch.random.fork_rng(devices=[]), _default_dtype(next(model.parameters()).dtype):
+            converted = run(readable_by_mace(copy.deepcopy(model)), device=device, return_model=True).to(device)
+            check_energies(model, converted)
+    except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        raise InputError(
+            f"mace cannot convert this model between e3nn and faster kernels ({type(error).__name__}: {error}); leave "
+            "enable_cueq, only_cueq and enable_oeq out."
+        ) from error
+    return converted
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype):
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _is_torchscript(path):
+    """Whether a file is a TorchScript archive, found without unpickling anything."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _correlation(product):
-    """Correlation order of one layer; mace's extraction reads the first layer's only."""
+    """Correlation order of one layer; it may differ from layer to layer."""
     return len(product.symmetric_contractions.contractions[0].weights) + 1
+
+
+def _has_reduced_basis(model):
+    """Whether the products have mace's reduced basis: without cuequivariance mace builds the full one in silence."""
+    if not getattr(model, "use_reduced_cg", False):
+        return False
+    for product in model.products:
+        block = product.symmetric_contractions
+        for (_, ir), contraction in zip(block.irreps_out, block.contractions, strict=True):
+            order = contraction.correlation
+            full = U_matrix_real(contraction.coupling_irreps, o3.Irreps([(1, ir)]), order, use_cueq_cg=False)[-1]
+            if full.shape != contraction.U_tensors(order).shape:
+                return True
+    return False

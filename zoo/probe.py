@@ -1,0 +1,57 @@
+"""A structure to probe models with: two that agree on its energy have the same weights in the same places."""
+
+import torch
+
+
+def interaction_energy(model, numbers, head=0):
+    """E − ΣE0 in eV of a helix of one atom of each element.
+
+    Parameters
+    ----------
+    model: mace model
+    numbers: atomic numbers, of which the model knows all
+    head: index of the model's head
+    """
+    reference = next(model.parameters())
+    table, r_max = model.atomic_numbers.tolist(), float(model.r_max)
+    numbers = numbers if len(numbers) > 1 else 2 * list(numbers)
+    n = len(numbers)
+    step = torch.arange(n, dtype=reference.dtype)
+    positions = 0.3 * r_max * torch.stack([torch.cos(1.3 * step), torch.sin(1.3 * step), 0.7 * step], dim=-1)
+    edges = (torch.cdist(positions, positions) < r_max).fill_diagonal_(False).nonzero().T
+    species = torch.tensor([table.index(number) for number in numbers])
+    data = {
+        "positions": positions,
+        "node_attrs": torch.nn.functional.one_hot(species, len(table)).to(reference.dtype),
+        "edge_index": edges,
+        "shifts": positions.new_zeros(edges.shape[1], 3),
+        "unit_shifts": positions.new_zeros(edges.shape[1], 3),
+        "cell": positions.new_zeros(3, 3),
+        "batch": torch.zeros(n, dtype=torch.long),
+        "ptr": torch.tensor([0, n]),
+        "head": torch.tensor([head]),
+        **_embedded(model, n, reference.dtype),
+    }
+    data = {key: value.to(reference.device) for key, value in data.items()}
+    atomic = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)[head, species.to(reference.device)].sum()
+    return float(model(data, compute_force=False)["energy"][0].detach() - atomic)
+
+
+def energy_difference(model, other, heads):
+    """Largest |E − E′|/(1 eV + |E|) over pairs of heads (index in ``model``, index in ``other``).
+
+    ``other`` knows all elements of ``model``.
+    """
+    numbers = model.atomic_numbers.tolist()
+    energies = [(interaction_energy(model, numbers, i), interaction_energy(other, numbers, j)) for i, j in heads]
+    return max(abs(a - b) / (1.0 + abs(a)) for a, b in energies)
+
+
+def _embedded(model, n_atoms, dtype):
+    """The fields that a model with ``embedding_specs`` reads, each at its first class or at zero."""
+    fields = {}
+    for name, spec in (getattr(model, "embedding_specs", None) or {}).items():
+        rows = 1 if spec["per"] == "graph" else n_atoms
+        value = torch.full((rows, spec.get("in_dim", 1)), -float(spec.get("offset", 0)), dtype=dtype)
+        fields[name] = value.squeeze(-1)
+    return fields
