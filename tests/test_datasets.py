@@ -308,6 +308,7 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 # Without a network
 
 
+@pytest.mark.honours("data_dir")
 def test_data_dir_needs_no_network_and_writes_nothing(server, tmp_path):
     server.stop()
     folder = tmp_path / "data"

@@ -6,8 +6,9 @@ import torch
 from mace import modules
 
 from phi_equivariant.errors import InputError
-from training import losses, phi_options
+from training import losses, options, phi_options
 from training.batches import GraphBatch
+from training.stages import check_stages
 
 
 @pytest.fixture
@@ -67,6 +68,49 @@ def test_total_is_macess_loss_plus_weighted_terms(batch, output, host_loss):
     torch.testing.assert_close(total, host_loss()(pred=output, ref=batch) + own)
     torch.testing.assert_close(sum(terms.values()), total)
     assert set(weights) < set(terms)
+
+
+WEIGHTS = {"energy": (2.0, 60.0), "forces": (30.0, 7.0), "stress": (4.0, 0.5), "virials": (3.0, 0.3)}
+TWO_STAGES = {
+    "weighted": ("WeightedEnergyForcesLoss", "energy", "forces"),
+    "ef": ("WeightedEnergyForcesLoss",),
+    "forces_only": ("WeightedForcesLoss", "forces"),
+    "virials": ("WeightedEnergyForcesVirialsLoss", "energy", "forces", "virials"),
+    "stress": ("WeightedEnergyForcesStressLoss", "energy", "forces", "stress"),
+    "huber": ("WeightedHuberEnergyForcesStressLoss", "energy", "forces", "stress", "huber_delta"),
+    "universal": ("UniversalLoss", "energy", "forces", "stress", "huber_delta"),
+    "l1l2energyforces": ("WeightedEnergyForcesL1L2Loss", "energy", "forces"),
+}
+
+
+@pytest.mark.honours(
+    "loss", "energy_weight", "forces_weight", "stress_weight", "virials_weight", "huber_delta", "swa_energy_weight",
+    "swa_forces_weight", "swa_stress_weight", "swa_virials_weight",
+)  # fmt: skip
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_losses_of_both_stages_are_maces(batch, output, name, stage):
+    """The loss of that name with the weights of the stage; losses without one of their own have the weighted one."""
+    kind, *arguments = TWO_STAGES[name]
+    if stage == 2 and name in ("ef", "huber", "l1l2energyforces"):
+        kind, *arguments = TWO_STAGES["weighted"]
+    given = [
+        word
+        for term, (one, two) in WEIGHTS.items()
+        for word in (f"--{term}_weight", str(one), f"--swa_{term}_weight", str(two))
+    ]
+    args = options.parse(["--train_file", "x", "--loss", name, "--huber_delta", "0.03", "--swa", *given]).args
+    if stage == 2 and name == "forces_only":
+        with pytest.raises(InputError, match="--swa"):
+            check_stages(args)
+        return
+    numbers = {f"{term}_weight": WEIGHTS[term][stage - 1] for term in arguments if term in WEIGHTS}
+    numbers |= {"huber_delta": 0.03} if "huber_delta" in arguments else {}
+    output["virials"] = output["stress"] * 2.0
+    theirs = getattr(modules, kind, None) or getattr(modules.loss, kind)
+    expected = theirs(**numbers)(pred=output, ref=batch)
+    total, _ = losses.build_objective(args, None, stage)(output, batch)
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0.0)
 
 
 def test_charge_loss_is_a_mean_over_labelled_atoms(batch, output):

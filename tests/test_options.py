@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from phi_equivariant.errors import InputError
-from training import mace_interface, option_docs, options
+from training import datasets, mace_interface, option_docs, options
 from training.option_table import HONOURED, MEANINGLESS, REFUSED
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,8 @@ def marked_options():
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "honours":
-                yield from (argument.value for argument in node.args)
+                inside = (part for argument in node.args for part in ast.walk(argument))
+                yield from (part.value for part in inside if isinstance(part, ast.Constant))
 
 
 def test_every_option_of_mace_is_in_one_of_three_tables():
@@ -47,7 +48,8 @@ def test_forms_of_existing_files(tmp_path):
     content = {
         "name": "run", "train_file": "a.xyz", "max_num_epoch": 7, "stage_two": True, "start_stage_two": 4,
         "stage_two_lr": 0.002, "E0s": {1: -13.6, 8: -2043.0}, "config_type_weights": {"Default": 1.0, "Hot": 0.5},
-        "valid_file": None, "restart_latest": False, "ema": True, "phi": {"operator": "coulomb", "channels": 4},
+        "valid_file": None, "clip_grad": None, "restart_latest": False, "ema": True,
+        "phi": {"operator": "coulomb", "channels": 4},
     }  # fmt: skip
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items() if key != "E0s")
     yaml_text = lines + "\nE0s:\n  1: -13.6\n  8: -2043.0\nlr: 1e-3\n"
@@ -58,6 +60,7 @@ def test_forms_of_existing_files(tmp_path):
         assert (args.max_num_epochs, args.swa, args.start_swa, args.swa_lr) == (9, True, 4, 0.002), suffix
         assert ast.literal_eval(args.config_type_weights) == {"Default": 1.0, "Hot": 0.5}
         assert {int(k): v for k, v in ast.literal_eval(args.E0s).items()} == {1: -13.6, 8: -2043.0}
+        assert args.clip_grad == 10.0  # null is as if not given
         assert args.valid_file is None and not args.restart_latest and args.ema and args.lr == 1e-3
         assert parsed.phi.config.operator == "coulomb" and parsed.phi.config.channels == 4
 
@@ -94,3 +97,62 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path, text, parts):
     for part in parts:
         assert part in str(caught.value), str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_options_are_maces():
+    """Names and defaults of every mace option are those of the installed mace, but for dipoles and replay."""
+    theirs = vars(mace_interface.argument_parser().parse_args(["--name", "x"]))
+    parsed = options._Parser().parse(["--name", "x"], None)
+    for name, value in theirs.items():
+        if name not in ("dipole_weight", "swa_dipole_weight", "multiheads_finetuning"):
+            assert getattr(parsed, name) == value, name
+    unknown = [name for name in (*HONOURED, *REFUSED, *MEANINGLESS) if not hasattr(parsed, name)]
+    assert unknown == []
+    assert not set(HONOURED) & set(REFUSED)
+
+
+def test_every_option_is_honoured_or_refused():
+    """An option of mace that changes nothing here cannot be given in silence."""
+    parser = options._Parser().parser
+    for action in parser._actions:
+        if action.dest in HONOURED or not action.option_strings or action.dest == "help":
+            continue
+        word = action.option_strings[-1]
+        if action.nargs == 0:
+            line = [word]
+        elif action.choices:
+            line = [word, next(str(choice) for choice in action.choices if choice != action.default)]
+        elif action.dest == "les_arguments":
+            continue  # needs a file
+        else:
+            line = [word, "17" if str(action.default) != "17" else "18"]
+        if action.type is not None and getattr(action.type, "__name__", "") == "str2bool":
+            line[1] = str(not action.default)
+        with pytest.raises(InputError, match=f"--{action.dest}: "):
+            options.parse(["--train_file", "a.xyz", *line])
+
+
+@pytest.mark.honours("dataset", "phi")
+def test_command_line_over_file_over_preset_over_mace(tmp_path):
+    """The order of precedence, and the phi: section of a file."""
+    file = tmp_path / "run.yaml"
+    file.write_text("dataset: ala3_gfn2\nlr: 0.25\nbatch_size: 3\nphi:\n  channels: 4\n  operator: graph\n")
+    parsed = options.parse(["--config", str(file), "--batch_size", "7", "--phi", "operator=coulomb"])
+    preset = datasets.preset("ala3_gfn2")
+    assert parsed.args.batch_size == 7 and parsed.args.lr == 0.25
+    assert parsed.args.r_max == preset["r_max"] != 5.0
+    assert parsed.args.num_radial_basis == 8
+    assert parsed.phi.config.channels == 4 and parsed.phi.config.operator == "coulomb"
+    assert parsed.args.name == "ala3_gfn2_phi"
+
+
+def test_what_is_trained_by_default(tmp_path):
+    """A data set by name: Φ, coulomb and exact. A mace configuration without phi: section: the bare host."""
+    parsed = options.parse(["--dataset", "ala3_gfn2"])
+    assert (parsed.phi.config.operator, parsed.phi.config.poisson) == ("coulomb", "exact")
+    assert options.parse(["--dataset", "ala3_gfn2", "--no_phi"]).phi is None
+    assert options.parse(["--train_file", "a.xyz"]).phi is None
+    (tmp_path / "null.yaml").write_text("dataset: ala3_gfn2\nphi: null\n")
+    assert options.parse(["--config", str(tmp_path / "null.yaml")]).phi is None
+    (tmp_path / "empty.yaml").write_text("train_file: a.xyz\nphi: {}\n")
+    assert options.parse(["--config", str(tmp_path / "empty.yaml")]).phi.config.operator == "coulomb"

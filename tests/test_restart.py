@@ -1,13 +1,27 @@
 """Interrupted runs go on exactly, and a checkpoint that does not fit is refused."""
 
+import json
+import random
 import signal
 import time
 
 import pytest
 import torch
-from training_runs import keep_default_dtype, metrics, refused, run, start_process, words, write_molecules  # noqa: F401
+from training_runs import (  # noqa: F401
+    keep_default_dtype,
+    metrics,
+    refused,
+    run,
+    run_and_kill,
+    start_process,
+    words,
+    write_molecules,
+)
 
-PHI = {"phi": ["operator=coulomb", "channels=2"], "max_num_epochs": 12, "ema": True, "seed": 5, "scheduler_patience": 1}
+START = 6  # of stage two
+FAST = {"num_interactions": 1, "plot": False}
+PHI = {"phi": ["operator=coulomb", "channels=2"], "max_num_epochs": 10, "ema": True, "seed": 5, "scheduler_patience": 0}
+PHI |= {"swa": True, "start_swa": START, "patience": 8, "valid_fraction": 0.2, **FAST}
 
 
 def state(folder):
@@ -49,60 +63,119 @@ def wait_for_rows(process, folder, rows):
     raise AssertionError("no epoch was finished")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_restarted_equals_uninterrupted(uninterrupted, tmp_path, how):
-    """Weights, optimiser, moving average, random state and metrics are bit for bit those of the whole run."""
-    data, whole = uninterrupted
-    line = words(tmp_path, name="run", train_file=data, **PHI)
-    process = start_process(line)
-    folder = tmp_path / "run"
-    wait_for_rows(process, folder, 2)
-    time.sleep(0.03)  # somewhere in the next epoch
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert "--restart_latest" in errors
-    done = state(folder)["epochs_done"]
-    assert 1 <= done < PHI["max_num_epochs"]
-    run(tmp_path, name="run", train_file=data, restart_latest=True, **PHI)
+def assert_equal_runs(folder, whole):
+    """Weights, optimiser, moving average, random state, metrics and errors are the same bit for bit."""
     assert same(state(folder), state(whole))
     assert metrics(folder) == metrics(whole)
-    for name in ("model.safetensors", "checkpoints/best.safetensors"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    mine, theirs = (sorted(path.relative_to(run) for path in run.rglob("*.safetensors")) for run in (folder, whole))
+    assert mine == theirs
+    for name in mine:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    for name in ("errors.json", "stage_one/errors.json"):
+        if (whole / name).is_file():
+            mine, theirs = (json.loads((run / name).read_text()) for run in (folder, whole))
+            assert mine["best_epoch"] == theirs["best_epoch"] and mine["epochs"] == theirs["epochs"]
+            for split, table in theirs["sets"].items():
+                assert mine["sets"][split]["errors"] == table["errors"]
 
 
-def test_cosine_schedule_restarts_exactly(tmp_path):
+#: In which epoch a process is killed, between which bounds; and at which moments, of which there are so many an epoch.
+KILLS = (
+    (0, 1, "training_step", 4),
+    (2, 3, "half last.ckpt", 1),
+    (4, 5, "validation_step", 2),
+    (START, START + 1, "training_step", 4),
+    (8, 8, "before last.ckpt", 1),
+)
+
+
+@pytest.mark.honours("restart_latest", "seed")
+def test_killed_and_restarted_equals_uninterrupted(uninterrupted, tmp_path):
+    """SIGKILL at five random moments of both stages, and once more after training, until the run is through."""
+    data, whole = uninterrupted
+    rng = random.Random(3)
+    how = {"name": "run", "train_file": data, "restart_latest": True, **PHI}
+    line, folder, done = words(tmp_path, **how), tmp_path / "run", 0
+    for first, last, moment, each in KILLS:
+        epoch = rng.randint(first, last)
+        run_and_kill(line, moment, each * (epoch - done) + rng.randint(1, each))
+        done = state(folder)["epochs_done"] if epoch else 0
+        assert done == epoch
+    run_and_kill(line, "before model.safetensors", 2)  # stage two's, after that of stage one
+    assert (folder / "stage_one" / "errors.json").is_file() and not (folder / "errors.json").exists()
+    run(tmp_path, **how)
+    assert_equal_runs(folder, whole)
+
+
+def test_interrupted_command_says_how_to_go_on(uninterrupted, tmp_path):
+    """Ctrl-C on the command itself: status 130, the words to go on with, and they do."""
+    data, _ = uninterrupted
+    how = {"train_file": data, "ema": True, **FAST}
+    process = start_process(words(tmp_path, name="run", max_num_epochs=100_000, **how))
+    folder = tmp_path / "run"
+    wait_for_rows(process, folder, 2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--restart_latest" in errors
+    before, done = metrics(folder), state(folder)["epochs_done"]
+    assert f"{done} epochs are safe" in errors
+    run(tmp_path, name="run", restart_latest=True, max_num_epochs=done + 1, **how)
+    assert metrics(folder)[:done] == before[:done] and len(metrics(folder)) == done + 1
+
+
+def test_cosine_schedule_restarts_exactly(uninterrupted, tmp_path):
     """The schedule's progress is part of the checkpoint: three epochs at once equal one and then two."""
-    data = write_molecules(tmp_path / "train.xyz")
-    how = {"train_file": data, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1, "max_num_epochs": 3}
+    how = {"scheduler": "CosineAnnealingLR", "warmup_epochs": 1, "max_num_epochs": 3, **FAST}
+    how |= {"train_file": uninterrupted[0]}
     whole = run(tmp_path, name="whole", **how)
-    cut = tmp_path / "cut"
-    process = start_process(words(tmp_path, name="cut", **how))
-    wait_for_rows(process, cut, 1)
-    process.kill()
-    process.communicate()
-    run(tmp_path, name="cut", restart_latest=True, **how)
+    run_and_kill(words(tmp_path, name="cut", **how), "training_step", 6)
+    cut = run(tmp_path, name="cut", restart_latest=True, **how)
     assert same(state(cut)["model"], state(whole)["model"])
     assert [row["lr"] for row in metrics(cut)] == [row["lr"] for row in metrics(whole)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "how"),
+    [(3, {"optimizer": "schedulefree", "ema": True}), (2, {"lbfgs": True, "clip_grad": "None", "batch_size": 18})],
+)
+def test_states_of_other_optimisers_restart_exactly(uninterrupted, tmp_path, epochs, how):
+    """Averages of schedule-free weights and the history of L-BFGS go on from the checkpoint."""
+    if "optimizer" in how:
+        pytest.importorskip("schedulefree")
+    how = {"train_file": uninterrupted[0], "max_num_epochs": epochs, "eval_interval": 2, **FAST, **how}
+    whole = run(tmp_path, name="whole", **how)
+    run_and_kill(words(tmp_path, name="run", **how), "before last.ckpt", epochs)
+    assert_equal_runs(run(tmp_path, name="run", restart_latest=True, **how), whole)
+
+
+def test_lbfgs_goes_on_from_another_optimiser(uninterrupted, tmp_path):
+    """As in mace: weights and moving average are taken over, the optimiser begins anew."""
+    how = {"train_file": uninterrupted[0], "ema": True, "batch_size": 9, **FAST}
+    folder = run(tmp_path, name="run", max_num_epochs=2, **how)
+    before = metrics(folder)
+    run(tmp_path, name="run", max_num_epochs=3, lbfgs=True, restart_latest=True, **how)
+    after = metrics(folder)
+    assert after[:2] == before and len(after) == 3
+    assert state(folder)["ema"]["num_updates"] == 2 * 2 + 1
+    assert list(state(folder)["optimizer"]["state"]) == [0]
 
 
 def test_more_epochs_go_on(uninterrupted, tmp_path):
     """A finished run is continued by a larger max_num_epochs."""
     data = uninterrupted[0]
-    first = run(tmp_path, name="run", train_file=data, max_num_epochs=1)
+    first = run(tmp_path, name="run", train_file=data, max_num_epochs=1, **FAST)
     early = metrics(first)
-    run(tmp_path, name="run", train_file=data, max_num_epochs=2, restart_latest=True)
+    run(tmp_path, name="run", train_file=data, max_num_epochs=2, restart_latest=True, **FAST)
     assert metrics(first)[:1] == early and len(metrics(first)) == 2
 
 
 def test_checkpoint_of_other_options_or_data_is_refused(uninterrupted, tmp_path, capsys):
     """The message names what differs; nothing in the folder changes."""
     data = uninterrupted[0]
-    folder = run(tmp_path, name="run", train_file=data, max_num_epochs=1)
+    folder = run(tmp_path, name="run", train_file=data, max_num_epochs=1, **FAST)
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
     capsys.readouterr()
-    same_run = {"name": "run", "train_file": data, "restart_latest": True}
+    same_run = {"name": "run", "train_file": data, "restart_latest": True, **FAST}
     message = refused(capsys, words(tmp_path, hidden_irreps="8x0e", **{**same_run}))
     assert "hidden_irreps was '4x0e' and is '8x0e'" in message
     message = refused(capsys, words(tmp_path, phi=["operator=graph"], **same_run))
@@ -121,24 +194,24 @@ def test_checkpoint_of_other_options_or_data_is_refused(uninterrupted, tmp_path,
 def test_damaged_checkpoint_is_refused(uninterrupted, tmp_path, capsys):
     """Half a checkpoint is no silent start from zero."""
     data = uninterrupted[0]
-    folder = run(tmp_path, name="run", train_file=data, max_num_epochs=1)
+    folder = run(tmp_path, name="run", train_file=data, max_num_epochs=1, **FAST)
     path = folder / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     capsys.readouterr()
-    message = refused(capsys, words(tmp_path, name="run", train_file=data, restart_latest=True))
+    message = refused(capsys, words(tmp_path, name="run", train_file=data, restart_latest=True, **FAST))
     assert "cannot be read as a checkpoint" in message
 
 
 def test_restart_without_a_checkpoint_says_so(uninterrupted, tmp_path, capsys):
     """--restart_latest may stand in every submission of a job script."""
-    run(tmp_path, name="run", train_file=uninterrupted[0], max_num_epochs=1, restart_latest=True)
+    run(tmp_path, name="run", train_file=uninterrupted[0], max_num_epochs=1, restart_latest=True, **FAST)
     assert "has no checkpoint, starting from zero" in capsys.readouterr().out
 
 
 def test_a_run_that_patience_stopped_stays_stopped(uninterrupted, tmp_path):
     """Restarting it trains no further epoch."""
     # With a learning rate of almost zero the validation loss cannot get better after the first epoch.
-    how = {"train_file": uninterrupted[0], "lr": 1e-300, "patience": 2, "max_num_epochs": 9}
+    how = {"train_file": uninterrupted[0], "lr": 1e-300, "patience": 2, "max_num_epochs": 9, **FAST}
     folder = run(tmp_path, name="run", **how)
     rows = metrics(folder)
     assert len(rows) == 3

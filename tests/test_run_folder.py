@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from training_runs import keep_default_dtype, refused, run, words, write_molecules  # noqa: F401
 
@@ -59,21 +60,62 @@ def test_a_run_leaves_a_complete_folder(molecules, tmp_path, capsys):
     errors = json.loads((folder / "errors.json").read_text())["sets"]
     assert list(errors) == ["train", "valid", "test"]
     for table in errors.values():
-        assert list(table["errors"]) == ["energy_per_atom", "forces", "charges", "dipole"]
+        assert set(table["errors"]) >= {"energy_per_atom", "forces", "charges", "dipole"}
     assert (folder / "errors.md").read_text().count("|") > 20
     for name in ("parity.png", "learning_curve.png"):
         with Image.open(folder / name) as image:
             assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
 
 
+@pytest.mark.honours("log_level")
 def test_an_existing_run_is_never_overwritten(molecules, tmp_path, capsys):
-    """Without --restart_latest a folder that holds anything is refused and stays as it is."""
-    folder = run(tmp_path, name="run", train_file=molecules, max_num_epochs=1)
+    """Without --restart_latest a folder that holds anything is refused and stays as it is; quiet runs log to a file."""
+    folder = run(tmp_path, name="run", train_file=molecules, max_num_epochs=1, log_level="WARNING")
     before = contents(folder)
-    capsys.readouterr()
+    assert "epoch    1/1" not in capsys.readouterr().out and "epoch    1/1" in (folder / "log.txt").read_text()
     message = refused(capsys, words(tmp_path, name="run", train_file=molecules, max_num_epochs=1))
     assert "--restart_latest" in message and "--name" in message
     assert contents(folder) == before
+
+
+PLACES = ("log_dir", "model_dir", "checkpoints_dir", "results_dir")
+
+
+@pytest.mark.honours("name", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir")
+def test_files_go_where_options_say(molecules, tmp_path, capsys, monkeypatch):
+    """Each kind of file under the run's name in the folder named, relative to where the command runs; restart, too."""
+    monkeypatch.chdir(tmp_path)
+    shared = {place: f"elsewhere/{place}" for place in PLACES} | {"results_dir": str(tmp_path / "absolute")}
+    given = {"train_file": molecules, "num_interactions": 1, **shared}
+    for name in ("first", "second"):  # which share the folders
+        run(Path("work"), name=name, max_num_epochs=1, **given)
+    expected = {
+        "absolute/first": (
+            "errors.json",
+            "errors.md",
+            "learning_curve.png",
+            "metrics.csv",
+            "metrics.json",
+            "parity.png",
+        ),
+        "elsewhere/checkpoints_dir/first": ("best.safetensors", "last.ckpt"),
+        "elsewhere/log_dir": ("first.log", "second.log"),
+        "elsewhere/model_dir/first": ("config.json", "model.safetensors"),
+        "work/first": ("config.yaml", "data.json"),
+    }
+    for place, names in expected.items():
+        assert sorted(contents(tmp_path / place)) == list(names)
+    assert yaml.safe_load(Path("work/first/config.yaml").read_text())["log_dir"] == "elsewhere/log_dir"
+    before = contents(tmp_path)
+    capsys.readouterr()
+    for place in PLACES:  # a run of that name in any of them
+        others = {other: None for other in PLACES if other != place}
+        line = words(tmp_path / "new", name="first", **{**given, **others})
+        assert "already holds a run" in refused(capsys, line)
+    assert contents(tmp_path) == before
+    run(Path("work"), name="first", max_num_epochs=2, restart_latest=True, **given)
+    assert len(json.loads(Path("absolute/first/metrics.json").read_text())) == 2
+    assert "going on after epoch 1" in Path("elsewhere/log_dir/first.log").read_text()
 
 
 def test_a_file_in_the_folders_place_is_refused(molecules, tmp_path, capsys):
@@ -109,6 +151,7 @@ def test_full_disk_loses_nothing(molecules, tmp_path, capsys, victim):
     assert len(json.loads((folder / "metrics.json").read_text())) == 2
 
 
+@pytest.mark.honours("compare", "compare_pde_weight")
 def test_comparison_of_three_rows(molecules, tmp_path, capsys):
     """Same epochs, seed and data for each; finished rows are kept, a missing one is trained, the table is the same."""
     given = {"charges_key": "q", "dipole_key": "mu", "charges_weight": 10, "dipole_weight": 1, "compare": True}
@@ -136,6 +179,7 @@ def test_comparison_of_three_rows(molecules, tmp_path, capsys):
     refused(capsys, words(tmp_path, name="three", **given))
 
 
+@pytest.mark.honours("time_limit")
 def test_comparison_shares_a_time_limit(molecules, tmp_path):
     """No row gets more epochs than the one before, and all of them and their tests fit."""
     given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.4, "plot": False, "compare": True}

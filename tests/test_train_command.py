@@ -6,10 +6,6 @@ import pytest
 import yaml
 from training_runs import TINY, keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
 
-from phi_equivariant.errors import InputError
-from training import datasets, mace_interface, options
-from training.option_table import HONOURED, MEANINGLESS, REFUSED
-
 
 @pytest.fixture(scope="module")
 def molecules(tmp_path_factory):
@@ -63,6 +59,14 @@ BAD = {
     "Φ and no Φ": ({"phi": ["channels=2"], "no_phi": True}, ("--no_phi",)),
     "misspelt setting": ({"phi": ["chanels=2"]}, ("chanels", "channels")),
     "scheduler": ({"scheduler": "StepLR"}, ("StepLR", "ReduceLROnPlateau")),
+    "late stage two": ({"start_swa": 20, "max_num_epochs": 20}, ("--start_swa", "20")),
+    "no stage two": ({"start_swa": 0}, ("--start_swa", "0")),
+    "stage two of forces": ({"swa": True, "loss": "forces_only"}, ("--swa", "forces_only")),
+    "negative weight": ({"swa_energy_weight": -1.0}, ("--swa_energy_weight", "-1.0")),
+    "cosine of L-BFGS": ({"lbfgs": True, "scheduler": "CosineAnnealingLR"}, ("--scheduler", "lbfgs")),
+    "comparison by L-BFGS": ({"lbfgs": True, "compare": True}, ("--lbfgs", "--compare")),
+    "zero clipping": ({"clip_grad": 0.0}, ("--clip_grad", "above zero")),
+    "dipole in stage two": ({"swa_dipole_weight": 1.0}, ("--swa_dipole_weight", "bare host")),
     "warm-up": ({"warmup_epochs": 2}, ("--warmup_epochs", "CosineAnnealingLR")),
     "other model": ({"model": "PolarMACE"}, ("--model", "PolarMACE")),
     "other loss": ({"loss": "dipole"}, ("--loss", "dipole")),
@@ -136,93 +140,6 @@ def test_more_modes_than_atoms_are_all_modes(molecules, tmp_path):
     assert np.isfinite(metrics(few)[0]["train_loss"])
 
 
-def test_options_are_maces(molecules):
-    """Names and defaults of every mace option are those of the installed mace, but for the dipole weight."""
-    theirs = vars(mace_interface.argument_parser().parse_args(["--name", "x"]))
-    parsed = options._Parser().parse(["--name", "x"], None)
-    for name, value in theirs.items():
-        if name != "dipole_weight":
-            assert getattr(parsed, name) == value, name
-    unknown = [name for name in (*HONOURED, *REFUSED, *MEANINGLESS) if not hasattr(parsed, name)]
-    assert unknown == []
-    assert not set(HONOURED) & set(REFUSED)
-
-
-def test_every_option_is_honoured_or_refused(molecules):
-    """An option of mace that changes nothing here cannot be given in silence."""
-    parser = options._Parser().parser
-    for action in parser._actions:
-        if action.dest in HONOURED or not action.option_strings or action.dest == "help":
-            continue
-        word = action.option_strings[-1]
-        if action.nargs == 0:
-            line = [word]
-        elif action.choices:
-            line = [word, next(str(choice) for choice in action.choices if choice != action.default)]
-        elif action.dest == "les_arguments":
-            continue  # needs a file
-        else:
-            line = [word, "17" if str(action.default) != "17" else "18"]
-        if action.type is not None and getattr(action.type, "__name__", "") == "str2bool":
-            line[1] = str(not action.default)
-        with pytest.raises(InputError, match=f"--{action.dest}: "):
-            options.parse(["--train_file", str(molecules), *line])
-
-
-def test_command_line_over_file_over_preset_over_mace(tmp_path):
-    """The order of precedence, and the phi: section of a file."""
-    file = tmp_path / "run.yaml"
-    file.write_text("dataset: ala3_gfn2\nlr: 0.25\nbatch_size: 3\nphi:\n  channels: 4\n  operator: graph\n")
-    parsed = options.parse(["--config", str(file), "--batch_size", "7", "--phi", "operator=coulomb"])
-    preset = datasets.preset("ala3_gfn2")
-    assert parsed.args.batch_size == 7 and parsed.args.lr == 0.25
-    assert parsed.args.r_max == preset["r_max"] != 5.0
-    assert parsed.args.num_radial_basis == 8
-    assert parsed.phi.config.channels == 4 and parsed.phi.config.operator == "coulomb"
-    assert parsed.args.name == "ala3_gfn2_phi"
-
-
-def test_what_is_trained_by_default(molecules, tmp_path):
-    """A data set by name: Φ, coulomb and exact. A mace configuration without phi: section: the bare host."""
-    parsed = options.parse(["--dataset", "ala3_gfn2"])
-    assert (parsed.phi.config.operator, parsed.phi.config.poisson) == ("coulomb", "exact")
-    assert options.parse(["--dataset", "ala3_gfn2", "--no_phi"]).phi is None
-    assert options.parse(["--train_file", str(molecules)]).phi is None
-    (tmp_path / "null.yaml").write_text("dataset: ala3_gfn2\nphi: null\n")
-    assert options.parse(["--config", str(tmp_path / "null.yaml")]).phi is None
-    (tmp_path / "empty.yaml").write_text(f"train_file: {molecules}\nphi: {{}}\n")
-    assert options.parse(["--config", str(tmp_path / "empty.yaml")]).phi.config.operator == "coulomb"
-
-
-def test_forms_of_mace_configurations(molecules, tmp_path):
-    """Aliases, abbreviations, nested dictionaries, null and booleans mean what they mean to mace."""
-    file = tmp_path / "mace.yaml"
-    text = "name: forms\nmax_num_epoch: 12\nE0s: {1: -1.0, 6: -2.0, 8: -3.0}\nclip_grad: null\nema: true\nswa: false\n"
-    file.write_text(f"{text}train_file: {molecules}\nscaling: no_scaling\n")
-    args = options.parse(["--config", str(file)]).args
-    assert args.max_num_epochs == 12 and args.E0s == "{1: -1.0, 6: -2.0, 8: -3.0}"
-    assert args.clip_grad == 10.0 and args.ema is True and args.name == "forms"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("lr: [0.1\nbatch: 2", ("not valid YAML", "line 2")),
-        ("- a\n- b\n", ("list", "option: value")),
-        ("train_fil: x\nbatchsize: 3\n", ("--batchsize", "--batch_size")),
-        ("train_file: x\nphi:\n  operator: coulomb\n  chanels: 2\n", ("chanels", "line 4", "channels")),
-        ("train_file: x\nphi:\n  channels: many\n", ("channels", "line 3", "a whole number")),
-    ],
-)
-def test_bad_configurations_are_refused(tmp_path, text, expected):
-    """The message says where."""
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(InputError) as error:
-        options.parse(["--config", str(tmp_path / "bad.yaml")])
-    for word in expected:
-        assert word in str(error.value)
-
-
 def test_resolved_configuration_repeats_the_run(molecules, tmp_path):
     """config.yaml of a run, given as --config, is the same run."""
     given = {"train_file": molecules, "max_num_epochs": 2, "ema": True, "plot": False}
@@ -242,6 +159,7 @@ def test_a_diverging_run_says_so(molecules, tmp_path, capsys):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.honours("dry_run")
 def test_dry_run_writes_nothing(molecules, tmp_path, capsys):
     from training.train import main
 
@@ -249,10 +167,13 @@ def test_dry_run_writes_nothing(molecules, tmp_path, capsys):
     assert "dry run" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.honours("time_limit")
 def test_time_limit_stops_at_an_epoch_end_and_tests(molecules, tmp_path, capsys):
-    """A run that would take hours ends in time, with its error table."""
-    given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.2, "plot": False}
-    folder = run(tmp_path, name="run", scheduler="CosineAnnealingLR", **given)
+    """A run that would take hours ends in time, with its error table; stage two has its share of the epochs."""
+    given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.2, "plot": False, "start_swa": 50_000}
+    folder = run(tmp_path, name="run", scheduler="CosineAnnealingLR", swa_lr=0.005, num_interactions=1, **given)
     rows = metrics(folder)
     assert 1 <= len(rows) < 1000 and (folder / "errors.json").is_file()
+    first = [row["lr"] == 0.005 for row in rows].index(True) if len(rows) > 8 else None
+    assert first is None or 0.2 * len(rows) < first < 0.8 * len(rows)  # a very busy machine fits fewer
     assert "time limit: stopping after epoch" in (folder / "log.txt").read_text()

@@ -19,8 +19,8 @@ from phi_equivariant.weights import load_model
 from training import build as building
 from training import mace_interface, options
 from training.batches import EpochOrder, collate
-from training.data import random_split
 from training.errors import predict
+from training.head_frames import random_split
 from training.module import PotentialModule
 from training.schedules import Cosine
 
@@ -37,11 +37,15 @@ def build(work_dir, **given):
     return chosen, run_data, building.build(chosen, run_data)
 
 
+STAGE_TWO = {"swa": True, "start_swa": 2, "swa_lr": 0.003, "swa_energy_weight": 20, "swa_forces_weight": 30}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", ["ReduceLROnPlateau", "ExponentialLR"])
-def test_bare_host_trains_as_mace_run_train_does(molecules, tmp_path, scheduler):
-    """Losses of every step's epoch and validation errors to 1e-9, with moving average, clipping and weight decay."""
+@pytest.mark.parametrize(("scheduler", "stage_two"), [("ReduceLROnPlateau", STAGE_TWO), ("ExponentialLR", {})])
+def test_bare_host_trains_as_mace_run_train_does(molecules, tmp_path, scheduler, stage_two):
+    """Losses of every step's epoch and validation errors to 1e-9: moving average, clipping, weight decay, stage two."""
     given = {"max_num_epochs": 4, "scheduler": scheduler, "scheduler_patience": 0, "lr_scheduler_gamma": 0.5, "seed": 7}
+    given |= stage_two
     given |= {"train_file": molecules, "ema": True, "weight_decay": 1e-2, "clip_grad": 5.0, "optimizer": "adamw"}
     folder = run(tmp_path, name="ours", **given)
     command = [sys.executable, "-m", "mace.cli.run_train", *words(tmp_path, name="theirs", plot="False", **given)]
@@ -99,6 +103,7 @@ def test_validation_split_equals_maces(tmp_path):
     assert (train_part, valid_part) == theirs
 
 
+@pytest.mark.honours("weight_decay")
 @pytest.mark.parametrize("phi", [None, ["operator=coulomb"], ["operator=graph", "poisson=learned"]])
 def test_every_parameter_is_optimised_once_and_moves(molecules, tmp_path, phi):
     """Each trainable parameter is in one group and changes in a step; only mace's own decaying groups decay."""
@@ -121,6 +126,7 @@ def test_every_parameter_is_optimised_once_and_moves(molecules, tmp_path, phi):
     assert still == []
 
 
+@pytest.mark.honours("lr", "lr_params_factors", "beta", "optimizer")
 def test_learning_rates_of_groups(molecules, tmp_path):
     """lr_params_factors act on mace's groups; beta and the kind of optimiser are taken over."""
     factors = '{"embedding_lr_factor": 0.5, "interactions_lr_factor": 2.0, "readouts_lr_factor": 0.0}'
@@ -176,6 +182,7 @@ def test_best_averaged_weights_are_saved_and_tested(molecules, tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in kept.items())
 
 
+@pytest.mark.honours("charges_weight", "dipole_weight")
 def test_trained_charges_dipoles_and_calculator(molecules, tmp_path):
     """Charge and dipole losses act, and errors.json agrees with numpy on what PhiCalculator predicts."""
     given = {"charges_key": "q", "dipole_key": "mu", "charges_weight": 3e4, "dipole_weight": 1e3}
@@ -211,11 +218,13 @@ def test_pde_weight_lowers_the_residual(molecules, tmp_path):
     assert "train_term_pde" in tied[0] and "train_term_pde" not in free[0]
 
 
+@pytest.mark.honours("save_cpu", "default_dtype", "no_phi")
 def test_bare_model_folder_loads(molecules, tmp_path):
-    """The host alone is saved in the same form."""
-    folder = run(tmp_path, name="run", train_file=molecules, max_num_epochs=1, default_dtype="float32")
+    """The host alone is saved in the same form, on whatever device it was trained."""
+    given = {"train_file": molecules, "max_num_epochs": 1, "default_dtype": "float32", "save_cpu": True, "no_phi": True}
+    folder = run(tmp_path, name="run", **given)
     model = load_model(folder)
-    assert next(model.parameters()).dtype == torch.float32
+    assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cpu")}
     assert sum(p.numel() for p in model.parameters()) == json.loads((folder / "errors.json").read_text())["parameters"]
 
 
@@ -230,11 +239,12 @@ def test_isolated_atoms_and_dictionary_give_the_same_e0s(molecules, tmp_path):
     ase.io.write(tmp_path / "with_atoms.xyz", frames, format="extxyz")
     for E0s, file in ((str(e0s), molecules), (None, tmp_path / "with_atoms.xyz")):
         _, run_data, built = build(tmp_path, train_file=file, E0s=E0s)
-        assert run_data.e0s == e0s
+        assert run_data.e0s == {"Default": e0s}
         assert built.model.atomic_energies_fn.atomic_energies.flatten().tolist() == list(e0s.values())
-        assert len(run_data.train) + len(run_data.valid) == 24
+        assert run_data.size("train") + run_data.size("valid") == 24
 
 
+@pytest.mark.honours("scheduler", "warmup_epochs", "final_lr_factor")
 def test_cosine_schedule_has_its_closed_form(double):
     """Linear warm-up, half a cosine, the final factor at the last step; a shortened run ends there too."""
     args = options.parse(["--train_file", "x", "--scheduler", "CosineAnnealingLR", "--warmup_epochs", "2"]).args

@@ -1,8 +1,13 @@
 """Small real trainings that several test files use."""
 
+import itertools
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -10,8 +15,15 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from mace import tools as mace_tools
+from mace.cli import preprocess_data
 
+from training.module import PotentialModule
 from training.train import main
+
+#: Processes that are forks of one that has imported the trainer: each is a run of its own, without seconds of imports.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["training.train"])
 
 #: A host of a few hundred parameters; everything else are mace's defaults.
 TINY = {
@@ -85,10 +97,80 @@ def start_process(line):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def run_and_kill(line, moment, count):
+    """Run a command line in another process, which kills itself when it comes to a moment for the count-th time.
+
+    ``moment`` is ``training_step`` or ``validation_step``, or ``half``, ``before`` or ``after`` with the name of a
+    file: when half of it is written, before it is moved to its place, or after that.
+    """
+    process = PROCESSES.Process(target=_kill_at, args=(line, moment, count))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, f"the process ended with status {process.exitcode}"
+
+
+def _kill_at(line, moment, count):
+    visits = itertools.count(1)
+
+    def visit(prepare=lambda: None):
+        if next(visits) == count:
+            prepare()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment in ("training_step", "validation_step"):
+        step = getattr(PotentialModule, moment)
+
+        def visited_step(*given):
+            visit()
+            return step(*given)
+
+        setattr(PotentialModule, moment, visited_step)
+    else:
+        how, name = moment.split()
+        move = os.replace
+
+        def visited_move(source, target):
+            chosen = Path(target).name == name
+            if chosen and how == "half":
+                visit(lambda: os.truncate(source, os.path.getsize(source) // 2))
+            elif chosen and how == "before":
+                visit()
+            move(source, target)
+            if chosen and how == "after":
+                visit()
+
+        os.replace = visited_move
+    sys.exit(main(line))
+
+
 def metrics(folder):
     """Rows of metrics.json without the times."""
     rows = json.loads((folder / "metrics.json").read_text())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def mace_prepare_data(folder, **given):
+    """Run mace_prepare_data: HDF5 files and statistics.json in a folder."""
+    given = {"h5_prefix": f"{folder}/", "r_max": 3.0, "E0s": "average", "batch_size": 5, "work_dir": folder, **given}
+    line = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    preprocess_data.run(mace_tools.build_preprocess_arg_parser().parse_args([*line, "--compute_statistics"]))
+
+
+def mace_epochs(work_dir, **given):
+    """What mace_run_train logs of a tiny run: of each epoch the mean loss of its steps and {head: validation}."""
+    command = [sys.executable, "-m", "mace.cli.run_train", *words(work_dir, name="theirs", plot="False", **given)]
+    done = subprocess.run(command, capture_output=True, cwd=work_dir, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (log,) = (work_dir / "results").glob("theirs*_train.txt")
+    epochs = {}
+    for row in map(json.loads, log.read_text().splitlines()):
+        if row["epoch"] is not None:
+            steps, heads = epochs.setdefault(row["epoch"], ([], {}))
+            if row["mode"] == "opt":
+                steps.append(row["loss"])
+            else:
+                heads[row["head"]] = row
+    return [(float(np.mean(steps)), heads) for steps, heads in epochs.values()]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What happens around the epochs of a run: metrics, progress, the time limit."""
+"""What happens around the epochs of a run: metrics, plots, progress, the time limit."""
 
 import csv
 import json
@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from phi_equivariant.files import write_atomically
+from training import distribution, plots, report
+from training.errors import PLOTTED
 
 logger = logging.getLogger("phi_mace_train")
 
@@ -16,8 +18,9 @@ logger = logging.getLogger("phi_mace_train")
 class History(Callback):
     """Metrics of every epoch, in memory, in the checkpoint and in metrics.csv and metrics.json."""
 
-    def __init__(self, folder):
-        self.folder, self.rows, self._start = folder, [], 0.0
+    def __init__(self, folder, form="PerAtomRMSE", heads=()):
+        self.folder, self.form, self.heads = folder, form, heads
+        self.rows, self._start = [], 0.0
 
     def state_dict(self):
         """All rows."""
@@ -36,8 +39,9 @@ class History(Callback):
         module.finish_row()
         module.row["seconds"] = time.perf_counter() - self._start
         self.rows.append(dict(module.row))
-        write_rows(self.rows, self.folder)
-        logger.info(epoch_line(module.row, module.options.max_num_epochs))
+        if distribution.is_main():
+            write_rows(self.rows, self.folder)
+            logger.info(report.epoch_line(module.row, trainer.max_epochs, self.form, self.heads))
 
 
 def write_rows(rows, folder):
@@ -54,21 +58,29 @@ def write_rows(rows, folder):
     write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(rows, indent=1)))
 
 
-def epoch_line(row, epochs):
-    """One line for the log: epoch, seconds, loss and current errors."""
-    parts = [f"epoch {row['epoch'] + 1:4d}/{epochs}", f"{row['seconds']:7.1f} s", f"loss {row['train_loss']:.5g}"]
-    shown = (
-        ("valid_rmse_energy_per_atom", "E", "meV/atom", ".2f"),
-        ("valid_rmse_forces", "F", "meV/Å", ".1f"),
-        ("valid_rmse_charges", "q", "e", ".4f"),
-        ("valid_rmse_dipole", "μ", "e·Å", ".4f"),
-    )
-    errors = [f"{symbol} {row[name]:{style}} {unit}" for name, symbol, unit, style in shown if name in row]
-    if errors:
-        parts.append("valid RMSE " + "  ".join(errors))
-    if row.get("valid_pde_residual"):
-        parts.append(f"R {row['valid_pde_residual']:.3g}")
-    return "  ".join(parts)
+class Plots(Callback):
+    """Draw parity.png of the validation set and learning_curve.png anew after every ``plot_frequency`` epochs."""
+
+    def __init__(self, folder, history, options, isolated):
+        self.folder, self.history, self.options = folder, history, options
+        self.isolated = isolated if options.plot_interaction_e else None
+
+    def _due(self, trainer):
+        return (trainer.current_epoch + 1) % self.options.plot_frequency == 0
+
+    def on_validation_epoch_start(self, trainer, module):
+        """Let the validation keep what the plot shows."""
+        module.plotted, module.isolated = (PLOTTED, self.isolated) if self._due(trainer) else ((), None)
+
+    def on_train_epoch_end(self, trainer, module):
+        """Draw, after History has completed the row."""
+        if not self._due(trainer) or not distribution.is_main():
+            return
+        plots.learning_curve(self.folder / "learning_curve.png", self.history.rows)
+        if module.validated:
+            title, interaction = f"valid, epoch {trainer.current_epoch + 1}", self.isolated is not None
+            pairs, table = module.errors.pairs, module.errors.table()
+            plots.parity_plot(self.folder / "parity.png", pairs, title, table, interaction)
 
 
 class Bar(Callback):
@@ -149,7 +161,8 @@ class TimeLimit(Callback):
         self._epoch_start = time.monotonic()
         if self.epoch_seconds:
             left = self.deadline - self._epoch_start - self.test_seconds
-            module.epochs_left = max(1, int(left / self.expected()))
+            # Clocks of several processes differ, and they must do the same.
+            module.epochs_that_fit = trainer.strategy.broadcast(max(1, int(left / self.expected())))
 
     def on_validation_start(self, trainer, module):
         """Start the clock."""
@@ -169,9 +182,9 @@ class TimeLimit(Callback):
         """Stop if the next epoch would not fit."""
         now = time.monotonic()
         self.epoch_seconds.append(now - self._epoch_start)
-        if now + self.expected() + self.test_seconds > self.deadline:
+        if trainer.strategy.broadcast(now + self.expected() + self.test_seconds > self.deadline):
             trainer.should_stop = True
-            if trainer.current_epoch + 1 < module.options.max_num_epochs:
+            if trainer.current_epoch + 1 < trainer.max_epochs:
                 logger.info(
                     f"time limit: stopping after epoch {trainer.current_epoch + 1}; another one of "
                     f"{self.expected():.0f} s and the test of {self.test_seconds:.0f} s would not fit"

@@ -12,17 +12,41 @@ from safetensors.torch import load_file, save
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
+from phi_equivariant.weights import save_model
+from training import distribution
 
-FORMAT = 1
-LAST, BEST = "last.ckpt", "best.safetensors"
+FORMAT = 2
+LAST = "last.ckpt"
+#: The best weights of stage one and of stage two.
+BEST = {1: "best.safetensors", 2: "best_stage_two.safetensors"}
 #: Options that may differ between an interrupted run and its continuation.
 MAY_CHANGE = (
     "config",
     "name",
     "work_dir",
+    "log_dir",
+    "model_dir",
+    "checkpoints_dir",
+    "results_dir",
+    "downloads_dir",
+    "save_all_checkpoints",
+    "keep_checkpoints",
+    "save_cpu",
     "device",
     "log_level",
     "plot",
+    "plot_frequency",
+    "plot_interaction_e",
+    "error_table",
+    "wandb",
+    "wandb_dir",
+    "wandb_project",
+    "wandb_entity",
+    "wandb_name",
+    "wandb_log_hypers",
+    "tensorboard",
+    "distributed",
+    "launcher",
     "max_num_epochs",
     "patience",
     "num_workers",
@@ -62,7 +86,7 @@ def set_random_state(state):
 
 
 class Checkpoints(Checkpoint):
-    """Keep the last state of the run and its best weights.
+    """Keep the last state of the run and its best weights, of stage two apart from those of stage one.
 
     Lightning calls callbacks of this base class after all others, so the state is that of a finished epoch.
 
@@ -73,11 +97,15 @@ class Checkpoints(Checkpoint):
         What a continuation must have in common: resolved options and a digest of the data.
     start : dict or None
         A checkpoint from :func:`read_last` to go on from.
+    keep_all, keep_better : bool
+        Save the model after every validated epoch, or after every epoch that was the best so far, to
+        ``epoch-<number>/``, which ``load_model`` and ``--foundation_model`` read.
     """
 
-    def __init__(self, folder, identity, start=None):
+    def __init__(self, folder, identity, start=None, keep_all=False, keep_better=False):
+        self.keep_all, self.keep_better = keep_all, keep_better
         self.folder, self.identity, self.start = Path(folder), identity, start
-        self.best = {"loss": None, "epoch": None}
+        self.best = {} if start is None else dict(start["best"])  # {stage: {"loss", "epoch"}}
 
     def on_fit_start(self, trainer, module):
         """Go on from the checkpoint, where there is one."""
@@ -86,17 +114,17 @@ class Checkpoints(Checkpoint):
         start = self.start
         try:
             module.model.load_state_dict(start["model"])
-            trainer.optimizers[0].load_state_dict(start["optimizer"])
+            if start["optimizer"] is not None:
+                trainer.optimizers[0].load_state_dict(start["optimizer"])
+                module.schedule.load_state_dict(start["schedule"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"--restart_latest: {self.folder / LAST} holds another model or optimiser than these options make: "
                 f"{error}"
             ) from error
-        module.schedule.load_state_dict(start["schedule"])
         if module.ema is not None:
             module.ema.load_state_dict(start["ema"])
         module.valid_loss = start["valid_loss"]
-        self.best = dict(start["best"])
         for callback in trainer.callbacks:
             if callback.state_key in start["callbacks"]:
                 callback.load_state_dict(start["callbacks"][callback.state_key])
@@ -111,14 +139,22 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer, module):
         """Write the best weights if they are, then the state. A kill between the two repeats the epoch, exactly."""
-        loss, best = module.valid_loss, self.best["loss"]
-        if "valid_loss_mace" in module.row and math.isfinite(loss) and (best is None or loss < best):
-            self.best = {"loss": module.valid_loss, "epoch": module.current_epoch}
+        loss, epochs = module.valid_loss, module.current_epoch + 1
+        lowest = self.best[module.stage]["loss"] if module.stage in self.best else math.inf
+        better = module.validated and loss < lowest
+        if better:
+            self.best = {**self.best, module.stage: {"loss": loss, "epoch": module.current_epoch}}
+        if not distribution.is_main():
+            return
+        if better:
             weights = save({name: value.cpu() for name, value in module.averaged_weights().items()})
-            write_atomically(self.folder / BEST, lambda path: path.write_bytes(weights))
+            write_atomically(self.folder / BEST[module.stage], lambda path: path.write_bytes(weights))
+        if module.validated and self.keep_all or better and self.keep_better:
+            with module.weights_to_test():
+                save_model(module.model, self.folder / f"epoch-{epochs:04d}", notes={"epochs": epochs, "loss": loss})
         state = {
             "format": FORMAT,
-            "epochs_done": module.current_epoch + 1,
+            "epochs_done": epochs,
             "model": module.model.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
             "schedule": module.schedule.state_dict(),
@@ -157,6 +193,10 @@ def read_last(folder, identity):
         ) from error
     if found != FORMAT:
         raise InputError(f"--restart_latest: {path} has checkpoint format {found}, this version reads {FORMAT}.")
+    if identity.get("lbfgs") and not saved.get("lbfgs"):
+        # As in mace, L-BFGS may go on from another optimiser's weights.
+        state |= {"optimizer": None, "schedule": None}
+        saved = {**saved, "lbfgs": identity["lbfgs"]}
     differences = [
         f"{key} was {saved.get(key)!r} and is {identity.get(key)!r}"
         for key in sorted(saved.keys() | identity.keys())
@@ -171,16 +211,20 @@ def read_last(folder, identity):
 
 
 def identity_of(resolved, data_digest):
-    """What must agree for a checkpoint to fit; a cosine schedule depends on the number of epochs too."""
+    """What must agree for a checkpoint to fit; a cosine schedule depends on the number of epochs too.
+
+    The number of processes may change if the structures per step, all processes together, do not.
+    """
+    resolved = {**resolved, "batch_size": resolved.get("batch_size", 0) * distribution.size()}
     skip = set(MAY_CHANGE)
     if resolved.get("scheduler") == "CosineAnnealingLR":
         skip.discard("max_num_epochs")
     return {key: value for key, value in resolved.items() if key not in skip} | {"data": data_digest}
 
 
-def load_best(model, folder):
-    """Put the best weights into a model."""
-    weights = load_file(Path(folder) / BEST)
+def load_best(model, folder, stage):
+    """Put the best weights of a stage into a model."""
+    weights = distribution.from_main(lambda: load_file(Path(folder) / BEST[stage]))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():

@@ -9,9 +9,10 @@ from pathlib import Path
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from training import build, phi_options, report, run_folder, train
+from training import build, phi_options, plots, report, run_folder, train
 from training.errors import predict
 from training.module import PotentialModule
+from training.optimisers import set_training_mode
 
 logger = logging.getLogger("phi_mace_train")
 TITLES = {"mace": "plain MACE", "phi_learned": "Φ learned (graph)", "phi_exact": "Φ exact (coulomb)"}
@@ -21,8 +22,9 @@ WARM_STEPS, TIMED_STEPS = 4, 5  # TorchScript optimises the host during its firs
 
 def rows(run):
     """{sub-folder: options} of the runs: the same but for Φ, and for label weights that a bare host cannot use."""
-    learned = PhiConfig(operator="graph", poisson="learned")
-    exact = PhiConfig(operator="coulomb", poisson="exact")
+    init = "default" if run.args.foundation_model is None else "small"
+    learned = PhiConfig(operator="graph", poisson="learned", init=init)
+    exact = PhiConfig(operator="coulomb", poisson="exact", init=init)
     pde = phi_options.LossSettings(pde_weight=run.args.compare_pde_weight)
     settings = {
         "mace": None,
@@ -32,9 +34,12 @@ def rows(run):
     made = {}
     for name, phi in settings.items():
         args = copy.copy(run.args)
-        args.work_dir, args.name = str(Path(run.args.work_dir) / run.args.name), name
+        for place in ("work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir"):
+            if getattr(args, place):
+                setattr(args, place, str(Path(getattr(args, place)) / run.args.name))
+        args.name = name
         if phi is None:
-            args.charges_weight = args.dipole_weight = 0.0
+            args.charges_weight = args.dipole_weight = args.swa_dipole_weight = 0.0
         made[name] = type(run)(args, phi, run.given, run.command)
     return made
 
@@ -45,6 +50,7 @@ def seconds_per_epoch(run, run_data):
     built.order.set_epoch(0)
     module = PotentialModule(built.model, built.objective, run.args, built.outputs, len(built.order))
     optimizer = module.configure_optimizers()
+    set_training_mode(optimizer, True)
     times = []
     for batch, _ in zip(_endless(run_data, built, run.args), range(WARM_STEPS + TIMED_STEPS), strict=False):
         begin = time.perf_counter()
@@ -56,7 +62,7 @@ def seconds_per_epoch(run, run_data):
     step = sorted(times[WARM_STEPS:])[TIMED_STEPS // 2]
     # Without parameters' gradients a structure costs about 0.4 of a training step's share.
     structure = 0.4 * step / run.args.batch_size
-    return step * len(built.order) + structure * len(run_data.valid), structure
+    return step * len(built.order) + structure * run_data.size("valid"), structure
 
 
 def _endless(run_data, built, args):
@@ -67,7 +73,7 @@ def _endless(run_data, built, args):
 def plan_epochs(runs, run_data, deadline):
     """Epochs to try for in every row before the deadline, tests included, and the rows' shares of the time."""
     measured = {name: seconds_per_epoch(run, run_data) for name, run in runs.items()}
-    to_test = sum(len(s) for s in (run_data.train, run_data.valid, run_data.test or ()))
+    to_test = sum(map(run_data.size, ("train", "valid", "test")))
     tests = sum(1.3 * structure * to_test + 4.0 for _, structure in measured.values())
     per_epoch = sum(seconds for seconds, _ in measured.values())
     wanted = next(iter(runs.values())).args.max_num_epochs
@@ -109,8 +115,10 @@ def compare(run, run_data, deadline):
     write_atomically(plan_file, lambda path: path.write_text(plan))
     summaries = {}
     for name, row in runs.items():
+        if row.args.swa:  # stage two keeps its share
+            row.args.start_swa = max(1, row.args.start_swa * epochs // row.args.max_num_epochs)
         row.args.max_num_epochs = epochs
-        finished = folder / name / "errors.json"
+        finished = run_folder.folders_of(row.args).results / "errors.json"
         if run.args.restart_latest and finished.is_file():
             logger.info(f"{TITLES[name]}: finished before, taken from {finished.parent}")
         else:
@@ -118,7 +126,8 @@ def compare(run, run_data, deadline):
             train.train(row, run_data, _deadline(name, shares, deadline), announce=False)
         summaries[name] = json.loads(finished.read_text())
         epochs = min(epochs, summaries[name]["epochs"])
-    write(folder, summaries, {name: json.loads((folder / name / "metrics.json").read_text()) for name in runs})
+    places = {name: run_folder.folders_of(row.args).results for name, row in runs.items()}
+    write(folder, summaries, {name: json.loads((place / "metrics.json").read_text()) for name, place in places.items()})
     return summaries
 
 
@@ -138,7 +147,7 @@ def _deadline(name, shares, deadline):
 
 def table(summaries, metrics):
     """Header and rows of the comparison."""
-    last = {name: summary["sets"].get("test", summary["sets"]["valid"]) for name, summary in summaries.items()}
+    last = {name: list(summary["sets"].values())[-1] for name, summary in summaries.items()}
     quantities, titles = report.error_header([found["errors"] for found in last.values()])
     lines = []
     for name, summary in summaries.items():
@@ -153,12 +162,12 @@ def write(folder, summaries, metrics):
     """Print the table and write it, with a plot of the rows' learning curves."""
     header, lines = table(summaries, metrics)
     structures = next(iter(summaries.values()))["sets"]
-    split = "test" if "test" in structures else "valid"
+    split = list(structures)[-1]
     title = f"errors on {structures[split]['structures']} {split} structures"
     report.print_table(run_folder.console, title, header, lines)
     text = f"# Comparison: {title}\n\nMAE / RMSE.\n\n" + report.markdown(header, lines)
     write_atomically(folder / "comparison.md", lambda path: path.write_text(text))
     content = json.dumps({"rows": summaries, "titles": TITLES}, indent=1)
     write_atomically(folder / "comparison.json", lambda path: path.write_text(content))
-    report.comparison_plot(folder / "comparison.png", {TITLES[name]: found for name, found in metrics.items()})
+    plots.comparison_plot(folder / "comparison.png", {TITLES[name]: found for name, found in metrics.items()})
     logger.info(f"comparison in {folder}")

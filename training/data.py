@@ -1,59 +1,102 @@
 """From files or a data set to batches: labels checked, validation split off, neighbour lists built."""
 
 import dataclasses
+import functools
 import hashlib
 
-import numpy as np
 import torch
 
 from phi_equivariant.errors import InputError
-from training import datasets, mace_interface
-from training.batches import EpochOrder, GraphList, GraphStream, StatisticsPass, collate
-from training.structures import read_structures
+from training import distribution, mace_interface
+from training.batches import DealtBatches, EpochOrder, GraphList, GraphStream, StatisticsPass, WholeSet, collate
+from training.graph_spool import SpooledGraphs
+from training.head_frames import HeadReader, from_registry, on_disk
+from training.heads import read_heads
+from training.isolated_energies import isolated_energies
 
-KEY_OPTIONS = ("energy_key", "forces_key", "stress_key", "virials_key", "dipole_key", "charges_key", "total_charge_key")
+HEAD = mace_interface.HEAD
 
 
 @dataclasses.dataclass
 class RunData:
     """The structures of a run.
 
-    train, valid : GraphList; test : GraphStream or None; atomic_numbers : elements of the model; e0s : {Z: eV};
+    heads : names of the heads, in the model's order; settings : what was given for each (:class:`training.heads.Head`);
+    train : the training structures of all heads, joined in that order; train_sets, valid : {head: structures};
+    test : {name of the test set: structures}, empty without test files; test_heads : {name of the test set: head};
+    skipped : heads that tables leave out; atomic_numbers : elements of the model; e0s : {head: {Z: eV}};
     lines : what was found, for the log; provenance : the same for JSON, with the indices of the split;
-    digest : sha256 of training and validation structures and labels.
+    digest : sha256 of training and validation structures and labels; foundation : the trained model to start from.
     """
 
-    train: GraphList
-    valid: GraphList
-    test: GraphStream | None
+    heads: list
+    settings: list
+    train: torch.utils.data.Dataset
+    train_sets: dict
+    valid: dict
+    test: dict
+    test_heads: dict
+    skipped: set
     atomic_numbers: list
     e0s: dict
     lines: list
     provenance: dict
     digest: str
+    foundation: object = None
 
     def order(self, options):
-        """The shuffled batches of every epoch."""
-        return EpochOrder(len(self.train), options.batch_size, options.seed)
+        """The shuffled batches of every epoch; in a distributed run, this process's part of them."""
+        part = {"rank": distribution.rank(), "processes": distribution.size()}
+        return EpochOrder(len(self.train), options.batch_size, options.seed, drop_last=not options.lbfgs, **part)
 
     def statistics_pass(self, order):
         """The training set in the order's next shuffle, for mace's statistics."""
         return StatisticsPass(self.train, order)
 
     def train_loader(self, order, options):
-        """Shuffled batches for training."""
+        """Shuffled batches for training; for L-BFGS one item, which is the whole set in batches."""
+        if options.lbfgs:
+            return WholeSet(self.train, options.batch_size)
         return _loader(self.train, options, batch_sampler=order)
 
+    def sets(self, split):
+        """{name: structures} of ``train`` or ``valid`` by head, or of ``test`` by test set."""
+        return self.train_sets if split == "train" else getattr(self, split)
+
+    def size(self, split):
+        """Number of structures of a split."""
+        return sum(map(len, self.sets(split).values()))
+
+    def evaluated(self):
+        """{row of the error table: (split, name of the set)}; the last one is the set that plots and comparisons show.
+
+        A split with a single set has that split's name, others are ``<split>_<name>``.
+        """
+        found = [
+            (split, name)
+            for split in ("train", "valid", "test")
+            for name in self.sets(split)
+            if self.test_heads.get(name, name) not in self.skipped
+        ]
+        alone = {split for split in ("train", "valid", "test") if len(self.sets(split)) == 1}
+        return {split if split in alone else f"{split}_{name}": (split, name) for split, name in found}
+
     def loader(self, split, options):
-        """Batches of train, valid or test in their own order, for evaluation."""
-        return _loader(getattr(self, split), options, batch_size=options.valid_batch_size)
+        """{name: batches in their own order} of a split, for evaluation; in a distributed run, this process's share."""
+        part = {"rank": distribution.rank(), "processes": distribution.size()}
+        return {
+            name: _loader(dataset, options, batch_sampler=DealtBatches(len(dataset), options.valid_batch_size, **part))
+            for name, dataset in self.sets(split).items()
+        }
 
 
 def _loader(dataset, options, **how):
+    """torch's loader; its processes are kept from epoch to epoch."""
     return torch.utils.data.DataLoader(
         dataset,
         collate_fn=collate,
         num_workers=options.num_workers,
+        persistent_workers=options.num_workers > 0,
         pin_memory=options.pin_memory and options.device == "cuda",
         # Lightning and torch seed workers from here; the order of batches does not depend on it.
         generator=torch.Generator().manual_seed(options.seed),
@@ -61,154 +104,133 @@ def _loader(dataset, options, **how):
     )
 
 
-def required_labels(options):
+def required_labels(options, heads):
     """Labels that the loss needs: a frame without one of them stops the run."""
-    needed = []
-    if options.energy_weight and options.loss != "forces_only":
-        needed.append("energy")
-    if options.forces_weight:
-        needed.append("forces")
-    needed += [name for name in ("charges", "dipole") if getattr(options, f"{name}_weight")]
+    names = ("energy", "forces", "charges", "dipole")
+    weights = {name: getattr(options, f"{name}_weight") for name in names}
+    if options.swa:
+        weights = {name: weight or getattr(options, f"swa_{name}_weight", 0.0) for name, weight in weights.items()}
+    if options.loss == "forces_only":
+        weights["energy"] = 0.0
+    needed = [name for name, weight in weights.items() if weight]
     needed += [name for name in ("stress", "virials") if options.loss == name]
-    if options.E0s == "average" and "energy" not in needed:
+    if any(head.E0s in ("average", "estimated") for head in heads) and "energy" not in needed:
         needed.append("energy")
     return needed
 
 
-def random_split(size, fraction, seed):
-    """Indices of training and validation, the same as mace's for that seed.
-
-    Raises
-    ------
-    InputError
-        If one structure is not enough for two sets.
-    """
-    if size < 2:
-        raise InputError(
-            f"--train_file holds {size} structure; a validation set cannot be split off. Give --valid_file."
-        )
-    order = list(range(size))
-    np.random.default_rng(seed).shuffle(order)
-    train_size = min(size - int(fraction * size), size - 1)
-    return order[:train_size], order[train_size:]
-
-
-def load(options, phi):
+def load(options, phi, foundation=None):
     """Read, check and prepare everything that a run trains and tests on.
+
+    ``foundation``: the trained model to start from (``training.foundation.Foundation``), None without one.
 
     Raises
     ------
     InputError
         For anything in the data that does not fit the options.
     """
-    frames, e0s, reports, provenance = (_from_registry if options.dataset else _from_files)(options, phi)
-    if phi is not None and phi.config.operator == "graph" and not options.dataset:
-        _refuse_charged(frames)
-    numbers = _atomic_numbers(options, frames)
-    if len(frames["train"]) < options.batch_size:
-        raise InputError(
-            f"--batch_size: {options.batch_size} is more than the {len(frames['train'])} training structures, and "
-            "batches that are not full are left out of training, as in mace: nothing would be trained. Choose a "
-            "smaller batch_size."
-        )
-
-    def make_graph(atoms):
-        configuration = next(mace_interface.configurations([atoms], options.config_type_weights))
-        return mace_interface.graph(configuration, numbers, options.r_max)
-
-    if e0s is None or (options.dataset and options.E0s is not None):
-        configurations = mace_interface.configurations(frames["train"], options.config_type_weights)
-        e0s = mace_interface.atomic_energies(options.E0s, configurations, numbers)
-    missing = [number for number in numbers if number not in e0s]
-    if missing:
-        raise InputError(
-            f"--E0s: no isolated-atom energy for atomic number {', '.join(map(str, missing))}. Give all of {numbers}."
-        )
-    train, valid = (GraphList(map(make_graph, frames[split])) for split in ("train", "valid"))
-    return RunData(
-        train=train,
-        valid=valid,
-        test=GraphStream(frames["test"], make_graph) if frames["test"] is not None else None,
-        atomic_numbers=numbers,
-        e0s={number: e0s[number] for number in numbers},
-        lines=[line for report in reports for line in report.lines()],
-        provenance={**provenance, "labels": [report.as_dict() for report in reports], "e0s": e0s},
-        digest=_digest(train, valid),
-    )
-
-
-def _from_registry(options, phi):
-    data = datasets.load_dataset(options.dataset, data_dir=options.data_dir, seed=options.seed)
-    for name in required_labels(options):
-        report = data.reports["train"]
-        if report.counts.get(name, 0) < report.frames:
-            raise InputError(
-                f"--{name}_weight: the data set {options.dataset} has no {name}; it has {', '.join(report.counts)}. "
-                "Leave the weight out."
-            )
-    frames = {"train": data.train, "valid": data.valid, "test": data.test}
-    return frames, data.e0s, list(data.reports.values()), data.provenance
-
-
-def _from_files(options, phi):
-    keys = {name: getattr(options, name) for name in KEY_OPTIONS}
-    needed = required_labels(options)
-    common = {"keys": keys, "allow_periodic": phi is None}
-    # The key of a label that weighs is checked by `required`; one that the user named must exist as well.
-    train = read_structures(
-        options.train_file, required=needed, split="train", keep_isolated_atoms=options.keep_isolated_atoms, **common
-    )
-    reports, frames, provenance = [train.report], {}, {"train_file": str(options.train_file)}
-    if options.valid_file:
-        valid = read_structures(options.valid_file, required=needed, split="valid", **common)
-        reports.append(valid.report)
-        frames |= {"train": train.frames, "valid": valid.frames}
-        provenance["valid_file"] = str(options.valid_file)
+    heads = read_heads(options)
+    needed = required_labels(options, heads)
+    allow_charged = phi is None or phi.config.operator != "graph" or bool(options.dataset)
+    reader = HeadReader(options, heads, needed, phi is None, allow_charged)
+    if options.dataset:
+        found = [from_registry(heads[0], options, needed)]
     else:
-        chosen, held_out = random_split(len(train.frames), options.valid_fraction, options.seed)
-        frames |= {"train": [train.frames[i] for i in chosen], "valid": [train.frames[i] for i in held_out]}
-        provenance["split"] = {"seed": options.seed, "train_indices": chosen, "valid_indices": held_out}
-    frames["test"] = None
-    if options.test_file:
-        known = _atomic_numbers(options, frames)
-        test = read_structures(options.test_file, required=needed, split="test", elements=known, **common)
-        reports.append(test.report)
-        frames["test"] = test.frames
-        provenance["test_file"] = str(options.test_file)
-    return frames, train.e0s or None, reports, provenance
+        found = [reader.train_and_valid(head) for head in heads]
+    _check_batch_size(options, sum(frames.size() for frames in found))
+    elements = {frames.head.name: frames.elements() for frames in found}
+    numbers = sorted(set().union(*elements.values()))
+    if foundation is not None:
+        numbers = foundation.choose_elements(numbers, options)
+    known = {} if foundation is None else foundation.energies
+    e0s = {}
+    for frames in found:
+        own = isolated_energies(frames, elements[frames.head.name], numbers, foundation, options)
+        e0s[frames.head.name] = {number: own.get(number, known.get(number, 0.0)) for number in numbers}
+        if not options.dataset:
+            reader.tests(frames, numbers)
+    return _run_data(found, numbers, e0s, options, foundation)
 
 
-def _refuse_charged(frames):
-    """The graph operator's charges sum to zero: a charged structure has no place there."""
-    for split, structures in frames.items():
-        for index, atoms in enumerate(structures or ()):
-            if atoms.info.get("total_charge", 0.0) != 0.0:
-                raise InputError(
-                    f"total_charge: structure {index} of the {split} set has {atoms.info['total_charge']:g} e, and "
-                    "the charges of operator: graph sum to zero by construction. Use operator: coulomb, or neutral "
-                    "structures."
-                )
-
-
-def _atomic_numbers(options, frames):
-    found = {int(number) for split in ("train", "valid") for atoms in frames[split] for number in set(atoms.numbers)}
-    if options.atomic_numbers is None:
-        return sorted(found)
-    try:
-        given = sorted(int(number) for number in options.atomic_numbers.strip("[]() ").split(","))
-    except ValueError:
+def _check_batch_size(options, size):
+    processes = distribution.size()
+    if size < options.batch_size * processes and not options.lbfgs:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"--atomic_numbers: expected a list as in '[1, 6, 8]', got {options.atomic_numbers!r}."
-        ) from None
-    if unknown := found - set(given):
-        raise InputError(f"--atomic_numbers: the data hold elements {sorted(unknown)} that are not among {given}.")
-    return given
+            f"--batch_size: {options.batch_size}{each} is more than the {size} training structures, and batches that "
+            "are not full are left out of training, as in mace: nothing would be trained. Choose a smaller batch_size."
+        )
 
 
-def _digest(*sets):
-    sha = hashlib.sha256()
-    for graphs in sets:
-        for graph in graphs.graphs:
-            for key in ("positions", "energy", "forces", "charges", "dipole", "total_charge"):
-                sha.update(graph[key].numpy().tobytes())
-    return sha.hexdigest()
+def _run_data(found, numbers, e0s, options, foundation):
+    """The run's data from those of its heads: graphs are built here, of data in memory now, of others when read."""
+    names = [frames.head.name for frames in found]
+    several = len(names) > 1
+    train, valid, test, test_heads, lines, sha = {}, {}, {}, {}, [], hashlib.sha256()
+    for frames in found:
+        name = frames.head.name
+        make = functools.partial(make_graph, head=frames.head, heads=names, numbers=numbers, options=options)
+        train[name] = _graphs(frames.train, make, sha)
+        valid[name] = _graphs(frames.valid, make, sha)
+        for set_name, structures in frames.tests.items():
+            test[set_name], test_heads[set_name] = GraphStream(structures, make), name
+        lines += [f"head {name}:"] if several else []
+        lines += [line for report in frames.reports for line in report.lines()] + frames.head.notes
+    labels = {frames.head.name: [report.as_dict() for report in frames.reports] for frames in found}
+    about = [
+        {**frames.provenance, "labels": labels[frames.head.name], "e0s": e0s[frames.head.name]} for frames in found
+    ]
+    return RunData(
+        heads=names,
+        settings=[frames.head for frames in found],
+        train=torch.utils.data.ConcatDataset(train.values()) if several else train[names[0]],
+        train_sets=train,
+        valid=valid,
+        test=test,
+        test_heads=test_heads,
+        skipped=_skipped_heads(options, names),
+        atomic_numbers=numbers,
+        e0s=e0s,
+        lines=lines,
+        provenance={"heads": dict(zip(names, about, strict=True))} if several else about[0],
+        digest=sha.hexdigest(),
+        foundation=foundation,
+    )
+
+
+def make_graph(atoms, head, heads, numbers, options):
+    """One structure with its neighbour list, labels and weights, as mace's models and losses read it."""
+    embeddings = options.embedding_specs or {}
+    (configuration,) = mace_interface.configurations([atoms], head.config_type_weights, head.name, embeddings)
+    return mace_interface.graph(configuration, numbers, options.r_max, heads, kept=tuple(embeddings))
+
+
+def _graphs(parts, make, sha):
+    """The data set of a head's parts, each with graphs in memory or on disk; ``sha`` learns what is in it."""
+    sets = []
+    for part in parts:
+        if on_disk(part):
+            sets.append(SpooledGraphs(part, make))
+            inner = getattr(part, "dataset", part)
+            sha.update(f"{inner.fingerprint()}{list(getattr(part, 'indices', ()))}".encode())
+        else:
+            sets.append(GraphList(map(make, part)))
+            _digest(sets[-1], sha)
+    return sets[0] if len(sets) == 1 else torch.utils.data.ConcatDataset(sets)
+
+
+def _digest(graphs, sha):
+    for graph in graphs.graphs:
+        for key, value in sorted(graph.items()):
+            if isinstance(value, torch.Tensor) and key not in ("edge_index", "shifts", "unit_shifts"):
+                sha.update(value.numpy().tobytes())
+
+
+def _skipped_heads(options, names):
+    """Heads that the tables leave out."""
+    skipped = {name.strip() for name in (options.skip_evaluate_heads or "").split(",")} - {"", "pt_head"}
+    if unknown := sorted(skipped - set(names)):
+        raise InputError(f"--skip_evaluate_heads: no head is called {unknown[0]!r}; they are {', '.join(names)}.")
+    if skipped == set(names):
+        raise InputError("--skip_evaluate_heads: no head would be evaluated. Leave one in.")
+    return skipped

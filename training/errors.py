@@ -1,56 +1,113 @@
 """Errors of predictions: mean absolute and root mean square, of every quantity that is labelled and predicted."""
 
+import ase.units
 import torch
+
+from training import distribution
 
 #: Quantity → (unit, factor from eV, Å, e).
 QUANTITIES = {
+    "energy": ("meV", 1e3),
     "energy_per_atom": ("meV", 1e3),
     "forces": ("meV/Å", 1e3),
+    "stress": ("meV/Å³", 1e3),
+    "virials": ("meV", 1e3),
     "charges": ("e", 1.0),
     "dipole": ("e·Å", 1.0),
+    "dipole_per_atom": ("mD", 1e3 / ase.units.Debye),
 }
+#: Quantities whose predictions are plotted against their labels.
+PLOTTED = ("energy_per_atom", "forces", "stress", "charges", "dipole")
 
 KEPT_PAIRS = 200_000  # a plot shows no more, and large test sets would fill the memory
 
 
 class ErrorSums:
-    """Sums of |error| and error² per quantity, gathered batch by batch.
+    """Sums of |error|, error², |label| and label² per quantity, gathered batch by batch.
 
-    Energies are per atom; forces and dipoles are by component. Structures whose label is absent, or has weight zero,
-    do not count.
+    Forces, stresses, virials and dipoles are by component. Structures whose label is absent, or has weight zero, do not
+    count.
+
+    Parameters
+    ----------
+    keep : sequence of str
+        Quantities whose pairs (label, prediction) are kept for plots.
+    isolated : function or None
+        From a batch to the energies (n_structures,) of its isolated atoms in eV, which the kept energies are without.
     """
 
-    def __init__(self, keep=()):
+    def __init__(self, keep=(), isolated=None):
         self.sums = {}
-        self.keep = keep  # quantities whose pairs (label, prediction) are kept for plots
+        self.keep, self.isolated = keep, isolated
         self.pairs = {name: [] for name in keep}
 
     def update(self, output, batch):
         """Add a batch."""
         structure = batch["batch"]
         atoms = (batch["ptr"][1:] - batch["ptr"][:-1]).to(batch["energy"].dtype)
-        self._add("energy_per_atom", output["energy"] / atoms, batch["energy"] / atoms, batch["energy_weight"] != 0)
-        self._add("forces", output.get("forces"), batch["forces"], (batch["forces_weight"] != 0)[structure])
-        self._add("charges", output.get("charges"), batch["charges"], (batch["charges_weight"] != 0)[structure])
-        self._add("dipole", output.get("dipole"), batch["dipole"], (batch["dipole_weight"].view(-1, 3) != 0).any(1))
+        energy, label, labelled = output["energy"].detach(), batch["energy"], batch["energy_weight"] != 0
+        self._add("energy", energy, label, labelled)
+        self._add("energy_per_atom", energy / atoms, label / atoms, labelled)
+        if self.isolated is not None:
+            isolated = self.isolated(batch)
+            energy, label = energy - isolated, label - isolated
+        self._keep("energy_per_atom", energy / atoms, label / atoms, labelled)
+        for name, by_structure in {
+            "forces": (batch["forces_weight"] != 0)[structure],
+            "charges": (batch["charges_weight"] != 0)[structure],
+            "stress": batch["stress_weight"] != 0,
+            "virials": batch["virials_weight"] != 0,
+        }.items():
+            self._add(name, output.get(name), batch.get(name), by_structure)
+            self._keep(name, output.get(name), batch.get(name), by_structure)
+        if output.get("dipole") is not None:
+            predicted, label = output["dipole"].detach(), batch["dipole"]
+            labelled = (batch["dipole_weight"].view(-1, 3) != 0).any(1)
+            self._add("dipole", predicted, label, labelled)
+            self._add("dipole_per_atom", predicted / atoms[:, None], label / atoms[:, None], labelled)
+            self._keep("dipole", predicted, label, labelled)
 
     def _add(self, name, predicted, label, labelled):
         if predicted is None or not bool(labelled.any()):
             return
-        predicted, label = predicted.detach()[labelled].double(), label[labelled].double()
-        error = predicted - label
-        absolute, square, count = self.sums.get(name, (0.0, 0.0, 0))
-        self.sums[name] = (absolute + error.abs().sum(), square + error.square().sum(), count + error.numel())
-        if name in self.keep and sum(part.shape[1] for part in self.pairs[name]) < KEPT_PAIRS:
-            self.pairs[name].append(torch.stack([label.flatten(), predicted.flatten()]).cpu())
+        label = label[labelled].double()
+        error = predicted.detach()[labelled].double() - label
+        sums = torch.stack([error.abs().sum(), error.square().sum(), label.abs().sum(), label.square().sum()])
+        before, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (before + sums, count + error.numel())
+
+    def _keep(self, name, predicted, label, labelled):
+        if name not in self.keep or predicted is None or not bool(labelled.any()):
+            return
+        if sum(part.shape[1] for part in self.pairs[name]) < KEPT_PAIRS:
+            pair = torch.stack([label[labelled].flatten(), predicted.detach()[labelled].flatten()])
+            self.pairs[name].append(pair.double().cpu())
+
+    def gather(self):
+        """Add what the other processes of a distributed run have seen; returns this object."""
+        if distribution.size() > 1:
+            mine = ({name: (sums.cpu(), count) for name, (sums, count) in self.sums.items()}, self.pairs)
+            self.sums, self.pairs = {}, {name: [] for name in self.keep}
+            for sums, pairs in distribution.gather(mine):
+                for name, (values, count) in sums.items():
+                    before, counted = self.sums.get(name, (0.0, 0))
+                    self.sums[name] = (before + values, counted + count)
+                for name, parts in pairs.items():
+                    self.pairs[name] += parts
+        return self
 
     def table(self):
-        """{quantity: {"mae", "rmse", "unit", "count"}} in the units of :data:`QUANTITIES`."""
+        """{quantity: {"mae", "rmse", "rel_mae", "rel_rmse", "unit", "count"}}, the relative ones in per cent."""
         table = {}
-        for name, (absolute, square, count) in self.sums.items():
+        # In the table's order, whatever the order in which quantities were met.
+        for name in (name for name in QUANTITIES if name in self.sums):
+            sums, count = self.sums[name]
+            mae, square, size, square_size = (sums / count).tolist()
             unit, factor = QUANTITIES[name]
-            mae, rmse = float(absolute) / count * factor, (float(square) / count) ** 0.5 * factor
-            table[name] = {"mae": mae, "rmse": rmse, "unit": unit, "count": count}
+            rmse = square**0.5
+            table[name] = {"mae": mae * factor, "rmse": rmse * factor, "unit": unit, "count": count}
+            # 1e-9 as in mace, for labels that are all zero
+            table[name] |= {"rel_mae": 100 * mae / (size + 1e-9), "rel_rmse": 100 * rmse / (square_size**0.5 + 1e-9)}
         return table
 
     def flat(self, prefix):
@@ -58,20 +115,37 @@ class ErrorSums:
         return {f"{prefix}_{kind}_{name}": row[kind] for name, row in self.table().items() for kind in ("mae", "rmse")}
 
 
-def evaluate(model, loader, outputs, device, keep=(), on_batch=None):
-    """Errors of a model over a loader, without gradients of its parameters."""
+def isolated_energies(model):
+    """A function from a batch to the energies (n_structures,) in eV of its isolated atoms, as the model has them."""
+
+    def energies(batch):
+        by_head = model.atomic_energies_fn(batch["node_attrs"])  # (n_atoms, n_heads)
+        head = batch["head"][batch["batch"]] if by_head.shape[1] > 1 else torch.zeros_like(batch["batch"])
+        per_atom = by_head.gather(1, head[:, None]).squeeze(1)
+        return torch.zeros_like(batch["energy"]).index_add_(0, batch["batch"], per_atom.to(batch["energy"].dtype))
+
+    return energies
+
+
+def evaluate(model, loader, outputs, device, keep=(), on_batch=None, isolated=None):
+    """Errors of a model over a loader, without gradients of its parameters.
+
+    In a distributed run every process evaluates its share of the batches and has the errors of all.
+    """
     model.eval()
-    errors = ErrorSums(keep)
+    errors = ErrorSums(keep, isolated)
     flags = freeze(model)
     try:
         for batch in loader:
+            if not batch:  # this process's share is a batch shorter than others'
+                continue
             batch = batch.to(device)
             errors.update(predict(model, batch, outputs), batch)
             if on_batch is not None:
                 on_batch(batch.num_graphs)
     finally:
         unfreeze(model, flags)
-    return errors
+    return errors.gather()
 
 
 def predict(model, batch, outputs, training=False):

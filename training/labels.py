@@ -40,12 +40,16 @@ LABELS = {
         Label("charges", "REF_charges", "REF_charges", True, (), "charges"),
         Label("dipole", "REF_dipole", "dipole", False, (3,), "dipoles"),
         Label("total_charge", "total_charge", "total_charge", False, (), "total charges"),
+        Label("total_spin", "total_spin", "total_spin", False, (), "total spins"),
+        Label("elec_temp", "elec_temp", "elec_temp", False, (), "el. temperatures"),
         Label("stress", "REF_stress", "REF_stress", False, (3, 3), "stresses"),
         Label("virials", "REF_virials", "REF_virials", False, (3, 3), "virials"),
     )
 }
+# Labels that reports name only where they are.
+SELDOM = ("total_spin", "elec_temp", "stress", "virials")
 # Keys of mace that name other entries of atoms.info: accepted and left where they are.
-OTHER_KEYS = ("head", "polarizability", "total_spin", "elec_temp")
+OTHER_KEYS = ("head", "polarizability")
 
 
 def resolve_keys(keys: Mapping[str, str | None] | None) -> dict[str, str]:
@@ -91,6 +95,26 @@ def clean_label(label: Label, value, n_atoms: int, where: str) -> float | np.nda
     return float(array.item()) if expected == () else array.reshape(expected)
 
 
+def place_embeddings(atoms, specs, where):
+    """Put what ``embedding_specs`` reads under the specifications' names; labels are there already.
+
+    Raises
+    ------
+    InputError
+        If a structure has no such entry.
+    """
+    for name, spec in specs.items():
+        if name in LABELS:
+            continue
+        place = atoms.arrays if spec["per"] == "atom" else atoms.info
+        key = spec.get("key", name)
+        value = place.get(key, place.get(name))
+        if value is None:
+            kind = "atom" if spec["per"] == "atom" else "structure"
+            raise InputError(f"embedding_specs: {where} has no entry {key!r} per {kind}, which {name} reads. Add it.")
+        place[name] = value
+
+
 @dataclass
 class LabelReport:
     """How many labels of each kind one split has, and under which key each was found.
@@ -103,6 +127,7 @@ class LabelReport:
     isolated_atoms : number of structures that only give isolated-atom energies
     keys : label name -> key
     counts : label name -> number of structures that have the label
+    looked_at : number of structures that were read to count labels, where it is not all of them
     """
 
     split: str
@@ -111,14 +136,16 @@ class LabelReport:
     isolated_atoms: int = 0
     keys: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    looked_at: int | None = None
 
     def lines(self) -> list[str]:
         """Lines for the log."""
         atoms = f", {self.isolated_atoms} isolated atoms for E0s" if self.isolated_atoms else ""
-        lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}"]
+        sample = "" if self.looked_at is None else f"; labels of {self.looked_at} of them:"
+        lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]
         for name, label in LABELS.items():
             count = self.counts.get(name, 0)
-            if count or name not in ("stress", "virials"):
+            if count or name not in SELDOM:
                 lines.append(f"  {label.plural:<13} {count:>7}   {name}_key: {self.keys.get(name, label.default_key)}")
         return lines
 
@@ -130,5 +157,6 @@ class LabelReport:
             "sources": list(self.sources),
             "structures": self.frames,
             "isolated_atoms": self.isolated_atoms,
+            "looked_at": self.frames if self.looked_at is None else self.looked_at,
             "labels": found,
         }

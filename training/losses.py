@@ -5,36 +5,46 @@ import copy
 import torch
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
+from training import distribution, mace_interface
 
 
-def charge_loss(output, batch):
+def _mean(total, count, shared):
+    """total / count; ``shared``: of all processes' structures, scaled so that the mean over processes is that mean."""
+    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    processes = 1
+    if shared:
+        processes = distribution.size()
+        torch.distributed.all_reduce(count)
+    return total * processes / count.clamp(min=1)
+
+
+def charge_loss(output, batch, shared=False):
     """Mean over labelled atoms of w (q − q_ref)², in e²; zero where the batch has no charges."""
     weight = batch["weight"] * batch["charges_weight"]  # (n_structures,)
     labelled = (batch["charges_weight"] != 0).to(weight.dtype)[batch["batch"]]  # (n_atoms,)
     squares = weight[batch["batch"]] * torch.square(output["charges"] - batch["charges"])
-    return squares.sum() / labelled.sum().clamp(min=1)
+    return _mean(squares.sum(), labelled.sum(), shared)
 
 
-def dipole_loss(output, batch):
+def dipole_loss(output, batch, shared=False):
     """Mean over labelled structures and components of w (μ − μ_ref)², in (e·Å)²; zero where there are no dipoles."""
     own = batch["dipole_weight"].view(-1, 3)  # (n_structures, 3)
     labelled = (own != 0).to(own.dtype)
     squares = batch["weight"][:, None] * own * torch.square(output["dipole"] - batch["dipole"])
-    return squares.sum() / labelled.sum().clamp(min=1)
+    return _mean(squares.sum(), labelled.sum(), shared)
 
 
-def pde_loss(output, batch):
+def pde_loss(output, batch, shared=False):
     """Mean over structures of the Poisson residual R."""
-    return output["pde_residual"].mean()
+    return _mean(output["pde_residual"].sum(), len(output["pde_residual"]), shared)
 
 
-def net_charge_loss(output, batch):
+def net_charge_loss(output, batch, shared=False):
     """Mean over structures of the squared excess charge, in e²."""
-    return output["charge_penalty"].mean()
+    return _mean(output["charge_penalty"].sum(), len(output["charge_penalty"]), shared)
 
 
-#: Terms beside mace's loss: name → function of output and batch.
+#: Terms beside mace's loss: name → function of output, batch and whether the batch is shared by several processes.
 OWN_TERMS = {"charges": charge_loss, "dipole": dipole_loss, "pde": pde_loss, "net_charge": net_charge_loss}
 #: Terms that wait for the end of the warm-up.
 WARMED_UP = ("pde", "net_charge")
@@ -80,7 +90,8 @@ class Objective(torch.nn.Module):
         output, batch : dict
             A model's output and the labels.
         epoch : int or None
-            Epoch, from 0, for the warm-up; None counts every term, so that validation losses of all epochs compare.
+            Epoch, from 0, of training: for the warm-up, and to average over the batches of all processes of a
+            distributed run. None, for validation, counts every term, so that losses of all epochs compare.
 
         Returns
         -------
@@ -89,20 +100,21 @@ class Objective(torch.nn.Module):
         """
         if "stress_weight" in dict(self.host_loss.named_buffers()) and output.get("stress") is None:
             output = {**output, "stress": batch["stress"]}  # an open structure with Φ has no stress: no error either
-        total = self.host_loss(pred=output, ref=batch)
+        shared = epoch is not None and distribution.size() > 1
+        total = self.host_loss(pred=output, ref=batch, ddp=shared)
         with torch.no_grad():
-            terms = {name: term(pred=output, ref=batch) for name, term in self.host_terms.items()}
+            terms = {name: term(pred=output, ref=batch, ddp=shared) for name, term in self.host_terms.items()}
         for name, weight in self.weights.items():
             if epoch is not None and epoch < self.warmup_epochs and name in WARMED_UP:
                 weight = 0.0
-            term = weight * OWN_TERMS[name](output, batch)
+            term = weight * OWN_TERMS[name](output, batch, shared)
             total = total + term
             terms[name] = term.detach()
         return total, terms
 
 
-def build_objective(options, phi):
-    """The objective of a run's options.
+def build_objective(options, phi, stage=1):
+    """The objective of a run's options in stage one or two, which has its own weights of mace's terms and of dipoles.
 
     Raises
     ------
@@ -119,7 +131,9 @@ def build_objective(options, phi):
             f"--loss: {options.loss} needs a periodic cell, and Φ treats open structures only. Use weighted, huber "
             "or universal."
         )
-    weights = {"charges": options.charges_weight, "dipole": options.dipole_weight}
+    dipole_weight = options.dipole_weight if stage == 1 else options.swa_dipole_weight
+    weights = {"charges": options.charges_weight, "dipole": dipole_weight}
     if phi is not None:
         weights |= {"pde": phi.loss.pde_weight, "net_charge": phi.loss.net_charge_weight}
-    return Objective(mace_interface.loss_function(options), weights, 0 if phi is None else phi.loss.pde_warmup_epochs)
+    host_loss = mace_interface.loss_function(options, stage)
+    return Objective(host_loss, weights, 0 if phi is None else phi.loss.pde_warmup_epochs)

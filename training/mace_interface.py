@@ -14,9 +14,13 @@ from phi_equivariant.errors import InputError
 
 # isort: split
 import mace
+from e3nn import o3
 from mace import data as mace_data
+from mace import modules
 from mace import tools as mace_tools
-from mace.tools import model_script_utils, scripts_utils
+from mace.tools import finetuning_utils, model_script_utils, scripts_utils
+
+from zoo.mace_host import MaceHost, check_energies, readable_by_mace
 
 HEAD = "Default"
 
@@ -29,6 +33,8 @@ CANONICAL_KEYS = {
     "dipole_key": "REF_dipole",
     "charges_key": "REF_charges",
     "total_charge_key": "total_charge",
+    "total_spin_key": "total_spin",
+    "elec_temp_key": "elec_temp",
     "head_key": "head",
 }
 
@@ -81,19 +87,39 @@ def set_default_dtype(name):
     mace_tools.set_default_dtype(name)
 
 
-def configurations(frames, config_type_weights="{}"):
-    """mace configurations of ase.Atoms whose labels are under the canonical keys (lazily, one at a time)."""
+def configurations(frames, config_type_weights=None, head=HEAD, embeddings=None):
+    """mace configurations of ase.Atoms whose labels are under the canonical keys (lazily, one at a time).
+
+    Parameters
+    ----------
+    frames : iterable of ase.Atoms
+    config_type_weights : dict or None
+        Weights of structures by ``info["config_type"]``.
+    head : str
+        Head of the model that these structures belong to.
+    embeddings : dict or None
+        mace's ``embedding_specs``; their entries stand under the specifications' own names.
+    """
     keys = mace_data.update_keyspec_from_kwargs(mace_data.KeySpecification(), CANONICAL_KEYS)
-    weights = scripts_utils.get_config_type_weights(config_type_weights)
+    for name, spec in (embeddings or {}).items():
+        (keys.arrays_keys if spec["per"] == "atom" else keys.info_keys).setdefault(name, name)
+    weights = config_type_weights or {}
     for atoms in frames:
-        yield mace_data.config_from_atoms(atoms, key_specification=keys, config_type_weights=weights, head_name=HEAD)
+        yield mace_data.config_from_atoms(atoms, key_specification=keys, config_type_weights=weights, head_name=head)
 
 
-def graph(configuration, atomic_numbers, r_max):
-    """A structure with its neighbour list and labels, as mace's models and losses read it."""
+def graph(configuration, atomic_numbers, r_max, heads=(HEAD,), kept=()):
+    """A structure with its neighbour list and labels, as mace's models and losses read it.
+
+    ``kept`` names fields of :data:`UNUSED_FIELDS` that this model reads after all.
+    """
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=[HEAD])
-    fields = {key: value for key, value in data.to_dict().items() if key not in UNUSED_FIELDS and value is not None}
+    data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
+    fields = {
+        key: value
+        for key, value in data.to_dict().items()
+        if value is not None and (key not in UNUSED_FIELDS or key in kept)
+    }
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
@@ -101,37 +127,66 @@ def graph(configuration, atomic_numbers, r_max):
     return fields
 
 
-def atomic_energies(choice, train_configurations, atomic_numbers):
-    """Isolated-atom energies {Z: eV} from mace's ``--E0s``: dictionary, JSON file or ``average`` (least squares).
+def average_energies(frames, atomic_numbers):
+    """Isolated-atom energies {Z: eV} that fit the labelled energies best (least squares)."""
+    records = [
+        SimpleNamespace(properties={"energy": atoms.info[CANONICAL_KEYS["energy_key"]]}, atomic_numbers=atoms.numbers)
+        for atoms in frames
+        if CANONICAL_KEYS["energy_key"] in atoms.info
+    ]
+    found = mace_data.compute_average_E0s(records, mace_tools.AtomicNumberTable(list(atomic_numbers)))
+    return {int(number): float(energy) for number, energy in found.items()}
 
-    Raises
-    ------
-    InputError
-        If the choice cannot be read or lacks an element.
+
+def estimated_energies(model, energies, frames, atomic_numbers, device="cpu"):
+    """A trained model's isolated-atom energies {Z: eV}, corrected so that its energies fit the labels best.
+
+    The model is moved to the device.
     """
-    if choice is None:
-        raise InputError(
-            "--E0s: energies of the isolated atoms are needed. Give a dictionary as in --E0s '{1: -13.6, 8: -2043.0}', "
-            "a JSON file, 'average' (least squares over the training set), or frames with config_type=IsolatedAtom in "
-            "the training file."
-        )
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    try:
-        found = scripts_utils.get_atomic_energies(choice, list(train_configurations), table)
-        return {int(number): float(energy) for number, energy in found.items()}
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"--E0s: {choice!r} could not be used: {error}") from error
+    found = mace_data.estimate_e0s_from_foundation(model, energies, list(configurations(frames)), table, device)
+    return {int(number): float(energy) for number, energy in found.items()}
 
 
-def loss_function(options):
-    """mace's loss of that name and weights; called as ``loss(pred=output, ref=batch)``."""
-    return scripts_utils.get_loss_fn(options, dipole_only=False, compute_dipole=False)
+class LmdbDatabase:
+    """An LMDB file in ase's form, read by mace's reader."""
+
+    def __init__(self, path):
+        from mace.tools.fairchem_dataset import AseDBDataset
+
+        self._database = AseDBDataset(config={"src": [str(path)]})
+
+    def __len__(self):
+        return len(self._database)
+
+    def atoms(self, index):
+        """One structure with everything that the file says of it."""
+        return self._database.get_atoms(self._database.ids[index])
 
 
-def build_host(options, loader, energies, atomic_numbers):
+def loss_function(options, stage=1):
+    """mace's loss of that name, with the weights of stage one or two; called as ``loss(pred=output, ref=batch)``."""
+    if stage == 1:
+        return scripts_utils.get_loss_fn(options, dipole_only=False, compute_dipole=False)
+    # mace makes it together with a schedule and an average of a model's weights (which it never evaluates).
+    model = torch.nn.Linear(1, 1)
+    made, _ = scripts_utils.get_swa(copy.copy(options), model, torch.optim.SGD(model.parameters()), [])
+    return made.loss_fn
+
+
+def build_host(options, loader, energies, atomic_numbers, heads):
     """A mace model from mace's options, scaled by the training set's statistics.
 
-    ``loader`` is read twice, as mace_run_train does, so that its shuffling continues as there.
+    Parameters
+    ----------
+    options : argparse.Namespace
+    loader : training.batches.StatisticsPass
+        Read as often as mace_run_train reads its own, so that its shuffling continues as there.
+    energies : dict
+        {head: {Z: eV}} of the isolated atoms.
+    atomic_numbers : list of int
+    heads : list of training.heads.Head
+        In the model's order, with the statistics that were given for them.
 
     Returns
     -------
@@ -146,21 +201,164 @@ def build_host(options, loader, energies, atomic_numbers):
     options = copy.copy(options)
     options.compute_energy, options.compute_dipole, options.compute_polarizability = True, False, False
     options.distributed = False
-    head = SimpleNamespace(
-        head_name=HEAD,
-        compute_avg_num_neighbors=options.compute_avg_num_neighbors,
-        avg_num_neighbors=options.avg_num_neighbors,
-        std=options.std,
-    )
+    names = [head.name for head in heads]
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    energies = np.array([[energies[number] for number in atomic_numbers]])
+    energies = np.array([[energies[name][number] for number in atomic_numbers] for name in names])
     warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
     try:
-        options.avg_num_neighbors = scripts_utils.get_avg_num_neighbors([head], options, loader, torch.device("cpu"))
-        model, outputs = model_script_utils.configure_model(options, loader, energies, None, [HEAD], table, [head])
+        options.avg_num_neighbors = scripts_utils.get_avg_num_neighbors(heads, options, loader, torch.device("cpu"))
+        options.mean, options.std = _mean_and_scale(options, loader, energies, heads)
+        model, outputs = model_script_utils.configure_model(options, loader, energies, None, names, table, heads)
     except (AssertionError, ValueError, KeyError, RuntimeError, SyntaxError) as error:
         raise InputError(f"mace cannot build this model: {type(error).__name__}: {error}") from error
     return model, {name: outputs[name] for name in ("forces", "stress", "virials")}
+
+
+def _mean_and_scale(options, loader, energies, heads):
+    """Shift and scale of each head: what was given for it, the rest from the training set by mace's ``--scaling``."""
+    if options.scaling == "no_scaling":
+        return [head.mean or 0.0 for head in heads], [1.0] * len(heads)
+    needs_mean = options.model == "ScaleShiftMACE"
+    if all(head.std is not None and (head.mean is not None or not needs_mean) for head in heads):
+        if options.std is None:
+            loader.skip()  # mace looks again at what a statistics_file or a head has told
+        return [head.mean or 0.0 for head in heads], [head.std for head in heads]
+    means, scales = (np.ravel(found) for found in modules.scaling_classes[options.scaling](loader, energies))
+    if len(scales) != len(heads):
+        raise ValueError("a head has too few structures to take its mean and scale from; give it a mean and a std")
+    return (
+        [float(mean) if head.mean is None else head.mean for head, mean in zip(heads, means, strict=True)],
+        [float(scale) if head.std is None else head.std for head, scale in zip(heads, scales, strict=True)],
+    )
+
+
+def irreps(text):
+    """e3nn's irreps from text.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        return o3.Irreps(str(text))
+    except ValueError as error:
+        raise InputError(f"{text!r} are no irreps ({error}); write them as '32x0e+32x1o'.") from error
+
+
+def names_of_downloads():
+    """Names by which mace downloads trained models."""
+    from mace.calculators import foundations_models
+
+    found = {*foundations_models.mace_mp_names, *foundations_models.polar_model_names}
+    return (found - {None}) | {"small_off", "medium_off", "large_off", "mace_omol"}
+
+
+def freeze_layers(model, level):
+    """Stop training of layers, by mace's ``--freeze``: embedding (1), interactions (5), products (6), readouts (7)."""
+    settings = argparse.Namespace(
+        lr=1.0, weight_decay=0.0, amsgrad=False, beta=0.9, lr_params_factors="{}", freeze=level
+    )
+    scripts_utils.get_params_options(settings, model)
+
+
+def single_head(model, head=None):
+    """A trained model as mace's fine-tuning takes it: a ``ScaleShiftMACE`` with one head.
+
+    Parameters
+    ----------
+    model : mace model in e3nn's layout
+    head : name of the head to keep; the first that is not ``pt_head`` where None
+
+    Raises
+    ------
+    InputError
+        If there is no such head or mace cannot take it out.
+    """
+    heads = list(model.heads)
+    if head is not None and head not in heads:
+        raise InputError(f"the model has the heads {', '.join(heads)}, not {head!r}: choose one by --foundation_head.")
+    if not hasattr(model, "scale_shift"):
+        description = {**MaceHost.describe(model), "class": "ScaleShiftMACE"}
+        scaled = {"atomic_inter_scale": [1.0] * len(heads), "atomic_inter_shift": [0.0] * len(heads)}
+        fresh = MaceHost.build({**description, **scaled})
+        fresh.load_state_dict(model.state_dict(), strict=False)
+        model = fresh
+    if len(heads) == 1:
+        return model
+    kept = heads.index(head) if head else next((i for i, name in enumerate(heads) if name != "pt_head"), 0)
+    try:
+        single = scripts_utils.remove_pt_head(readable_by_mace(model), heads[kept])
+    except (ValueError, AttributeError, RuntimeError, KeyError) as error:
+        raise InputError(f"mace cannot take the head {heads[kept]!r} out of the model: {error}") from error
+    check_energies(model, single, [(kept, 0)])
+    return single
+
+
+def fine_tuned_host(options, loader, energies, atomic_numbers, heads, trained):
+    """A mace model with the weights of a trained one, as mace_run_train's fine-tuning without replay makes it.
+
+    Scale, shift, cut-off and avg_num_neighbors stay those of the trained model; each head gets a copy of its readouts.
+
+    Parameters
+    ----------
+    options, loader, energies, atomic_numbers, heads : as for :func:`build_host`
+    trained : ``ScaleShiftMACE`` with one head, which knows all elements
+
+    Returns
+    -------
+    model, outputs, as :func:`build_host`
+
+    Raises
+    ------
+    InputError
+        Where mace cannot carry the weights over.
+    """
+    for _ in range(2):  # mace reads the training set for statistics that it then does not use
+        loader.skip()
+    names = [head.name for head in heads]
+    own = np.array([[energies[name][number] for number in atomic_numbers] for name in names])
+    description = MaceHost.describe(trained)
+    description |= {
+        "atomic_numbers": list(atomic_numbers),
+        "num_elements": len(atomic_numbers),
+        "atomic_energies": own,
+        "heads": names,
+        "atomic_inter_scale": [1.0] * len(names),
+        "atomic_inter_shift": [0.0] * len(names),
+    }
+    fresh = MaceHost.build(description)
+    readouts = options.foundation_model_readout
+    try:
+        model = finetuning_utils.load_foundations_elements(
+            fresh,
+            trained,
+            mace_tools.AtomicNumberTable(list(atomic_numbers)),
+            load_readout=readouts,
+            max_L=irreps(description["hidden_irreps"]).lmax,
+            default_dtype=torch.get_default_dtype(),
+        )
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(
+            "--foundation_model: mace cannot carry the weights of this architecture over to other elements or heads "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    # mace takes the trained model's E0s over those that were given where the elements are the same, and makes a
+    # parameter that nothing trains of a buffer.
+    model.atomic_energies_fn.atomic_energies = torch.tensor(own)
+    basis = model.radial_embedding.bessel_fn
+    if isinstance(getattr(basis, "bessel_weights", None), torch.nn.Parameter):
+        weights = basis.bessel_weights.detach().clone()
+        del basis.bessel_weights
+        basis.register_buffer("bessel_weights", weights)
+    if readouts:
+        check_energies(model, trained, [(i, 0) for i in range(len(names))])
+    return model, _outputs(options)
+
+
+def _outputs(options):
+    """Which derivatives the loss needs, as mace decides."""
+    stress = options.loss in ("stress", "huber", "universal")
+    return {"forces": True, "stress": stress, "virials": options.loss == "virials"}
 
 
 def option_names(parser: argparse.ArgumentParser):

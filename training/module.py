@@ -1,15 +1,48 @@
 """The LightningModule of every potential: bare hosts and hosts with Φ train by the same code."""
 
-import json
+import contextlib
 
 import lightning.pytorch as pl
 import torch
 from torch_ema import ExponentialMovingAverage
 
-from phi_equivariant.errors import InputError
+from training import distribution
 from training.errors import ErrorSums, freeze, predict, unfreeze
+from training.optimisers import build_optimizer, set_rates, set_training_mode
 from training.schedules import build_schedule
-from zoo import parameter_groups
+
+
+class ValidationSums:
+    """Sums over the validation set of one head.
+
+    Parameters
+    ----------
+    keep, isolated : as of :class:`training.errors.ErrorSums`
+    """
+
+    def __init__(self, keep=(), isolated=None):
+        self.errors = ErrorSums(keep, isolated)
+        self.sums, self.mace_loss, self.structures = {}, 0.0, 0
+
+    def update(self, output, batch, objective):
+        """Add a batch."""
+        loss, terms = objective(output, batch)
+        size = batch.num_graphs
+        found = {"loss": size * loss, **{f"term_{name}": size * term for name, term in terms.items()}}
+        found |= {name: output[name].sum() for name in ("pde_residual", "charge_penalty") if name in output}
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.errors.update(output, batch)
+        self.mace_loss = self.mace_loss + loss.detach()
+        self.structures += size
+
+    def row(self):
+        """{name: value} over all processes, with mace's Σ_batches loss / structures; and the number of structures."""
+        found = distribution.total({"structures": self.structures, **self.sums, "loss_mace": self.mace_loss})
+        structures = found.pop("structures")
+        means = {name: value / structures for name, value in found.items()}
+        errors = self.errors.gather().flat("")
+        return means | {name.removeprefix("_"): value for name, value in errors.items()}, structures
 
 
 class PotentialModule(pl.LightningModule):
@@ -25,37 +58,53 @@ class PotentialModule(pl.LightningModule):
     outputs : dict
         Which of forces, stress and virials the loss needs.
     steps_per_epoch : int
+    stage_two : training.losses.Objective or None
+        The objective of stage two.
+    heads : sequence of str
+        Names of the validation sets, in the order of their loaders.
     """
 
-    def __init__(self, model, objective, options, outputs, steps_per_epoch):
+    def __init__(self, model, objective, options, outputs, steps_per_epoch, stage_two=None, heads=("Default",)):
         super().__init__()
-        self.model, self.objective, self.outputs = model, objective, outputs
+        self.model, self.outputs = model, outputs
+        self.objectives = torch.nn.ModuleList([objective, *([] if stage_two is None else [stage_two])])
+        self.stage = 1
         self.options, self.steps_per_epoch = options, steps_per_epoch
         self.ema = ExponentialMovingAverage(model.parameters(), decay=options.ema_decay) if options.ema else None
         self.schedule = None
-        self.epochs_left = None  # a time limit sets it; None: all up to max_num_epochs
+        self.epochs_left = options.max_num_epochs  # of the present stage
+        self.epochs_that_fit = None  # a time limit sets it
         self.row = {}  # metrics of the present epoch
         self.valid_loss = float("inf")
+        self.plotted, self.isolated = (), None  # what the validation keeps for plots, see ErrorSums
         self._sums, self._steps = {}, 0
+        self.heads, self._validations = heads, []
+
+    @property
+    def objective(self):
+        """The objective of the present stage."""
+        return self.objectives[self.stage - 1]
+
+    @property
+    def rate(self):
+        """Learning rate of the first group of parameters."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    @property
+    def validated(self):
+        """Whether the present epoch was validated."""
+        return "valid_loss_mace" in self.row
 
     def configure_optimizers(self):
-        """Adam or AdamW over the model's parameter groups, with mace's rates; weight decay only where mace has it."""
-        options = self.options
-        factors = json.loads(options.lr_params_factors)
-        groups = []
-        for group in parameter_groups(self.model):
-            factor = factors.get(f"{group['name'].split('_')[0]}_lr_factor", 1.0)
-            decay = options.weight_decay if group["decay"] else 0.0
-            groups.append(
-                {"name": group["name"], "params": group["params"], "lr": factor * options.lr, "weight_decay": decay}
-            )
-        check_groups(self.model, groups)
-        self._trainable = [parameter for group in groups for parameter in group["params"]]
-        kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-        # fused: the same update in one call for all parameters, half the time of a loop over them.
-        optimizer = kind(groups, lr=options.lr, amsgrad=options.amsgrad, betas=(options.beta, 0.999), fused=True)
-        self.schedule = build_schedule(optimizer, options, self.steps_per_epoch)
-        return optimizer
+        """mace's optimiser over the model's parameter groups, and the schedule of its learning rates."""
+        self._optimizer = build_optimizer(self.model, self.options)
+        self._trainable = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self.schedule = build_schedule(self._optimizer, self.options, self.steps_per_epoch)
+        return self._optimizer
+
+    def begin_stage_two(self):
+        """The learning rate of stage two; from here on no schedule acts."""
+        set_rates(self._optimizer, self.options.swa_lr)
 
     def on_fit_start(self):
         """The moving average follows the weights to their device."""
@@ -64,13 +113,16 @@ class PotentialModule(pl.LightningModule):
 
     def on_train_epoch_start(self):
         """Start the epoch's sums."""
+        set_training_mode(self._optimizer, True)
         self._sums, self._steps = {}, 0
-        self.row = {"epoch": self.current_epoch, "lr": self.optimizers().param_groups[0]["lr"]}
+        self.row = {"epoch": self.current_epoch, "lr": self.rate}
+        if self.options.swa:
+            self.row["stage"] = self.stage
 
     def on_train_batch_start(self, batch, batch_index):
         """Set the learning rate where the schedule changes it step by step."""
-        left = self.options.max_num_epochs - self.current_epoch
-        self.schedule.before_step(left if self.epochs_left is None else min(left, self.epochs_left))
+        if self.stage == 1:
+            self.schedule.before_step(self.epochs_left)
 
     def training_step(self, batch, batch_index):
         """Loss of a batch."""
@@ -91,34 +143,32 @@ class PotentialModule(pl.LightningModule):
     def on_validation_epoch_start(self):
         """Close the epoch's training sums and go over to the averaged weights."""
         self._close("train")
+        set_training_mode(self._optimizer, False)
         if self.ema is not None:
             self.ema.store()
             self.ema.copy_to()
         self._flags = freeze(self.model)
-        self.errors = ErrorSums()
-        self._mace_sum, self._structures = 0.0, 0
+        self._validations = [ValidationSums(self.plotted, self.isolated) for _ in self.heads]
 
-    def validation_step(self, batch, batch_index):
-        """Loss and errors of a batch; forces need derivatives here too."""
+    def validation_step(self, batch, batch_index, dataloader_idx=0):
+        """Loss and errors of a batch of one head's set; forces need derivatives here too."""
+        if not batch:  # other processes of a distributed run have one more
+            return
         with torch.enable_grad():
             output = predict(self.model, batch, self.outputs)
         with torch.no_grad():
-            loss, terms = self.objective(output, batch)
-            self._add(loss, terms, batch.num_graphs)
-            for name in ("pde_residual", "charge_penalty"):
-                if name in output:
-                    self._sums[name] = self._sums.get(name, 0.0) + output[name].sum()
-            self.errors.update(output, batch)
-            self._mace_sum = self._mace_sum + loss.detach()
-            self._structures += batch.num_graphs
+            self._validations[dataloader_idx].update(output, batch, self.objective)
 
     def on_validation_epoch_end(self):
-        """Close the sums. Best weights, patience and plateaus go by mace's value: Σ_batches loss / structures."""
-        self._close("valid")
-        self.valid_loss = float(self._mace_sum) / self._structures
-        self.row |= {"valid_loss_mace": self.valid_loss, **self.errors.flat("valid")}
-        self.validated_structures = self._structures
-        self.log("valid_loss", self.valid_loss)
+        """Close the sums. Best weights, patience and plateaus go by mace's value of the last head, as in mace."""
+        self.validated_structures = 0
+        for head, found in zip(self.heads, self._validations, strict=True):
+            row, structures = found.row()
+            self.validated_structures += structures
+            if len(self.heads) > 1:
+                self.row |= {f"valid_{head}_{name}": value for name, value in row.items()}
+        self.row |= {f"valid_{name}": value for name, value in row.items()}
+        self.valid_loss, self.errors = row["loss_mace"], found.errors
         unfreeze(self.model, self._flags)
         if self.ema is not None:
             self.ema.restore()
@@ -126,7 +176,8 @@ class PotentialModule(pl.LightningModule):
 
     def on_train_epoch_end(self):
         """Step the schedule."""
-        self.schedule.after_epoch(self.valid_loss)
+        if self.stage == 1:
+            self.schedule.after_epoch(self.valid_loss)
 
     def finish_row(self):
         """Close the training sums of an epoch without validation."""
@@ -135,7 +186,7 @@ class PotentialModule(pl.LightningModule):
 
     def transfer_batch_to_device(self, batch, device, dataloader_index):
         """Batches move themselves."""
-        return batch if batch["positions"].device == device else batch.to(device)
+        return batch if not batch or batch["positions"].device == device else batch.to(device)
 
     def _add(self, loss, terms, weight):
         for name, value in {"loss": loss, **{f"term_{name}": term for name, term in terms.items()}}.items():
@@ -143,27 +194,23 @@ class PotentialModule(pl.LightningModule):
         self._steps += weight
 
     def _close(self, split):
-        self.row |= {f"{split}_{name}": float(value) / self._steps for name, value in self._sums.items()}
+        found = distribution.total({"steps": self._steps, **self._sums})
+        steps = found.pop("steps")
+        self.row |= {f"{split}_{name}": value / steps for name, value in found.items()}
         self._sums, self._steps = {}, 0
+
+    @contextlib.contextmanager
+    def weights_to_test(self):
+        """A block in which the model has the moving average where there is one."""
+        if self.ema is None:
+            yield
+            return
+        with self.ema.average_parameters():
+            yield
+        self.ema.collected_params = None
 
     def averaged_weights(self):
         """{parameter: tensor} of the weights to test: the moving average where there is one."""
         names = [name for name, _ in self.model.named_parameters()]
         values = self.ema.shadow_params if self.ema is not None else list(self.model.parameters())
         return {name: value.detach().clone().contiguous() for name, value in zip(names, values, strict=True)}
-
-
-def check_groups(model, groups):
-    """Every trainable parameter must be in exactly one optimiser group.
-
-    Raises
-    ------
-    InputError
-    """
-    counts = {}
-    for group in groups:
-        for parameter in group["params"]:
-            counts[parameter] = counts.get(parameter, 0) + 1
-    wrong = [name for name, p in model.named_parameters() if p.requires_grad and counts.get(p, 0) != 1]
-    if wrong:
-        raise InputError(f"these parameters are not in exactly one optimiser group: {', '.join(wrong)}.")

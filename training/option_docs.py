@@ -1,9 +1,10 @@
 """The page of all options, from mace's parser and the table: ``python -m training.option_docs docs/options.md``."""
 
-import sys
+import argparse
 from collections import Counter
 from pathlib import Path
 
+from phi_equivariant.files import write_atomically
 from training import mace_interface
 from training.option_table import HONOURED, MEANINGLESS, REFUSED
 from training.options import option_parser
@@ -48,4 +49,6 @@ def page():
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    write_atomically(parser.parse_args().file, lambda path: path.write_text(page(), encoding="utf-8"))

@@ -11,8 +11,13 @@ from pathlib import Path
 import yaml
 
 from phi_equivariant.errors import InputError
-from training import datasets, mace_interface, phi_options
+from training import datasets, heads, mace_interface, phi_options
 from training.option_table import HONOURED, MEANINGLESS, REFUSED
+
+#: Options that may be lists in a file, which mace takes as text.
+LISTS = ("train_file", "valid_file", "test_file", "atomic_numbers")
+#: Options that name other places than the run's folder for some of its files.
+FOLDERS = ("log_dir", "model_dir", "checkpoints_dir", "results_dir", "downloads_dir")
 
 
 @dataclasses.dataclass
@@ -32,6 +37,9 @@ class RunOptions:
         """Every option with its final value, as it could stand in a YAML file."""
         plain = {key: value for key, value in vars(self.args).items() if value is not None and key in HONOURED}
         plain.pop("config", None)
+        # In mace this is a switch that turns something off: true in a file means that the switch was given.
+        if not plain.pop("foundation_model_readout", True):
+            plain["foundation_model_readout"] = True
         for key, value in plain.items():
             if not isinstance(value, bool | int | float | str | list | dict):
                 plain[key] = str(value)
@@ -59,6 +67,12 @@ class _Parser:
             help="allow --foundation_model to read a .model file: a pickle, which can run any code",
         )
         add("--no_phi", action="store_true", default=False, help="train the bare host")
+        add(
+            "--tensorboard",
+            action="store_true",
+            default=False,
+            help="write the metrics for TensorBoard, to tensorboard/ in the run's folder",
+        )
         add("--charges_weight", type=float, default=0.0, help="weight of the charge loss, mean over atoms, 1/e²")
         add("--warmup_epochs", type=float, default=0.0, help="epochs of linear warm-up (--scheduler CosineAnnealingLR)")
         add("--final_lr_factor", type=float, default=0.01, help="last learning rate over the first (CosineAnnealingLR)")
@@ -73,7 +87,9 @@ class _Parser:
             help="minutes: no epoch starts that would not end and be tested in time",
         )
         # In mace the weight of dipoles acts only with its dipole losses; here on any, so that it must be asked for.
-        parser.set_defaults(dipole_weight=0.0)
+        parser.set_defaults(dipole_weight=0.0, swa_dipole_weight=None)  # None: as in stage one
+        # Replay is not done here: a resolved configuration must not ask for it.
+        parser.set_defaults(multiheads_finetuning=False)
         parser.error = self._refuse
         self.parser = parser
 
@@ -102,7 +118,10 @@ class _Parser:
         return args
 
     def given(self, words, file_text):
-        """Names of the options that the user gave."""
+        """Names of the options that the user gave another value than the default.
+
+        A resolved configuration gives every option: those at their defaults say nothing.
+        """
         saved = {action.dest: action.default for action in self.parser._actions}
         preset, self.parser._defaults = self.parser._defaults, {}
         try:
@@ -113,7 +132,7 @@ class _Parser:
             for action in self.parser._actions:
                 action.default = saved[action.dest]
             self.parser._defaults = preset
-        return set(vars(found))
+        return {name for name, value in vars(found).items() if value != saved.get(name)}
 
 
 def option_parser():
@@ -148,6 +167,11 @@ def read_configuration(path):
         content = {}
     if not isinstance(content, dict):
         raise InputError(f"--config: {path} holds a {type(content).__name__}; expected 'option: value' lines.")
+    if root is not None:
+        _refuse_twice(root, path)
+    for name in LISTS:  # mace's parser takes text only
+        if isinstance(content.get(name), list):
+            content[name] = str(content[name])
     lines = {} if root is None else _lines(root, path)
     section_lines = {}
     for key, value in root.value if root is not None else []:
@@ -155,6 +179,23 @@ def read_configuration(path):
             section_lines = _lines(value, path)
     has_section = "phi" in content
     return content, content.pop("phi", None), has_section, lines, section_lines
+
+
+def _refuse_twice(node, path):
+    """YAML keeps the last of two equal keys in silence."""
+    inner = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        seen = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+                raise InputError(
+                    f"--config: {key.value} is given twice in {path}, in lines {seen[key.value]} and {line}. Take one "
+                    "out."
+                )
+        inner = [value for _, value in node.value]
+    for value in inner:
+        _refuse_twice(value, path)
 
 
 def _lines(mapping, path):
@@ -208,14 +249,20 @@ def parse(words=None):
     if not bare:
         merged = phi_options.check_mapping(section) if has_section else dict(preset_section or {})
         merged.update(phi_options.from_command_line(args.phi or []))
-        phi = phi_options.validate(merged, section_lines)
+        phi = phi_options.validate(merged, section_lines, args.foundation_model is not None)
     elif not args.compare:
         for weight in ("charges_weight", "dipole_weight"):
             if weight not in given:
                 setattr(args, weight, 0.0)
+    if args.swa_dipole_weight is None:
+        args.swa_dipole_weight = args.dipole_weight
     _refuse_unhonoured(args, parser.parser, given)
     check(args, phi)
     mace_interface.check_options(args)
+    heads.read_heads(args)
+    for folder in FOLDERS:  # mace fills in its own
+        if folder not in given:
+            setattr(args, folder, None)
     if args.name is None:
         args.name = _derived_name(args, phi)
     return RunOptions(
@@ -237,7 +284,7 @@ def _without_config(words):
 
 
 def _derived_name(args, phi):
-    stem = args.dataset or Path(args.train_file).stem
+    stem = args.dataset or Path(heads.read_heads(args)[0].train_files[0]).stem
     return f"{stem}_{'compare' if args.compare else 'mace' if phi is None else 'phi'}"
 
 
@@ -257,24 +304,24 @@ def check(args, phi):
     InputError
     """
     positive = ("r_max", "lr", "max_num_epochs", "batch_size", "valid_batch_size", "patience", "eval_interval")
+    positive += ("swa_lr", "clip_grad", "lr_factor", "lr_scheduler_gamma", "huber_delta")
     for name in (*positive, "num_interactions", "num_radial_basis", "correlation", "time_limit"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name}: expected a number above zero, got {value}.")
-    weights = ("energy_weight", "forces_weight", "stress_weight", "virials_weight", "charges_weight", "dipole_weight")
+    terms = ("energy", "forces", "stress", "virials", "dipole")
+    weights = ("charges_weight", *(f"{stage}{name}_weight" for stage in ("", "swa_") for name in terms))
     for name in (*weights, "weight_decay", "warmup_epochs", "compare_pde_weight", "num_workers"):
         if not getattr(args, name) >= 0:
             raise InputError(f"--{name}: expected zero or more, got {getattr(args, name)}.")
-    for name in ("beta", "ema_decay", "final_lr_factor"):
+    for name in ("beta", "beta1_schedulefree", "beta2_schedulefree", "ema_decay", "final_lr_factor"):
         if not 0 <= getattr(args, name) <= 1:
             raise InputError(f"--{name}: expected a number from 0 to 1, got {getattr(args, name)}.")
-    if (args.dataset is None) == (args.train_file is None):
+    if (args.dataset is None) == (args.train_file is None and args.heads is None):
         what = "both were given" if args.dataset else "neither was given"
         raise InputError(f"--dataset and --train_file: exactly one of them says what to train on; {what}.")
-    if args.valid_file is None and not 0 < args.valid_fraction < 1:
-        raise InputError(f"--valid_fraction: expected a fraction between 0 and 1, got {args.valid_fraction}.")
     if phi is None and not args.compare:
-        for name in ("charges_weight", "dipole_weight"):
+        for name in ("charges_weight", "dipole_weight", "swa_dipole_weight"):
             if getattr(args, name):
                 raise InputError(
                     f"--{name}: the bare host predicts neither charges nor dipoles, so this weight would do nothing. "

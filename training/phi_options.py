@@ -27,16 +27,29 @@ class LossSettings(pydantic.BaseModel):
     pde_warmup_epochs: int = pydantic.Field(0, ge=0)
 
 
+class HostSettings(pydantic.BaseModel):
+    """How the host trains beside Φ.
+
+    freeze_host: not at all; host_lr_factor: its part of the learning rate, which Φ has in full.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    freeze_host: bool = False
+    host_lr_factor: float = pydantic.Field(1.0, gt=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class PhiSettings:
     """A validated ``phi:`` section."""
 
     config: PhiConfig
     loss: LossSettings
+    host: HostSettings = dataclasses.field(default_factory=HostSettings)
 
     def to_dict(self):
         """The section as it could stand in a YAML file."""
-        return {**self.config.to_dict(), **self.loss.model_dump()}
+        return {**self.config.to_dict(), **self.loss.model_dump(), **self.host.model_dump()}
 
 
 @functools.cache
@@ -50,7 +63,7 @@ def section_model():
             if default is dataclasses.MISSING:
                 default = ... if field.default_factory is dataclasses.MISSING else field.default_factory()
             fields[field.name] = (hints[field.name], default)
-    return pydantic.create_model("phi", __base__=LossSettings, **fields)
+    return pydantic.create_model("phi", __base__=(LossSettings, HostSettings), **fields)
 
 
 def _readable(annotation):
@@ -69,7 +82,7 @@ def check_mapping(section):
     return dict(section)
 
 
-def validate(section, lines=None):
+def validate(section, lines=None, trained_host=False):
     """Check a ``phi:`` section.
 
     Parameters
@@ -78,6 +91,8 @@ def validate(section, lines=None):
         Keys and values as read from YAML or the command line.
     lines : dict or None
         ``{key: where it stands}`` for messages.
+    trained_host : bool
+        Φ is attached to a trained model: it starts ``small`` unless ``init`` says otherwise.
 
     Raises
     ------
@@ -104,13 +119,18 @@ def validate(section, lines=None):
             f"{expected}."
         ) from error
     values = checked.model_dump()
+    if trained_host and "init" not in section:
+        values["init"] = "small"
     loss = LossSettings(**{name: values.pop(name) for name in LossSettings.model_fields})
+    host = HostSettings(**{name: values.pop(name) for name in HostSettings.model_fields})
+    if host.freeze_host and host.host_lr_factor != 1.0:
+        raise InputError("phi: freeze_host and host_lr_factor are both given, but a frozen host has no learning rate.")
     try:
         config = PhiConfig(**values)
     except InputError as error:
         name = str(error).split()[0]
         raise InputError(f"phi: {str(error).removesuffix('.')}{lines.get(name, '')}.") from None
-    settings = PhiSettings(config, loss)
+    settings = PhiSettings(config, loss, host)
     _refuse_zero_terms(settings)
     return settings
 

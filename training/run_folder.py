@@ -1,6 +1,7 @@
 """The folder that a run leaves, and its log."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from phi_equivariant.errors import InputError
+from training import distribution
 
 logger = logging.getLogger("phi_mace_train")
 console = Console()
@@ -31,7 +33,7 @@ class _ConsoleHandler(logging.Handler):
 @contextlib.contextmanager
 def structure_bar(title, total):
     """A progress bar over structures on a terminal, nothing elsewhere; gives a function that advances it."""
-    if not console.is_terminal:
+    if not (console.is_terminal and distribution.is_main()):
         yield None
         return
     with Progress(console=console, transient=True) as progress:
@@ -40,15 +42,36 @@ def structure_bar(title, total):
 
 
 def start_console(level):
-    """Send the log to the terminal."""
+    """Send the log to the terminal; the run's own log has every line, whatever the level here."""
+    console_handler = _ConsoleHandler() if distribution.is_main() else logging.NullHandler()
     try:
-        logger.setLevel(level.upper())
+        console_handler.setLevel(level.upper())
     except ValueError:
         raise InputError(f"--log_level: expected DEBUG, INFO, WARNING or ERROR, got {level!r}.") from None
+    logger.setLevel(min(console_handler.level, logging.INFO))
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    logger.addHandler(_ConsoleHandler())
+    logger.addHandler(console_handler)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where a run writes: all in its own folder, or in a folder of its name below the one that an option names.
+
+    run : configuration and data; model : model.safetensors and config.json; checkpoints; results : metrics, errors and
+    plots; log : a file.
+    """
+
+    run: Path
+    model: Path
+    checkpoints: Path
+    results: Path
+    log: Path
+
+    def stage_one(self):
+        """The same for the results of stage one, where stage two has the run's places."""
+        return dataclasses.replace(self, model=self.model / "stage_one", results=self.results / "stage_one")
 
 
 def folder_of(options):
@@ -56,38 +79,62 @@ def folder_of(options):
     return Path(options.work_dir) / options.name
 
 
-def check_folder(options):
-    """Find out, before anything is made, whether the run may use its folder.
+def folders_of(options):
+    """The places of a run; a relative ``model_dir``, … counts from where the command runs, as in mace."""
+    run = folder_of(options)
+
+    def place(option, otherwise):
+        return Path(option) / options.name if option else otherwise
+
+    log = Path(options.log_dir) / f"{options.name}.log" if options.log_dir else run / "log.txt"
+    checkpoints = place(options.checkpoints_dir, run / "checkpoints")
+    return Folders(run, place(options.model_dir, run), checkpoints, place(options.results_dir, run), log)
+
+
+def check_folders(options):
+    """Find out, before anything is made, whether the run may use its folders.
 
     Raises
     ------
     InputError
-        If the folder holds a run that ``--restart_latest`` was not given for, or cannot be written to.
+        If one holds a run that ``--restart_latest`` was not given for, or cannot be written to.
     """
-    folder = folder_of(options)
+    folders = folders_of(options)
+    _check_folder("--work_dir", folders.run, options)
+    for name in ("model", "checkpoints", "results"):
+        if getattr(options, f"{name}_dir"):
+            _check_folder(f"--{name}_dir", getattr(folders, name), options)
+    if options.log_dir:
+        _check_folder("--log_dir", folders.log.parent, options, folders.log)
+    return folders
+
+
+def _check_folder(option, folder, options, file=None):
+    """Check the folder that an option makes the run use, or one file in a folder that others use too."""
     if folder.exists() and not folder.is_dir():
         raise InputError(
-            f"--name: {folder} is a file; the run needs a folder there. Choose another --name or --work_dir."
+            f"--name: {folder} is a file; the run needs a folder there. Choose another --name or {option}."
         )
-    if folder.is_dir() and any(folder.iterdir()) and not options.restart_latest:
+    used = file.exists() if file else folder.is_dir() and any(folder.iterdir())
+    if used and not options.restart_latest:
         raise InputError(
-            f"--name: {folder} already holds a run. Go on with it by --restart_latest, or choose another --name; "
-            "nothing in it was touched."
+            f"--name: {file or folder} already holds a run. Go on with it by --restart_latest, or choose another "
+            "--name; nothing in it was touched."
         )
     existing = folder
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
-            f"--work_dir: {existing} cannot be written to, so {folder} cannot be made. Choose another --work_dir."
+            f"{option}: {existing} cannot be written to, so {folder} cannot be made. Choose another {option}."
         )
-    return folder
 
 
-def open_folder(folder):
-    """Make the folder, and copy the log into its log.txt."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+def open_folders(folders):
+    """Make the folders (that of stage one only when it is written), and copy the log into its file."""
+    for folder in (folders.run, folders.model, folders.checkpoints, folders.results, folders.log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folders.log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     return handler

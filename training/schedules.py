@@ -42,15 +42,34 @@ class Exponential(Plateau):
         self.scheduler.step()
 
 
+class Constant(Plateau):
+    """No schedule: schedule-free optimisers and L-BFGS take none, as in mace."""
+
+    def __init__(self, optimizer, options, steps_per_epoch):
+        pass
+
+    def after_epoch(self, valid_loss):
+        """Nothing."""
+
+    def state_dict(self):
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing to continue."""
+
+
 class Cosine:
     """lr·p/p_w during the warm-up, then lr·(f + (1 − f)(1 + cos π(p − p_w)/(1 − p_w))/2); p runs from 0 to 1.
 
     p advances by what is left of it over the steps that are left: a run that a time limit shortens still ends at p = 1.
+    A run with a stage two ends its cosine where that begins.
     """
 
     def __init__(self, optimizer, options, steps_per_epoch):
         self.optimizer, self.steps_per_epoch = optimizer, steps_per_epoch
-        self.warmup = min(1.0, options.warmup_epochs / options.max_num_epochs)
+        epochs = options.start_swa if options.swa else options.max_num_epochs
+        self.warmup = min(1.0, options.warmup_epochs / epochs)
         self.final = options.final_lr_factor
         self.base = [group["lr"] for group in optimizer.param_groups]
         self.progress = 0.0
@@ -89,6 +108,8 @@ SCHEDULES = {"ReduceLROnPlateau": Plateau, "ExponentialLR": Exponential, "Cosine
 
 def build_schedule(optimizer, options, steps_per_epoch):
     """The schedule that ``--scheduler`` names."""
+    if options.lbfgs or options.optimizer == "schedulefree":
+        return Constant(optimizer, options, steps_per_epoch)
     return SCHEDULES[options.scheduler](optimizer, options, steps_per_epoch)
 
 

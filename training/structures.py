@@ -79,16 +79,16 @@ def read_structures(
         existing: dict[str, str] = {}
         for index, atoms in enumerate(_load(file)):
             where = f"frame {index} of {file}"
-            _check_geometry(atoms, where, known, allow_periodic)
+            check_geometry(atoms, where, known, allow_periodic)
             found = _collect_labels(atoms, resolved, where)
             isolated = len(atoms) == 1 and atoms.info.get("config_type") == ISOLATED_ATOM
             for name in ("energy",) if isolated else required:
                 if name not in found and atoms.info.get(f"config_{name}_weight", 1.0) != 0:
                     missing.setdefault(name, []).append(index)
                     if name not in existing:
-                        existing[name] = _describe_keys(atoms)
+                        existing[name] = describe_keys(atoms)
             _place_labels(atoms, found)
-            if isolated and "energy" in found:
+            if isolated and split == "train" and "energy" in found:
                 isolated_atoms += 1
                 _add_e0(e0s, atoms, where)
             if not isolated or keep_isolated_atoms:
@@ -104,13 +104,33 @@ def read_structures(
     return Structures(frames, e0s, report)
 
 
-def _load(path: Path) -> list[Atoms]:
+def labelled_copy(
+    atoms: Atoms, keys: Mapping[str, str], where: str, elements: set[int] | None, allow_periodic: bool
+) -> tuple[Atoms, list[str]]:
+    """A copy of one structure with its labels in the canonical places, and the names of the labels it has.
+
+    ``keys`` are those of :func:`training.labels.resolve_keys`, ``where`` names the frame in messages; the rest, and
+    what is raised, is as for :func:`read_structures`.
+    """
+    check_geometry(atoms, where, elements, allow_periodic)
+    found = _collect_labels(atoms, keys, where)
+    copy = atoms.copy()
+    _place_labels(copy, found)
+    return copy, list(found)
+
+
+def check_readable(path: Path) -> None:
+    """InputError unless there is a file with something in it."""
     if not path.exists():
         raise InputError(f"There is no file {path}. Give the path of a file with structures that ase reads.")
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected a file with structures that ase reads, such as extended XYZ.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; expected a file with structures that ase reads.")
+
+
+def _load(path: Path) -> list[Atoms]:
+    check_readable(path)
     try:
         frames = ase.io.read(path, index=":")
     except Exception as error:  # ase's readers raise whatever their parser meets: there is no narrower base class
@@ -120,7 +140,8 @@ def _load(path: Path) -> list[Atoms]:
     return frames
 
 
-def _check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_periodic: bool) -> None:
+def check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_periodic: bool) -> None:
+    """InputError, naming the frame, unless a model of these elements can take its atoms, positions and cell."""
     if len(atoms) == 0:
         raise InputError(f"{where} has no atoms. Remove it.")
     if not np.isfinite(atoms.positions).all():
@@ -189,7 +210,8 @@ def _add_e0(e0s: dict[int, float], atoms: Atoms, where: str) -> None:
         )
 
 
-def _describe_keys(atoms: Atoms) -> str:
+def describe_keys(atoms: Atoms) -> str:
+    """The entries of a structure by place, for messages."""
     arrays = [key for key in atoms.arrays if key not in ("numbers", "positions")]
     results = [] if atoms.calc is None else list(atoms.calc.results)
     return "; ".join(

@@ -1,0 +1,84 @@
+"""Neighbour lists of data sets that are not held in memory: built once, kept on disk."""
+
+import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
+
+import torch
+from safetensors.torch import load, save
+
+logger = logging.getLogger("phi_mace_train")
+FREE_SHARE = 0.5  # of the free disk space: no more is taken
+ZEROS = ("shifts", "unit_shifts")  # one row of zeros, expanded, in open structures
+
+
+class SpooledGraphs(torch.utils.data.Dataset):
+    """Structures read from disk when they are asked for, their graphs kept in a temporary file after the first time.
+
+    The file is in the system's temporary folder (``TMPDIR`` names another), has no name and vanishes with the process,
+    however it ends. Loader processes share it. Where the disk has no room for it, graphs are built anew each time.
+
+    Parameters
+    ----------
+    frames : sequence of ase.Atoms
+    make_graph : callable
+        From a structure to mace's fields.
+    """
+
+    def __init__(self, frames, make_graph):
+        self.frames, self.make_graph = frames, make_graph
+        self._file = None
+        try:
+            self._file = tempfile.TemporaryFile(prefix="phi_graphs_")  # noqa: SIM115 (open as long as the data set)
+            self._room = FREE_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
+        except OSError as error:
+            logger.info(f"graphs are built anew in every epoch: no temporary file can be made ({error})")
+        # Where a graph stands, and how long it is; zero: not yet built. Shared, because a loader process may build it.
+        self._places = torch.zeros(len(frames), 2, dtype=torch.int64).share_memory_()
+        self._end = multiprocessing.Value("q", 0)
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        start, length = self._places[index].tolist()
+        if length:
+            return unpack(os.pread(self._file.fileno(), length, start))
+        graph = self.make_graph(self.frames[index])
+        if self._file is not None:
+            self._keep(index, graph)
+        return graph
+
+    def _keep(self, index, graph):
+        content = pack(graph)
+        with self._end.get_lock():
+            start = self._end.value
+            if start + len(content) > self._room:
+                return
+            self._end.value = start + len(content)
+        try:
+            if os.pwrite(self._file.fileno(), content, start) == len(content):
+                self._places[index, 0] = start
+                self._places[index, 1] = len(content)
+        except OSError as error:
+            logger.info(f"graphs are built anew from now on: the temporary file is full ({error.strerror})")
+            self._file = None
+
+
+def pack(graph):
+    """A graph as bytes; tensors of zeros that only look large take no room."""
+    tensors = {key: value for key, value in graph.items() if isinstance(value, torch.Tensor)}
+    small = {key: value[:1] if key in ZEROS and value.stride(0) == 0 else value for key, value in tensors.items()}
+    return save({key: value.contiguous() for key, value in small.items()})
+
+
+def unpack(content):
+    """The graph of :func:`pack`."""
+    graph = load(content)
+    for key in ZEROS:
+        edges = graph["edge_index"].shape[1]
+        if len(graph[key]) != edges:
+            graph[key] = graph[key].expand(edges, 3)
+    return graph

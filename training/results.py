@@ -1,0 +1,75 @@
+"""What a run leaves when training is over: the best weights, their errors on all sets, and plots."""
+
+import logging
+import time
+
+from phi_equivariant.weights import save_model
+from training import checkpoints, distribution, plots, report, run_folder
+from training.errors import PLOTTED, evaluate, isolated_energies
+
+logger = logging.getLogger("phi_mace_train")
+
+
+def finish(run, run_data, built, best, folders, about):
+    """Test and write the best weights of each stage: those of the last stage are the run's, others go beside them.
+
+    Parameters
+    ----------
+    best : dict
+        {stage: {"epoch"}} of the stages that have best weights.
+    folders : run_folder.Folders
+    about : dict
+        ``epochs``, ``parameters``, ``training_seconds`` and ``rows``, the metrics of all epochs.
+
+    Returns
+    -------
+    summary of the last stage
+    """
+    rows = about.pop("rows")
+    if run.args.plot and distribution.is_main():
+        plots.learning_curve(folders.results / "learning_curve.png", rows)
+    for stage in sorted(best):
+        checkpoints.load_best(built.model, folders.checkpoints, stage)
+        last = stage == max(best)
+        summary = {"name": run.args.name, "folder": str(folders.run), "best_epoch": best[stage]["epoch"] + 1, **about}
+        summary |= {"stage": stage} if len(best) > 1 else {}
+        _finish_stage(run, run_data, built, folders if last else folders.stage_one(), summary)
+    logger.info(f"done: {folders.run}")
+    return summary
+
+
+def _finish_stage(run, run_data, built, folders, summary):
+    """Test the weights that the model has, and write them with their errors."""
+    if distribution.is_main():
+        folders.results.mkdir(parents=True, exist_ok=True)
+    tables = _test(run, run_data, built, folders.results)
+    about = {key: value for key, value in summary.items() if key != "folder"}
+    summary["sets"] = tables
+    if not distribution.is_main():
+        return
+    save_model(built.model, folders.model, notes={**about, "errors": tables})
+    stage = f"stage {summary['stage']}, " if "stage" in summary else ""
+    title = f"{run.args.name}: errors of the weights of {stage}epoch {summary['best_epoch']}"
+    report.print_table(run_folder.console, title, *report.error_rows(tables, run.args.error_table), None)
+    # Last, because its presence says that the run is complete.
+    report.write_errors(folders.results, tables, about, run.args.error_table)
+
+
+def _test(run, run_data, built, folder):
+    """Errors on all sets, and the parity plot."""
+    tables, args, device = {}, run.args, distribution.device(run.args)
+    built.model.to(device)
+    isolated = isolated_energies(built.model) if args.plot_interaction_e else None
+    rows = run_data.evaluated()
+    last = list(rows)[-1]
+    for row, (split, name) in rows.items():
+        begin = time.monotonic()
+        keep = PLOTTED if row == last and args.plot else ()
+        size, loader = len(run_data.sets(split)[name]), run_data.loader(split, args)[name]
+        with run_folder.structure_bar(f"testing on {row}", size) as advance:
+            errors = evaluate(built.model, loader, built.outputs, device, keep, advance, isolated)
+        tables[row] = {"structures": size, "errors": errors.table()}
+        tables[row]["seconds"] = time.monotonic() - begin
+        if keep and distribution.is_main():
+            plots.parity_plot(folder / "parity.png", errors.pairs, row, tables[row]["errors"], isolated is not None)
+    return tables

@@ -1,0 +1,116 @@
+"""What decides how a run goes on after an epoch: intervals of validation, patience, and the change to stage two."""
+
+import logging
+import math
+
+from lightning.pytorch.callbacks import Callback
+
+from phi_equivariant.errors import InputError
+
+logger = logging.getLogger("phi_mace_train")
+
+
+class Stages(Callback):
+    """Validate every ``eval_interval`` epochs, change to stage two at epoch ``start_swa``, stop when patience is over.
+
+    In stage two the loss has other weights, the learning rate is ``swa_lr``, and the search for the best epoch begins
+    anew. Patience that ends in stage one brings stage two forward, and the end of the run with it: stage two keeps its
+    number of epochs. (mace's patience counts the epoch ``start_swa`` as done.)
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        mace's ``swa``, ``start_swa``, ``swa_lr``, ``patience``, ``eval_interval`` and ``max_num_epochs``.
+    """
+
+    def __init__(self, options):
+        self.options = options
+        self.start = options.start_swa if options.swa else None  # first epoch of stage two
+        self.stage, self.lowest, self.waited, self.diverged = 1, math.inf, 0, False
+
+    @property
+    def epochs(self):
+        """Number of epochs of the run."""
+        brought_forward = 0 if self.start is None else self.options.start_swa - self.start
+        return self.options.max_num_epochs - brought_forward
+
+    @property
+    def over(self):
+        """Whether no further epoch shall be trained, however many are left."""
+        impatient = self.waited >= self.options.patience and (self.start is None or self.stage == 2)
+        return impatient or self.diverged
+
+    def reason(self):
+        """Why the run is over."""
+        if self.diverged:
+            return "stopped: the validation loss is not finite; a smaller --lr may help"
+        return f"stopped: {self.waited} validations without a better loss"
+
+    def state_dict(self):
+        """Plain values, for the checkpoint."""
+        return {name: getattr(self, name) for name in ("start", "stage", "lowest", "waited", "diverged")}
+
+    def load_state_dict(self, state):
+        """Continue from a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def on_train_epoch_start(self, trainer, module):
+        """Change the stage where it is time, and say whether this epoch is to be validated."""
+        epoch = trainer.current_epoch
+        self._share_time(epoch, module.epochs_that_fit)
+        trainer.fit_loop.max_epochs = self.epochs
+        if self.stage == 1 and self.start is not None and epoch >= self.start:
+            self.stage, self.lowest, self.waited = 2, math.inf, 0
+            module.begin_stage_two()
+            logger.info(
+                f"stage two from epoch {epoch + 1} on: its own weights of the loss, learning rate {module.rate}"
+            )
+        module.stage = self.stage
+        module.epochs_left = (self.start if self.stage == 1 and self.start is not None else self.epochs) - epoch
+        if module.epochs_that_fit is not None:
+            module.epochs_left = max(1, min(module.epochs_left, module.epochs_that_fit))
+        due = epoch % self.options.eval_interval == 0 or epoch + 1 >= self.epochs
+        trainer.check_val_every_n_epoch = 1 if due else epoch + 2  # Lightning's remainder of epoch + 1
+
+    def _share_time(self, epoch, epochs_that_fit):
+        """Under a time limit that the run will not fit into, stage two gets its share of the epochs that fit."""
+        if self.stage == 1 and self.start is not None and epochs_that_fit is not None:
+            total = epoch + epochs_that_fit
+            if total < self.options.max_num_epochs:
+                share = self.options.start_swa / self.options.max_num_epochs
+                self.start = min(self.start, max(epoch, 1, round(share * total)))
+
+    def on_train_epoch_end(self, trainer, module):
+        """Count epochs without a better validation loss."""
+        if not module.validated:
+            return
+        if not math.isfinite(module.valid_loss):
+            self.diverged = True
+        elif module.valid_loss < self.lowest:
+            self.lowest, self.waited = module.valid_loss, 0
+        else:
+            self.waited += 1
+        if self.over:
+            trainer.should_stop = True
+        elif self.waited >= self.options.patience and self.start > trainer.current_epoch + 1:
+            self.start = trainer.current_epoch + 1
+            logger.info(f"{self.waited} validations without a better loss: stage two begins")
+
+
+def check_stages(options):
+    """Settings of stage two that mace accepts and that would do nothing, or fail at the end.
+
+    Raises
+    ------
+    InputError
+    """
+    if not options.swa:
+        return
+    if options.loss == "forces_only":
+        raise InputError("--swa: stage two raises the weight of the energy, which --loss forces_only does not train.")
+    if not 0 < options.start_swa < options.max_num_epochs:
+        raise InputError(
+            f"--start_swa: stage two would begin at epoch {options.start_swa} of {options.max_num_epochs}; it must "
+            "begin after the first and before the last. Choose another start_swa or leave --swa out."
+        )
