@@ -11,6 +11,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_execution():
+    """TorchScript as it stands: optimising mace takes longer than the few calls that a test makes of a model."""
+    with torch.jit.optimized_execution(False):
+        yield
+
+
 @pytest.fixture
 def double():
     """float64 as torch's default precision."""

@@ -19,13 +19,6 @@ SPECS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def plain_execution():
-    """TorchScript as it stands: its optimiser takes longer than these few calls of each model."""
-    with torch.jit.optimized_execution(False):
-        yield
-
-
 @pytest.fixture(scope="module")
 def molecules(tmp_path_factory):
     return write_molecules(tmp_path_factory.mktemp("architecture") / "train.xyz", count=9, seed=3)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_architecture import batch_of, build, plain_execution  # noqa: F401
+from test_architecture import batch_of, build
 from training_runs import keep_default_dtype, write_molecules  # noqa: F401
 
 from phi_equivariant import attach_phi

@@ -266,10 +266,14 @@ def bad(change):
 
 
 def stacked(atoms):
-    atoms.positions[1] = atoms.positions[0]
+    """Two atoms so near that their distance underflows: nothing is wrong with the frame before it is computed."""
+    atoms.positions -= atoms.positions[0]
+    atoms.positions[1] = 1e-200, 0, 0
 
 
 BAD = {
+    "coincide": (bad(lambda a: a.positions.__setitem__(1, a.positions[0])), "atoms that coincide"),
+    "weight": (bad(lambda a: a.info.update(config_weight="high")), "config_weight is 'high'"),
     "element": (bad(lambda a: a.numbers.__setitem__(0, 79)), "Au.*does not know"),
     "positions": (bad(lambda a: a.positions.__setitem__((0, 0), np.nan)), "positions that are not finite"),
     "no atoms": (bad(lambda a: a.__delitem__(slice(None))), "no atoms"),
@@ -344,15 +348,15 @@ def test_nothing_is_written_on_error_and_bad_frames_are_skipped_on_request(model
     stacked(frames[1])
     for atoms in frames:
         atoms.info["REF_energy"] = 0.0
-    path, output = tmp_path / "in.xyz", tmp_path / "out.xyz"
-    ase.io.write(path, frames, format="extxyz")
-    with pytest.raises(InputError, match="frame 1 of .*not finite.*--skip_bad"):
+    path, output = tmp_path / "in.traj", tmp_path / "out.xyz"  # extended XYZ has eight decimals
+    ase.io.write(path, frames)
+    with pytest.raises(InputError, match=r"frame 1 of .*not finite.*coincide\? With --skip_bad"):
         run(path, model, output, "--batch_size", 1)
     frames[2].numbers[0] = 16
-    ase.io.write(path, frames, format="extxyz")
+    ase.io.write(path, frames)
     with pytest.raises(InputError, match="frame 2 of .*does not know"):
         run(path, model, output)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in.xyz"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.traj"]
 
     run_folder.start_console("INFO")
     found = run(path, model, output, "--skip_bad", "--errors", tmp_path / "errors.json")
@@ -368,10 +372,10 @@ def test_nothing_is_written_on_error_and_bad_frames_are_skipped_on_request(model
 def test_a_file_without_usable_frames(models, tmp_path):
     atoms = ethanol()
     stacked(atoms)
-    ase.io.write(tmp_path / "in.xyz", atoms, format="extxyz")
+    ase.io.write(tmp_path / "in.traj", atoms)
     with pytest.raises(InputError, match="no structure could be evaluated"):
-        run(tmp_path / "in.xyz", models[1].model, tmp_path / "out.xyz", "--skip_bad")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in.xyz"]
+        run(tmp_path / "in.traj", models[1].model, tmp_path / "out.xyz", "--skip_bad")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.traj"]
 
 
 def test_single_precision(models, structures, tmp_path):
@@ -400,6 +404,30 @@ def test_models_that_read_other_entries_of_the_frames(tmp_path):
     assert batch["total_spin"].flatten().tolist() == [1.0, 3.0]
     (one, _), (other, _) = predictor.split(predictor(batch), batch)
     assert abs(one["energy"] - other["energy"]) > 1e-6
+
+
+@pytest.mark.usefixtures("double")
+def test_a_model_with_phi_heads_and_embeddings_through_the_command(tmp_path, capsys):
+    """Saved, read again and evaluated for one head: energies are the calculator's, which reads a frame's charge."""
+    specs = {"total_charge": {"type": "categorical", "per": "graph", "num_classes": 3, "offset": 1, "emb_dim": 4}}
+    save_model(potential(host=small_host(heads=["low", "high"], embedding_specs=specs)), tmp_path / "model")
+    frames = [ethanol() for _ in range(4)]
+    for charge, atoms in zip((-1, 0, 1, 2), frames, strict=True):
+        atoms.info["charge"] = charge
+    ase.io.write(tmp_path / "in.xyz", frames, format="extxyz")
+    line = options(tmp_path / "in.xyz", tmp_path / "out.xyz", model=tmp_path / "model")
+    assert "--head is None" in refused(capsys, *line)
+    message = refused(capsys, *line, "--head", "high")
+    assert "frame 3 of" in message and "expected whole numbers from -1 to 1" in message
+    assert evaluate.main([*line, "--head", "high", "--skip_bad"]) == 0
+    calculator = PhiCalculator(tmp_path / "model", head="high")
+    energies = []
+    for atoms in ase.io.read(tmp_path / "out.xyz", ":"):
+        energies.append(atoms.info["MACE_energy"])
+        atoms.calc = calculator
+        assert energies[-1] == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+        assert atoms.arrays["MACE_charges"].sum() == pytest.approx(atoms.info["charge"], abs=1e-7)
+    assert len(energies) == 3 and min(np.diff(sorted(energies))) > 1e-6
 
 
 @pytest.mark.gpu
@@ -445,6 +473,7 @@ REFUSED = {
     "npz": (["--output", "out.npz"], r"--output.*out\.npz"),
     "no folder": (["--output", "nowhere/out.xyz"], "--output.*nowhere"),
     "input": (["--output", "in.xyz"], "different files"),
+    "configs": (["--configs", "nowhere.xyz"], "--configs: there is no file nowhere.xyz"),
     "word": (["--descriptor_invariants_only", "maybe"], "True or False"),
     "device": (["--device", "mps"], "--device.*mps"),
 }
@@ -453,6 +482,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_options_that_are_refused(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.xyz").touch()
     words, message = REFUSED[case]
     with pytest.raises(InputError, match=message):
         parse(["--configs", "in.xyz", "--model", "run", "--output", "out.xyz", *words])
@@ -505,7 +535,7 @@ def test_periodic_frames_need_a_cell(tmp_path):
     atoms = bulk("C", "diamond", a=3.6)
     atoms.set_cell(np.diag([4.0, 4.0, 0.0]))
     ase.io.write(tmp_path / "in.xyz", atoms, format="extxyz")
-    with pytest.raises(InputError, match="frame 0 .*no volume"):
+    with pytest.raises(InputError, match="frame 0 .*do not span"):
         FrameStream(tmp_path / "in.xyz", ELEMENTS, {}).take_census()
 
 

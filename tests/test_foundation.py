@@ -8,7 +8,7 @@ import sys
 import ase.io
 import pytest
 import torch
-from test_architecture import batch_of, build, plain_execution  # noqa: F401
+from test_architecture import batch_of, build
 from training_runs import keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
 
 from phi_equivariant import attach_phi
@@ -18,7 +18,7 @@ from training import build as building
 from training import mace_interface
 from training.module import PotentialModule
 from training.phi_options import validate
-from zoo.mace_host import MaceHost, read_model
+from zoo.mace_host import MaceHost, check_energies, read_model
 
 from mace.tools import finetuning_utils  # isort: skip
 from mace.tools.utils import AtomicNumberTable  # isort: skip
@@ -166,6 +166,20 @@ def test_models_of_early_mace_and_of_other_precision(trained, host, tmp_path, mo
     torch.testing.assert_close(outputs(model, batch), outputs(host, batch), rtol=1e-4, atol=1e-4)
 
 
+def test_energies_are_compared_without_those_of_isolated_atoms(host):
+    """All-electron E0s leave a float32 energy no digits, in which two models would look the same, or not."""
+    model = host.float()
+    model.atomic_energies_fn.atomic_energies.mul_(1e6)
+    kept = model.atomic_energies_fn.atomic_energies.clone()
+    other = copy.deepcopy(model)
+    check_energies(model, other)
+    with torch.no_grad():
+        other.readouts[0].linear.weight.mul_(1.01)
+    with pytest.raises(InputError, match="other energies"):
+        check_energies(model, other)
+    assert torch.equal(model.atomic_energies_fn.atomic_energies, kept)
+
+
 def test_attaching_to_a_trained_model_moves_nothing(trained, host, molecules):
     """init: small is the default then; energies move by less than 1e-5 eV/atom, and the gradient of Φ is not zero."""
     model, data, args = start_from(trained, molecules, phi=["operator=coulomb", "channels=4"])
@@ -275,6 +289,8 @@ def test_what_cannot_be_started_from(trained, host, molecules, water, tmp_path, 
     assert "atomic number 6" in message(foundation_model=tmp_path / "water.model", trust_pickle=True)
     trust = {"trust_pickle": True}
     assert "--r_max: 4.0 was given, but the model of --foundation_model has 3.0" in message(r_max=4.0, **trust)
+    assert "--r_max: 5.0 was given" in message(r_max=5.0, **trust)  # mace's default, but said
+    assert "--edge_irreps: 2x0e was given" in message(edge_irreps="2x0e", **trust)
     assert "--scaling: the model of --foundation_model keeps its own" in message(scaling="no_scaling", **trust)
     assert "--multiheads_finetuning: replay" in message(multiheads_finetuning="True", **trust)
     assert "--foundation_head acts with --foundation_model only" in message(foundation_model=None, foundation_head="a")

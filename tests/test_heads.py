@@ -138,29 +138,6 @@ def test_forms_of_isolated_energies(files, tmp_path):
     assert list(found.values()) == pytest.approx(fitted, rel=1e-9)
 
 
-def test_energies_of_a_trained_model(files, tmp_path):
-    """``foundation`` takes them over; ``estimated`` corrects them so that the model's energies fit best."""
-    given = {"train_file": files / "a.xyz", "valid_file": files / "a.xyz", "E0s": str(ENERGIES)}
-    chosen, run_data = prepared(tmp_path, **given)
-    model = building.build(chosen, run_data).model
-    save_model(model, tmp_path / "trained")
-    given["foundation_model"] = tmp_path / "trained"
-    keep = {
-        name: None for name in ("hidden_irreps", "r_max", "max_ell", "correlation", "num_radial_basis", "radial_MLP")
-    }
-    keep |= {"MLP_irreps": None}
-    found = {}
-    for choice in ("foundation", "estimated"):
-        found[choice] = prepared(tmp_path, **{**given, **keep, "E0s": choice})[1].e0s["Default"]
-    assert found["foundation"] == pytest.approx(ENERGIES, rel=1e-12)
-    frames = ase.io.read(files / "a.xyz", ":")
-    batch = collate([run_data.train[i] for i in range(len(frames))])
-    missing = batch["energy"] - predict(model.eval(), batch, built_outputs())["energy"]
-    counts = np.array([[np.count_nonzero(atoms.numbers == z) for z in ENERGIES] for atoms in frames])
-    correction = np.linalg.lstsq(counts, missing.detach().numpy(), rcond=None)[0]
-    assert list(found["estimated"].values()) == pytest.approx(np.array(list(ENERGIES.values())) + correction, rel=1e-6)
-
-
 def built_outputs():
     return {"forces": False, "stress": False, "virials": False}
 
@@ -211,10 +188,100 @@ def test_labels_and_weights_are_those_that_mace_reads(tmp_path, double):
     assert float(run_data.train.graphs[2]["total_spin"]) == 3.0
 
 
-def test_an_entry_that_an_embedding_reads_must_be_there(files, tmp_path):
-    specs = str({"temperature": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}})
-    with pytest.raises(InputError, match="embedding_specs: structure 0 of the train set has no entry 'temperature'"):
-        prepared(tmp_path, train_file=files / "a.xyz", embedding_specs=specs)
+TEMPERATURE = {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}
+METHOD = {"type": "categorical", "per": "graph", "num_classes": 2, "emb_dim": 4}
+
+
+def with_entry(files, tmp_path, value):
+    """The first file with an entry ``x`` in its second structure, and the number 1 there in others."""
+    frames = ase.io.read(files / "a.xyz", ":")
+    for index, atoms in enumerate(frames):
+        atoms.info["x"] = value if index == 1 else 1
+    ase.io.write(tmp_path / "x.xyz", frames, format="extxyz")
+    return tmp_path / "x.xyz"
+
+
+@pytest.mark.honours("embedding_specs")
+def test_embeddings_read_whole_numbers_and_floats_alike(files, tmp_path):
+    """Some of a temperature's values are written without a point; mace's own tensors would not fit together."""
+    _, run_data = prepared(
+        tmp_path, train_file=with_entry(files, tmp_path, 1.5), embedding_specs=f"{{'x': {TEMPERATURE}}}"
+    )
+    assert sorted({float(graph["x"]) for graph in (*run_data.train.graphs, *run_data.valid["Default"].graphs)}) == [
+        1,
+        1.5,
+    ]
+    assert {graph["x"].dtype for graph in run_data.train.graphs} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "message"),
+    [
+        (TEMPERATURE, None, "has no entry 'y' per structure"),
+        (TEMPERATURE, "hot", "'x' that x reads is 'hot'; expected finite numbers"),
+        (TEMPERATURE, np.nan, "is .*nan.*; expected finite numbers"),
+        (TEMPERATURE, np.ones(3), r"has shape \(3,\); expected \(\)"),
+        (METHOD, 2, "expected whole numbers from 0 to 1, the 2 classes"),
+        (METHOD, 0.5, "expected whole numbers"),
+        (METHOD | {"offset": 1}, -2, "expected whole numbers from -1 to 0"),
+        (TEMPERATURE | {"in_dim": 2}, 1, "in_dim is 2, but mace reads one number per structure"),
+        (TEMPERATURE | {"type": "cont"}, 1, "x: type is 'cont'; expected categorical or continuous"),
+        (TEMPERATURE | {"per": None}, 1, "x: per is None; expected graph or atom"),
+        (METHOD | {"num_classes": None}, 1, "x: num_classes is None; expected a whole number above zero"),
+        (3, 1, "expected a specification by name"),
+    ],
+)
+def test_embeddings_that_cannot_be(files, tmp_path, spec, value, message):
+    specs = {"y" if value is None else "x": spec}
+    with pytest.raises(InputError, match=f"embedding_specs: .*{message}"):
+        prepared(
+            tmp_path, train_file=with_entry(files, tmp_path, 1 if value is None else value), embedding_specs=str(specs)
+        )
+
+
+def test_energies_of_a_trained_model(files, tmp_path):
+    """``foundation`` takes them over; ``estimated`` corrects them so that the model's energies fit best.
+
+    The model reads an entry of the structures beside their atoms, and so must both.
+    """
+    path = with_entry(files, tmp_path, 2)
+    given = {"train_file": path, "valid_file": path, "E0s": str(ENERGIES), "embedding_specs": f"{{'x': {TEMPERATURE}}}"}
+    chosen, run_data = prepared(tmp_path, **given)
+    model = building.build(chosen, run_data).model
+    save_model(model, tmp_path / "trained")
+    given["foundation_model"] = tmp_path / "trained"
+    keep = {
+        name: None for name in ("hidden_irreps", "r_max", "max_ell", "correlation", "num_radial_basis", "radial_MLP")
+    }
+    keep |= {"MLP_irreps": None, "embedding_specs": None}
+    found = {}
+    for choice in ("foundation", "estimated"):
+        found[choice] = prepared(tmp_path, **{**given, **keep, "E0s": choice})[1].e0s["Default"]
+    assert found["foundation"] == pytest.approx(ENERGIES, rel=1e-12)
+    frames = ase.io.read(files / "a.xyz", ":")
+    batch = collate([run_data.train[i] for i in range(len(frames))])
+    missing = batch["energy"] - predict(model.eval(), batch, built_outputs())["energy"]
+    counts = np.array([[np.count_nonzero(atoms.numbers == z) for z in ENERGIES] for atoms in frames])
+    correction = np.linalg.lstsq(counts, missing.detach().numpy(), rcond=None)[0]
+    assert list(found["estimated"].values()) == pytest.approx(np.array(list(ENERGIES.values())) + correction, rel=1e-6)
+
+
+def test_numbers_that_mace_would_compute_with_in_silence(files, tmp_path):
+    """Energies that are not finite, negative weights, isolated atoms of some elements, no neighbours at all."""
+    (tmp_path / "nan.json").write_text('{"1": NaN, "6": -4.0, "8": -3.0}')
+    frames = ase.io.read(files / "a.xyz", ":")
+    atom = Atoms("H", info={"config_type": "IsolatedAtom", "energy": -1.5})
+    ase.io.write(tmp_path / "hydrogen.xyz", [*frames, atom], format="extxyz")
+    for given, message in (
+        ({"E0s": tmp_path / "nan.json"}, "--E0s: expected energies .*nan"),
+        ({"config_type_weights": "{'Default': -1.0}"}, "--config_type_weights: expected numbers, zero or more"),
+        ({"train_file": tmp_path / "hydrogen.xyz", "E0s": str(ENERGIES)}, "isolated atoms of the training data, which"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepared(tmp_path, **{"train_file": files / "a.xyz", **given})
+    chosen, run_data = prepared(tmp_path, train_file=files / "a.xyz", r_max=0.5)
+    with pytest.raises(InputError, match="^--r_max: no two atoms of the training set are within 0.5 Å"):
+        building.build(chosen, run_data)
 
 
 @pytest.mark.honours("valid_fraction", "keep_isolated_atoms", "test_file")
@@ -339,7 +406,7 @@ def test_what_does_not_fit_heads(files, tmp_path):
     one = {"train_file": str(files / "a.xyz")}
     ase.io.write(tmp_path / "single.xyz", ase.io.read(files / "b.xyz", 0), format="extxyz")
     for second, message in (
-        ({"train_file": str(tmp_path / "none.xyz")}, "There is no file .*none.xyz"),
+        ({"train_file": str(tmp_path / "none.xyz")}, "--train_file: there is no .*none.xyz of head 'mp2'"),
         ({"train_file": str(tmp_path / "single.xyz")}, "a validation set cannot be split off"),
         ({"energy_key": "missing", "info_keys": {}}, "has no energy under the key 'missing'"),
     ):

@@ -191,6 +191,8 @@ def test_phi_section_gives_a_configuration():
     assert settings.config.operator == "graph" and settings.config.num_modes == 8
     assert settings.loss.pde_weight == 1.0 and settings.loss.pde_warmup_epochs == 0
     assert phi_options.validate(settings.to_dict()) == settings
+    written = {"operator": "graph", "poisson": "learned", "pde_weight": "1e0", "num_modes": 8}  # text in YAML's eyes
+    assert phi_options.validate(written) == settings
 
 
 def test_command_line_values_are_typed():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from phi_equivariant.errors import InputError
-from training import datasets, mace_interface, option_docs, options
+from training import datasets, mace_interface, optimisers, option_docs, options
 from training.option_table import HONOURED, MEANINGLESS, REFUSED
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +73,15 @@ def test_amsgrad_can_be_switched_off(tmp_path):
     assert read(tmp_path, "train_file: a.xyz\namsgrad: false\n", "--amsgrad").args.amsgrad
 
 
+def test_resolved_options_give_the_same_options_again(tmp_path):
+    """Of a width that mace's num_channels and max_L cannot tell, too, and a dictionary as text or as YAML."""
+    factors = {"readouts_lr_factor": 0.5}
+    first = read(tmp_path, f"train_file: a.xyz\nhidden_irreps: 4x0e+4x2e\nlr_params_factors: {factors}\n")
+    again = read(tmp_path, json.dumps(first.resolved()), suffix="json")
+    assert again.resolved() == first.resolved()
+    assert str(again.args.hidden_irreps) == "4x0e+4x2e" and optimisers.read_factors(again.args) == {"readouts": 0.5}
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -87,6 +96,10 @@ def test_amsgrad_can_be_switched_off(tmp_path):
         ("train_file: a.xyz\n  lr: 0.1\n", ["not valid YAML", "line 2, column 5"]),
         ("train_file: [a.xyz\n", ["not valid YAML", "line 2"]),
         ("- train_file\n", ["holds a list"]),
+        ("train_file: a.xyz\n1: 2\n", ["1 in line 2", "no name of an option"]),
+        ("train_file: a.xyz\nconfig: b.yaml\n", ["names another configuration"]),
+        ("train_file: a.xyz\nno_phi: true\nphi:\n  channels: 2\n", ["--no_phi", "phi: section"]),
+        ("train_file: a.xyz\ncompare: true\nphi:\n  channels: 2\n", ["--compare", "phi:"]),
         ("train_file: a.xyz\nlora: true\n", ["--lora", "LoRA", "freeze_host"]),
         ("train_file: a.xyz\ncompute_stress: true\n", ["--compute_stress", "the loss decides"]),
     ],

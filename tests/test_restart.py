@@ -1,6 +1,7 @@
 """Interrupted runs go on exactly, and a checkpoint that does not fit is refused."""
 
 import json
+import os
 import random
 import signal
 import time
@@ -17,6 +18,11 @@ from training_runs import (  # noqa: F401
     words,
     write_molecules,
 )
+
+from phi_equivariant.errors import InputError
+from training import results
+from training.checkpoints import read_last
+from training.train import main
 
 START = 6  # of stage two
 FAST = {"num_interactions": 1, "plot": False}
@@ -89,7 +95,7 @@ KILLS = (
 )
 
 
-@pytest.mark.honours("restart_latest", "seed")
+@pytest.mark.honours("restart_latest")
 def test_killed_and_restarted_equals_uninterrupted(uninterrupted, tmp_path):
     """SIGKILL at five random moments of both stages, and once more after training, until the run is through."""
     data, whole = uninterrupted
@@ -121,6 +127,22 @@ def test_interrupted_command_says_how_to_go_on(uninterrupted, tmp_path):
     assert f"{done} epochs are safe" in errors
     run(tmp_path, name="run", restart_latest=True, max_num_epochs=done + 1, **how)
     assert metrics(folder)[:done] == before[:done] and len(metrics(folder)) == done + 1
+
+
+def test_interrupted_while_testing(uninterrupted, tmp_path, monkeypatch, capsys):
+    """Ctrl-C after the last epoch: nothing but the test has to be done again."""
+    how, evaluate = {"name": "run", "train_file": uninterrupted[0], "max_num_epochs": 1, **FAST}, results.evaluate
+
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "evaluate", interrupted)
+        assert main(words(tmp_path, **how)) == 130
+    assert "interrupted; 1 epochs are safe" in capsys.readouterr().err
+    before = metrics(tmp_path / "run")
+    assert metrics(run(tmp_path, restart_latest=True, **how)) == before
 
 
 def test_cosine_schedule_restarts_exactly(uninterrupted, tmp_path):
@@ -191,6 +213,14 @@ def test_checkpoint_of_other_options_or_data_is_refused(uninterrupted, tmp_path,
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+def test_other_settings_of_phi_are_named_one_by_one(uninterrupted):
+    _, whole = uninterrupted
+    saved = state(whole)["identity"]
+    assert read_last(whole / "checkpoints", saved)["epochs_done"] == PHI["max_num_epochs"]
+    with pytest.raises(InputError, match="belongs to another run: phi: channels was 2 and is 3. Give the options"):
+        read_last(whole / "checkpoints", {**saved, "phi": {**saved["phi"], "channels": 3}})
+
+
 def test_damaged_checkpoint_is_refused(uninterrupted, tmp_path, capsys):
     """Half a checkpoint is no silent start from zero."""
     data = uninterrupted[0]
@@ -200,6 +230,27 @@ def test_damaged_checkpoint_is_refused(uninterrupted, tmp_path, capsys):
     capsys.readouterr()
     message = refused(capsys, words(tmp_path, name="run", train_file=data, restart_latest=True, **FAST))
     assert "cannot be read as a checkpoint" in message
+
+
+def test_runs_that_lost_files_are_refused(uninterrupted, tmp_path, capsys):
+    """A finished run is not trained and written anew because its checkpoint is elsewhere; nor one without its best."""
+    data = uninterrupted[0]
+    folder = run(tmp_path, name="run", train_file=data, max_num_epochs=1, **FAST)
+    best, last = (folder / "checkpoints" / name for name in ("best.safetensors", "last.ckpt"))
+    line = words(tmp_path, name="run", train_file=data, max_num_epochs=1, restart_latest=True, **FAST)
+    model, weights = (folder / "model.safetensors").read_bytes(), best.read_bytes()
+    capsys.readouterr()
+    message = refused(capsys, [*line, "--checkpoints_dir", str(tmp_path / "new")])
+    assert "is of a finished run, but its checkpoint is not in" in message and not (tmp_path / "new").exists()
+    for damage in (lambda: best.write_bytes(weights[:50]), best.unlink):
+        damage()
+        assert f"{best}, the best weights so far, cannot be read" in refused(capsys, line)
+    best.write_bytes(weights)
+    last.unlink()
+    assert "its checkpoint is not in" in refused(capsys, line)
+    last.mkdir()
+    assert "cannot be read as a checkpoint" in refused(capsys, line)
+    assert (folder / "model.safetensors").read_bytes() == model
 
 
 def test_restart_without_a_checkpoint_says_so(uninterrupted, tmp_path, capsys):

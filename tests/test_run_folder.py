@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from training_runs import keep_default_dtype, refused, run, words, write_molecules  # noqa: F401
 
+from training import compare, run_folder
 from training.train import main
 
 
@@ -19,6 +20,7 @@ def molecules(tmp_path_factory):
 
 
 FILES = (
+    ".lock",
     "checkpoints/best.safetensors",
     "checkpoints/last.ckpt",
     "config.json",
@@ -177,16 +179,34 @@ def test_comparison_of_three_rows(molecules, tmp_path, capsys):
         for split, found in row["sets"].items():
             assert again[name]["sets"][split]["errors"] == found["errors"]
     refused(capsys, words(tmp_path, name="three", **given))
+    again = {"name": "three", "restart_latest": True, **given}
+    assert "hidden_irreps was '4x0e'" in refused(capsys, words(tmp_path, **{**again, "hidden_irreps": "8x0e"}))
+    assert "--max_num_epochs: the rows" in refused(capsys, words(tmp_path, **{**again, "max_num_epochs": 3}))
+    assert contents(folder / "mace") == kept
+    assert yaml.safe_load((folder / "mace" / "config.yaml").read_text())["compare"] is False  # it repeats the row
 
 
 @pytest.mark.honours("time_limit")
-def test_comparison_shares_a_time_limit(molecules, tmp_path):
-    """No row gets more epochs than the one before, and all of them and their tests fit."""
+def test_comparison_shares_a_time_limit(molecules, tmp_path, monkeypatch):
+    """No row gets more epochs than the one before, and all of them are tested."""
+    # What is measured here on a busy machine may leave no time for a single epoch, which is another test's matter.
+    monkeypatch.setattr(compare, "seconds_per_epoch", lambda *_: (0.05, 0.001))
     given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.4, "plot": False, "compare": True}
     folder = run(tmp_path, name="three", **given)
     epochs = [row["epochs"] for row in json.loads((folder / "comparison.json").read_text())["rows"].values()]
     # Equal on a quiet machine; on a busy one a later row can be cut short, and the table says so.
     assert 1000 > epochs[0] >= epochs[1] >= epochs[2] >= 1
+
+
+def test_two_processes_do_not_write_one_run(molecules, tmp_path, capsys):
+    """Of several that a batch system starts, one trains; the lock of one that is gone does not stand in the way."""
+    given = {"train_file": molecules, "max_num_epochs": 1, "plot": False, "name": "shared"}
+    folders = run_folder.Folders(tmp_path / "shared", *4 * [tmp_path / "shared"])
+    with run_folder.held(folders):
+        message = refused(capsys, words(tmp_path, **given))
+    assert all(word in message for word in ("--name", "another process", "--distributed"))
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == [".lock"]
+    assert (run(tmp_path, **given) / "model.safetensors").is_file()
 
 
 def test_help(capsys):

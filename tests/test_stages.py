@@ -189,6 +189,33 @@ def test_stage_two_keeps_its_length(molecules, tmp_path):
     assert sorted(path.name for path in (folder / "checkpoints").glob("epoch-*")) == [f"epoch-{n:04d}" for n in kept]
 
 
+@pytest.mark.honours("lr_params_factors")
+def test_rates_of_all_layers_are_maces(molecules, tmp_path):
+    """Those of an embedded charge and its readout too, which have no factors."""
+    specs = {"total_charge": {"type": "categorical", "per": "graph", "num_classes": 3, "emb_dim": 2, "offset": 1}}
+    given = {"embedding_specs": repr(specs), "use_embedding_readout": "True", "lr_params_factors": FACTORS}
+    chosen = options.parse(words(tmp_path, train_file=molecules, **FAST, **given))
+    model = build.build(chosen, build.prepare(chosen)).model
+    theirs = scripts_utils.get_params_options(chosen.args, model)["params"]
+    rates = {group["name"]: group.get("lr", chosen.args.lr) for group in theirs if list(group["params"])}
+    ours = {group["name"]: group["lr"] for group in build.optimisers.build_groups(model, chosen.args)}
+    assert "embedding_readout" in ours and ours.items() <= rates.items()
+
+
+@pytest.mark.honours("seed")
+def test_seed_of_weights_split_and_shuffling(molecules, tmp_path):
+    """The same seed gives the same of all three, another seed others."""
+    found = []
+    for seed in (1, 1, 2):
+        chosen = options.parse(words(tmp_path, train_file=molecules, **{**FAST, "seed": seed}))
+        run_data = build.prepare(chosen)
+        built = build.build(chosen, run_data)
+        built.order.set_epoch(0)
+        weights = torch.cat([parameter.detach().flatten() for parameter in built.model.parameters()])
+        found.append((weights.tolist(), run_data.digest, [list(batch) for batch in built.order]))
+    assert found[0] == found[1] and all(a != b for a, b in zip(found[0], found[2], strict=True))
+
+
 def test_groups_keep_their_factors_in_stage_two(molecules, tmp_path):
     """A group whose factor is zero stays where it is in both stages."""
     given = {"train_file": molecules, "swa": True, "max_num_epochs": 2, "start_swa": 1, **FAST}

@@ -1,5 +1,6 @@
 """HDF5 files of mace_prepare_data and LMDB databases: read one structure at a time, and as mace reads them."""
 
+import errno
 import json
 import shutil
 from functools import partial
@@ -18,7 +19,7 @@ from training_runs import keep_default_dtype, mace_prepare_data, refused, words,
 
 from phi_equivariant.errors import InputError
 from training import build as building
-from training import head_frames, mace_interface, options
+from training import graph_spool, head_frames, mace_interface, options
 from training.graph_spool import SpooledGraphs, pack, unpack
 from training.stored_frames import Chain, LmdbFrames, open_stored
 
@@ -113,9 +114,16 @@ def test_a_full_disk_only_costs_time(prepared, monkeypatch):
         for index in (3, 0, 15):
             assert torch.equal(small[index]["edge_index"], large[index]["edge_index"])
     assert int((small._places[:, 1] > 0).sum()) < int((large._places[:, 1] > 0).sum()) == 3
+    monkeypatch.setattr(graph_spool.os, "pwrite", full_disk)
+    for index in (3, 5, 0):  # one that is in the file, and new ones
+        assert torch.equal(large[index]["edge_index"], make(frames[index])["edge_index"])
     graph = make(frames[1])
     back = unpack(pack(graph))
     assert back["shifts"].stride(0) == 0 and len(back["shifts"]) == graph["edge_index"].shape[1]
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _graph(atoms, heads):

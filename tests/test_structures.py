@@ -174,7 +174,8 @@ def test_missing_labels_name_file_frames_key_and_existing_keys(tmp_path):
     for atoms in partly:
         ase.io.write(path, atoms, append=True)
     message = refuses("no forces", path)
-    assert "14 of the 15 frames (index 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in message and "forces_weight to 0" in message
+    assert "14 of the 15 frames (index 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in message
+    assert "config_forces_weight=0, or set forces_weight to 0" in message
     assert len(read_structures(path, required=["energy"]).frames) == 15
     refuses("charges_key", path, required=["charges"])
     refuses("no total_charge under the key 'total_charge'", path, required=["total_charge"])
@@ -237,6 +238,12 @@ def spoil(atoms, what):
         atoms.info["charge"] = True
     elif what == "nan charge":
         atoms.info["total_charge"] = float("nan")
+    elif what == "flat cell":
+        atoms.cell, atoms.pbc = np.diag([20.0, 20.0, 0.0]), True
+    elif what == "coincide":
+        atoms.positions[2] = atoms.positions[1]
+    elif what.startswith("config_"):
+        atoms.info[what] = {"config_weight": "high", "config_energy_weight": -1.0}.get(what, np.ones(3))
     elif what == "conflict":
         atoms.info |= {"total_charge": 1, "charge": -1}
 
@@ -256,6 +263,10 @@ def spoil(atoms, what):
         ("logical", "True.*; the total charge must be a finite number"),
         ("nan charge", "nan.*; the total charge must be a finite number"),
         ("conflict", "total charge is given twice and differs"),
+        ("coincide", "has atoms that coincide"),
+        ("config_weight", "config_weight is 'high'; expected a number, zero or more"),
+        ("config_energy_weight", r"config_energy_weight is .*-1.*; expected a number"),
+        ("config_forces_weight", r"config_forces_weight is array.*; expected a number"),
     ],
 )
 def test_unusable_frames_are_named(tmp_path, what, match):
@@ -271,6 +282,26 @@ def test_unusable_frames_are_named(tmp_path, what, match):
 def test_periodic_frames_are_read_when_allowed():
     result = read_structures(published("dimers/charge_charge.xyz"), ASE_KEYS, allow_periodic=True)
     assert len(result.frames) == 130 and result.frames[0].pbc.all()
+
+
+def test_cells_that_mace_can_and_cannot_take(tmp_path):
+    """A slab's third vector may be missing, because mace puts one there; a missing periodic one becomes 1 Å in mace."""
+    for cell, pbc, accepted in (
+        ([20, 20, 0], [True, True, False], True),
+        ([0, 0, 0], [False, False, False], True),
+        ([20, 20, 0], True, False),
+        ([0, 0, 0], True, False),
+        ([[20, 0, 0], [0, 0, 20], [0, 0, 0]], [True, True, False], False),
+    ):
+        atoms = water()
+        atoms.set_cell(cell)
+        atoms.pbc = pbc
+        path = write(tmp_path, atoms, "cell.traj")
+        atoms.info["config_dipole_weight"] = [1.0, 1.0, 0.0]  # mace takes one per component
+        if accepted:
+            assert len(read_structures(path, required=[], allow_periodic=True).frames) == 1
+        else:
+            refuses("do not span its periodic directions", path, required=[], allow_periodic=True)
 
 
 def test_isolated_atoms(tmp_path):

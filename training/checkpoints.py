@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from phi_equivariant.errors import InputError
@@ -21,43 +22,12 @@ LAST = "last.ckpt"
 BEST = {1: "best.safetensors", 2: "best_stage_two.safetensors"}
 #: Options that may differ between an interrupted run and its continuation.
 MAY_CHANGE = (
-    "config",
-    "name",
-    "work_dir",
-    "log_dir",
-    "model_dir",
-    "checkpoints_dir",
-    "results_dir",
-    "downloads_dir",
-    "save_all_checkpoints",
-    "keep_checkpoints",
-    "save_cpu",
-    "device",
-    "log_level",
-    "plot",
-    "plot_frequency",
-    "plot_interaction_e",
-    "error_table",
-    "wandb",
-    "wandb_dir",
-    "wandb_project",
-    "wandb_entity",
-    "wandb_name",
-    "wandb_log_hypers",
-    "tensorboard",
-    "distributed",
-    "launcher",
-    "max_num_epochs",
-    "patience",
-    "num_workers",
-    "pin_memory",
-    "restart_latest",
-    "time_limit",
-    "data_dir",
-    "test_file",
-    "dry_run",
-    "compare",
-)
+    "config", "name", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir", "downloads_dir",
+    "save_all_checkpoints", "keep_checkpoints", "save_cpu", "device", "log_level", "plot", "plot_frequency",
+    "plot_interaction_e", "error_table", "wandb", "wandb_dir", "wandb_project", "wandb_entity", "wandb_name",
+    "wandb_log_hypers", "tensorboard", "distributed", "launcher", "max_num_epochs", "patience", "num_workers",
+    "pin_memory", "restart_latest", "time_limit", "data_dir", "test_file", "dry_run", "compare",
+)  # fmt: skip
 
 
 def random_state():
@@ -177,10 +147,10 @@ def read_last(folder, identity):
     Raises
     ------
     InputError
-        If the file is damaged, of another format, or belongs to a run with other options or data.
+        If the file, or the best weights, are damaged, of another format, or of a run with other options or data.
     """
     path = Path(folder) / LAST
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         # weights_only must be said: mace switches torch's default off for the whole process.
@@ -197,6 +167,7 @@ def read_last(folder, identity):
         # As in mace, L-BFGS may go on from another optimiser's weights.
         state |= {"optimizer": None, "schedule": None}
         saved = {**saved, "lbfgs": identity["lbfgs"]}
+    saved, identity = _flat(saved, identity), _flat(identity, saved)
     differences = [
         f"{key} was {saved.get(key)!r} and is {identity.get(key)!r}"
         for key in sorted(saved.keys() | identity.keys())
@@ -207,6 +178,8 @@ def read_last(folder, identity):
             f"--restart_latest: {path} belongs to another run: {'; '.join(differences)}. Give the options and data of "
             "that run, or choose another --name."
         )
+    for stage in state["best"]:
+        read_best(folder, stage)
     return state
 
 
@@ -222,9 +195,35 @@ def identity_of(resolved, data_digest):
     return {key: value for key, value in resolved.items() if key not in skip} | {"data": data_digest}
 
 
+def _flat(identity, other):
+    """The settings of Φ one by one where both have some."""
+    if not (identity.get("phi") and other.get("phi")):
+        return identity
+    flat = {key: value for key, value in identity.items() if key != "phi"}
+    return flat | {f"phi: {key}": value for key, value in identity["phi"].items()}
+
+
+def read_best(folder, stage):
+    """{parameter: tensor} of the best weights of a stage.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
+    path = Path(folder) / BEST[stage]
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"--restart_latest: {path}, the best weights so far, cannot be read ({error}). Put it back, or choose "
+            "another --name to start from zero."
+        ) from error
+
+
 def load_best(model, folder, stage):
     """Put the best weights of a stage into a model."""
-    weights = distribution.from_main(lambda: load_file(Path(folder) / BEST[stage]))
+    weights = distribution.from_main(lambda: read_best(folder, stage))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():

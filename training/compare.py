@@ -1,15 +1,18 @@
 """``--compare``: plain MACE, Φ learned and Φ exact, trained with the same budget on the same data, and one table."""
 
 import copy
+import dataclasses
 import json
 import logging
 import time
 from pathlib import Path
 
+import yaml
+
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from training import build, phi_options, plots, report, run_folder, train
+from training import build, checkpoints, phi_options, plots, report, run_folder, train
 from training.errors import predict
 from training.module import PotentialModule
 from training.optimisers import set_training_mode
@@ -37,10 +40,10 @@ def rows(run):
         for place in ("work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir"):
             if getattr(args, place):
                 setattr(args, place, str(Path(getattr(args, place)) / run.args.name))
-        args.name = name
+        args.name, args.compare = name, False  # so that the row's own configuration repeats it
         if phi is None:
             args.charges_weight = args.dipole_weight = args.swa_dipole_weight = 0.0
-        made[name] = type(run)(args, phi, run.given, run.command)
+        made[name] = dataclasses.replace(run, args=args, phi=phi)
     return made
 
 
@@ -100,6 +103,11 @@ def compare(run, run_data, deadline):
     if run.args.restart_latest and plan_file.is_file():
         plan = json.loads(plan_file.read_text())
         epochs, shares = plan["epochs"], plan["seconds"]
+        if plan["max_num_epochs"] != run.args.max_num_epochs:
+            raise InputError(
+                f"--max_num_epochs: the rows in {folder} were begun with {plan['max_num_epochs']}, and all have the "
+                f"same budget. Give that number, not {run.args.max_num_epochs}, or choose another --name."
+            )
     elif deadline is not None:
         epochs, shares = plan_epochs(runs, run_data, deadline)
     else:
@@ -111,7 +119,7 @@ def compare(run, run_data, deadline):
     for line in run_data.lines:
         logger.info(line)
     folder.mkdir(parents=True, exist_ok=True)
-    plan = json.dumps({"epochs": epochs, "seconds": shares})
+    plan = json.dumps({"epochs": epochs, "seconds": shares, "max_num_epochs": run.args.max_num_epochs})
     write_atomically(plan_file, lambda path: path.write_text(plan))
     summaries = {}
     for name, row in runs.items():
@@ -119,7 +127,7 @@ def compare(run, run_data, deadline):
             row.args.start_swa = max(1, row.args.start_swa * epochs // row.args.max_num_epochs)
         row.args.max_num_epochs = epochs
         finished = run_folder.folders_of(row.args).results / "errors.json"
-        if run.args.restart_latest and finished.is_file():
+        if run.args.restart_latest and _is_finished(row, run_data):
             logger.info(f"{TITLES[name]}: finished before, taken from {finished.parent}")
         else:
             logger.info(f"— {TITLES[name]}: {epochs} epochs")
@@ -129,6 +137,16 @@ def compare(run, run_data, deadline):
     places = {name: run_folder.folders_of(row.args).results for name, row in runs.items()}
     write(folder, summaries, {name: json.loads((place / "metrics.json").read_text()) for name, place in places.items()})
     return summaries
+
+
+def _is_finished(row, run_data):
+    """Whether a row has its errors, on the test set of now; InputError if it was trained with other options or data."""
+    folders = run_folder.check_folders(row.args)
+    if not (folders.results / "errors.json").is_file():
+        return False
+    checkpoints.read_last(folders.checkpoints, checkpoints.identity_of(row.resolved(), run_data.digest))
+    before, now = yaml.safe_load((folders.run / "config.yaml").read_text()), row.resolved()
+    return all(before.get(name) == now.get(name) for name in ("test_file", "test_dir"))
 
 
 def _deadline(name, shares, deadline):

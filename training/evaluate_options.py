@@ -122,6 +122,8 @@ def _check_files(args):
             f"--output is {args.output}; expected a name that ends in .xyz or .extxyz (or .xyz.gz …): of the formats "
             "that ase writes only extended XYZ keeps predictions of structures and of atoms."
         )
+    if not Path(args.configs).is_file():
+        raise InputError(f"--configs: there is no file {args.configs}. Give one with structures that ase reads.")
     files = {"--configs": Path(args.configs), "--output": output}
     if args.errors:
         files["--errors"] = Path(args.errors)

@@ -186,6 +186,7 @@ def _check_phi(phi, settings, path):
 
 def _settle_architecture(run, description):
     """Options of the architecture take the trained model's values; a different one that was given is refused."""
+    run.args.model = description["class"]
     irreps = mace_interface.irreps(description["hidden_irreps"])
     orders = set(description["correlation"])
     told = {
@@ -197,7 +198,7 @@ def _settle_architecture(run, description):
     }
     for name, key in ARCHITECTURE.items():
         given, value = getattr(run.args, name), told[key]
-        if name in run.given and not _same(name, given, value):
+        if name in run.said and not _same(name, given, value):
             raise InputError(
                 f"--{name}: {given} was given, but the model of --foundation_model has {value}, and a trained model's "
                 f"architecture cannot be changed. Leave {name} out."
@@ -206,6 +207,8 @@ def _settle_architecture(run, description):
 
 
 def _same(name, given, value):
+    if value is None:
+        return given is None
     if name.endswith("irreps"):
         return mace_interface.irreps(given) == mace_interface.irreps(value)
     if name == "radial_MLP":

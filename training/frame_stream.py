@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ase.io
-import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.head_frames import place_embeddings
+from training.embeddings import place_embeddings
 from training.labels import LabelReport, resolve_keys
 from training.structures import check_readable, describe_keys, labelled_copy
 
@@ -118,7 +117,8 @@ class FrameStream:
     def reject(self, index: int, reason: str) -> None:
         """Leave a frame out; InputError unless bad frames are skipped."""
         if not self.skip_bad:
-            raise InputError(f"{reason.rstrip('.')}. With --skip_bad such frames are reported and left out.")
+            sentence = reason if reason.endswith((".", "?")) else f"{reason}."
+            raise InputError(f"{sentence} With --skip_bad such frames are reported and left out.")
         self.bad[index] = reason
 
     def where(self, index: int) -> str:
@@ -133,8 +133,6 @@ class FrameStream:
                 raise InputError(f"{where} cannot be read: {type(raw).__name__}: {raw}")
             labelled, found = labelled_copy(raw, self.keys, where, self.elements, self.allow_periodic)
             place_embeddings(labelled, self.embeddings, where)
-            if raw.pbc.any() and not abs(np.linalg.det(raw.cell.array)) > 0:
-                raise InputError(f"{where} is periodic, but its cell has no volume; write pbc or Lattice correctly")
             if not self.allow_charged and labelled.info.get("total_charge", 0.0) != 0.0:
                 raise InputError(
                     f"{where} has total_charge {labelled.info['total_charge']:g} e, and the charges of operator: graph "

@@ -64,7 +64,7 @@ class SpooledGraphs(torch.utils.data.Dataset):
                 self._places[index, 1] = len(content)
         except OSError as error:
             logger.info(f"graphs are built anew from now on: the temporary file is full ({error.strerror})")
-            self._file = None
+            self._room = 0  # what is in it already can still be read
 
 
 def pack(graph):

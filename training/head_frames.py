@@ -9,8 +9,9 @@ from torch.utils.data import Subset
 
 from phi_equivariant.errors import InputError
 from training import datasets, mace_interface
+from training.embeddings import place_embeddings
 from training.heads import Head
-from training.labels import LABELS, LabelReport, place_embeddings
+from training.labels import LABELS, LabelReport, check_weights
 from training.stored_files import HDF5, is_stored, stored_files, test_sets_of_folder
 from training.stored_frames import Chain, open_stored
 from training.structures import check_geometry, read_structures
@@ -141,6 +142,9 @@ class HeadReader:
             train, valid = [_picked(chosen, kept), *rest], [_picked(chosen, held_out)]
             provenance["split"] = {"seed": self.seed, "train_indices": kept, "valid_indices": held_out}
         frames = HeadFrames(head, train, valid, {}, e0s or None, reports, provenance)
+        met = {atoms.info.get("config_type", "Default") for part in train if not on_disk(part) for atoms in part}
+        if met and (absent := sorted(set(map(str, head.config_type_weights)) - met - {"Default"})):
+            head.notes.append(f"config_type_weights: no training structure has the config_type {', '.join(absent)}")
         if head.config_type_weights not in ({}, {"Default": 1.0}) and any(map(_is_hdf5, head.train_files)):
             head.notes.append("config_type_weights: those of HDF5 files were applied by mace_prepare_data")
         return frames
@@ -166,6 +170,9 @@ class HeadReader:
 
     def _read(self, head, files, split, reports, keep, elements=None):
         """Parts of a split: files that ase reads as one list, then each that stays on disk; E0s of isolated atoms."""
+        for file in files:
+            if not Path(file).exists():
+                raise InputError(f"--{split}_file: there is no {file}{_of(head)}. Correct the path.")
         whole = [file for file in files if not is_stored(file)]
         parts, e0s = [], {}
         if whole:
@@ -206,6 +213,7 @@ class HeadReader:
 
         def check(atoms, where):
             check_geometry(atoms, where, known, self.allow_periodic)
+            check_weights(atoms.info, where)
             self._refuse_charged(atoms, where)
             place_embeddings(atoms, self.embeddings, where)
 

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,8 +160,12 @@ def _head(name, values, keys, options, where, head_key=None):
     if values["statistics_file"] is not None:
         values |= _statistics(values["statistics_file"], values, options, where, notes)
     weights = literal(values["config_type_weights"], f"--config_type_weights: {where}", "{'Default': 1.0, 'hot': 0.5}")
-    if not isinstance(weights, dict) or not all(isinstance(weight, int | float) for weight in weights.values()):
-        raise InputError(f"--config_type_weights: {where}expected numbers by config_type, got {weights!r}.")
+    if not isinstance(weights, dict) or not all(
+        isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values()
+    ):
+        raise InputError(
+            f"--config_type_weights: {where}expected numbers, zero or more, by config_type, got {weights!r}."
+        )
     files = {kind: _paths(values[f"{kind}_file"], f"--{kind}_file: {where}") for kind in ("train", "valid", "test")}
     if not files["train"]:
         raise InputError(f"--train_file: {where}there are no structures to train on. Give train_file.")
@@ -233,9 +238,8 @@ def _statistics(path, values, options, where, notes):
             "not hold. Give that r_max, or run mace_prepare_data again."
         )
     energies = found["atomic_energies"]
-    if isinstance(
-        energies, str
-    ):  # with numpy 2 mace_prepare_data writes np.int64(1): np.float64(-13.6), which is no literal
+    if isinstance(energies, str):
+        # With numpy 2 mace_prepare_data writes np.int64(1): np.float64(-13.6), which is no literal.
         energies = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", energies)
     taken = {"atomic_numbers": found["atomic_numbers"], "E0s": energies}
     for setting in ("mean", "std", "avg_num_neighbors"):

@@ -1,6 +1,7 @@
 """Energies of the isolated atoms, which a model's energies are counted from: ``--E0s`` in all its forms."""
 
 import itertools
+import math
 
 from phi_equivariant.errors import InputError
 from training import mace_interface
@@ -28,9 +29,12 @@ def read_e0s(choice, where=""):
         expected = f"a dictionary as in {{1: -13.6, 8: -2043.0}}, a JSON file, or one of {', '.join(WORDS)}"
         found = literal(choice, name, expected)
     try:
-        return {int(number): float(energy) for number, energy in found.items()}
+        energies = {int(number): float(energy) for number, energy in found.items()}
     except (AttributeError, TypeError, ValueError):
-        raise InputError(f"{name}expected energies (eV) by atomic number, got {found!r}.") from None
+        energies = None
+    if not energies or not all(map(math.isfinite, energies.values())):
+        raise InputError(f"{name}expected energies (eV) by atomic number, got {found!r}.")
+    return energies
 
 
 def isolated_energies(frames, elements, numbers, foundation, options):
@@ -45,6 +49,10 @@ def isolated_energies(frames, elements, numbers, foundation, options):
     choice, of = frames.head.E0s, "" if name == mace_interface.HEAD else f" for head {name!r}"
     if frames.e0s is not None:
         found = frames.e0s
+        if choice is not None:
+            frames.head.notes.append(
+                "E0s: from isolated atoms in the training data, which come before --E0s as in mace"
+            )
     elif choice is None:
         raise InputError(
             f"--E0s: energies of the isolated atoms are needed{of}. Give a dictionary as in --E0s '{{1: -13.6, 8: "
@@ -62,11 +70,14 @@ def isolated_energies(frames, elements, numbers, foundation, options):
     else:
         structures = itertools.chain(*frames.train)
         found = mace_interface.estimated_energies(
-            foundation.potential, foundation.energies, structures, elements, options.device
+            foundation.potential, foundation.energies, structures, elements, options.device, options.embedding_specs
         )
     if missing := [number for number in elements if number not in found]:
-        raise InputError(
-            f"--E0s: no isolated-atom energy{of} for atomic number {', '.join(map(str, missing))}. Give all of "
-            f"{elements}."
-        )
+        absent = ", ".join(map(str, missing))
+        if frames.e0s is not None:
+            raise InputError(
+                f"--E0s: among the isolated atoms of the training data{of}, which come before --E0s, there is none of "
+                f"atomic number {absent}. Add them, or take the others out and give --E0s for {elements}."
+            )
+        raise InputError(f"--E0s: no isolated-atom energy{of} for atomic number {absent}. Give all of {elements}.")
     return found

@@ -48,6 +48,8 @@ LABELS = {
 }
 # Labels that reports name only where they are.
 SELDOM = ("total_spin", "elec_temp", "stress", "virials")
+# Labels that a structure may weigh, each by ``info["config_<name>_weight"]``.
+WEIGHTED = ("energy", "forces", "stress", "virials", "dipole", "charges")
 # Keys of mace that name other entries of atoms.info: accepted and left where they are.
 OTHER_KEYS = ("head", "polarizability")
 
@@ -95,24 +97,20 @@ def clean_label(label: Label, value, n_atoms: int, where: str) -> float | np.nda
     return float(array.item()) if expected == () else array.reshape(expected)
 
 
-def place_embeddings(atoms, specs, where):
-    """Put what ``embedding_specs`` reads under the specifications' names; labels are there already.
+def check_weights(info, where):
+    """InputError, naming the frame, unless its weights in ``info`` are what mace's losses multiply by.
 
-    Raises
-    ------
-    InputError
-        If a structure has no such entry.
+    They are ``config_weight`` and ``config_<label>_weight``: numbers, zero or more; that of the dipole may be a vector.
     """
-    for name, spec in specs.items():
-        if name in LABELS:
+    for key in ("config_weight", *(f"config_{name}_weight" for name in WEIGHTED)):
+        if (value := info.get(key)) is None:
+            if key in info:
+                raise InputError(f"{where}: {key} has no value. Give a number, or take the entry out.")
             continue
-        place = atoms.arrays if spec["per"] == "atom" else atoms.info
-        key = spec.get("key", name)
-        value = place.get(key, place.get(name))
-        if value is None:
-            kind = "atom" if spec["per"] == "atom" else "structure"
-            raise InputError(f"embedding_specs: {where} has no entry {key!r} per {kind}, which {name} reads. Add it.")
-        place[name] = value
+        array = np.asarray(value)
+        shapes = ((), (3,)) if key == "config_dipole_weight" else ((),)
+        if array.dtype.kind not in "iuf" or array.shape not in shapes or not (np.isfinite(array) & (array >= 0)).all():
+            raise InputError(f"{where}: {key} is {value!r}; expected a number, zero or more. Correct the file.")
 
 
 @dataclass

@@ -138,13 +138,14 @@ def average_energies(frames, atomic_numbers):
     return {int(number): float(energy) for number, energy in found.items()}
 
 
-def estimated_energies(model, energies, frames, atomic_numbers, device="cpu"):
+def estimated_energies(model, energies, frames, atomic_numbers, device="cpu", embeddings=None):
     """A trained model's isolated-atom energies {Z: eV}, corrected so that its energies fit the labels best.
 
     The model is moved to the device.
     """
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    found = mace_data.estimate_e0s_from_foundation(model, energies, list(configurations(frames)), table, device)
+    labelled = list(configurations(frames, embeddings=embeddings))
+    found = mace_data.estimate_e0s_from_foundation(model, energies, labelled, table, device)
     return {int(number): float(energy) for number, energy in found.items()}
 
 
@@ -207,8 +208,16 @@ def build_host(options, loader, energies, atomic_numbers, heads):
     warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
     try:
         options.avg_num_neighbors = scripts_utils.get_avg_num_neighbors(heads, options, loader, torch.device("cpu"))
+        if not options.avg_num_neighbors > 0:
+            raise InputError(
+                f"--r_max: no two atoms of the training set are within {options.r_max} Å of each other, so there is "
+                "nothing to learn from. Give a larger r_max, structures in Å, or avg_num_neighbors with "
+                "compute_avg_num_neighbors False."
+            )
         options.mean, options.std = _mean_and_scale(options, loader, energies, heads)
         model, outputs = model_script_utils.configure_model(options, loader, energies, None, names, table, heads)
+    except InputError:
+        raise
     except (AssertionError, ValueError, KeyError, RuntimeError, SyntaxError) as error:
         raise InputError(f"mace cannot build this model: {type(error).__name__}: {error}") from error
     return model, {name: outputs[name] for name in ("forces", "stress", "virials")}

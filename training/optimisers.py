@@ -1,11 +1,15 @@
 """Optimisers: mace's four, over the parameter groups of a potential."""
 
 import json
+import math
 
 import torch
 
 from phi_equivariant.errors import InputError
 from zoo import parameter_groups
+
+#: What ``lr_params_factors`` may name: layers of a mace model, by mace's own names.
+FACTORS = ("embedding_lr_factor", "interactions_lr_factor", "products_lr_factor", "readouts_lr_factor")
 
 
 def build_optimizer(model, options):
@@ -36,10 +40,10 @@ def build_groups(model, options):
 
     mace gives all groups the same rate in stage two, also those whose factor is 0.
     """
-    factors = json.loads(options.lr_params_factors)
+    factors = read_factors(options)
     groups = []
     for group in parameter_groups(model):
-        factor = group.get("factor", 1.0) * factors.get(f"{group['name'].split('_')[0]}_lr_factor", 1.0)
+        factor = group.get("factor", 1.0) * factors.get(group["name"].removesuffix("_decay").removesuffix("_no"), 1.0)
         decay = options.weight_decay if group["decay"] else 0.0
         groups.append(
             {
@@ -52,6 +56,30 @@ def build_groups(model, options):
         )
     check_groups(model, groups)
     return groups
+
+
+def read_factors(options):
+    """{layers: factor} of ``lr_params_factors``; layers that it does not name, and those not in it, have 1.
+
+    Raises
+    ------
+    InputError
+        If it is no JSON of mace's four names with numbers, zero or more.
+    """
+    text = options.lr_params_factors
+    try:
+        factors = json.loads(text.replace("'", '"'))  # a dictionary in a file comes as Python writes it
+    except ValueError:
+        factors = None
+    good = isinstance(factors, dict) and all(
+        name in FACTORS and type(value) in (int, float) and 0 <= value < math.inf for name, value in factors.items()
+    )
+    if not good:
+        raise InputError(
+            f"--lr_params_factors: expected JSON with numbers, zero or more, for some of {', '.join(FACTORS)}, as in "
+            f"'{{\"readouts_lr_factor\": 0.1}}', got {text!r}."
+        )
+    return {name.removesuffix("_lr_factor"): value for name, value in factors.items()}
 
 
 def check_groups(model, groups):
@@ -94,6 +122,7 @@ def check_optimizer(options):
     ------
     InputError
     """
+    read_factors(options)
     if options.optimizer == "schedulefree":
         schedule_free()
     own = "lbfgs" if options.lbfgs else "optimizer schedulefree" if options.optimizer == "schedulefree" else None

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import shlex
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 import yaml
 
 from phi_equivariant.errors import InputError
-from training import datasets, heads, mace_interface, phi_options
+from training import datasets, embeddings, heads, mace_interface, phi_options
 from training.option_table import HONOURED, MEANINGLESS, REFUSED
 
 #: Options that may be lists in a file, which mace takes as text.
 LISTS = ("train_file", "valid_file", "test_file", "atomic_numbers")
+LONGEST_NAME = 200  # bytes: most file systems take 255, of which suffixes need some
 #: Options that name other places than the run's folder for some of its files.
 FOLDERS = ("log_dir", "model_dir", "checkpoints_dir", "results_dir", "downloads_dir")
 
@@ -25,12 +27,14 @@ class RunOptions:
     """Everything that defines a run.
 
     args : options of mace and ours by mace's names; phi : PhiSettings, or None for the bare host;
-    given : names that the user gave, on the command line or in the file; command : how to call it again.
+    given : names that the user gave another value than the default, on the command line or in the file; said : names
+    that the user gave any value; command : how to call it again.
     """
 
     args: argparse.Namespace
     phi: phi_options.PhiSettings | None
     given: set
+    said: set
     command: str
 
     def resolved(self):
@@ -40,6 +44,8 @@ class RunOptions:
         # In mace this is a switch that turns something off: true in a file means that the switch was given.
         if not plain.pop("foundation_model_readout", True):
             plain["foundation_model_readout"] = True
+        for name in ("num_channels", "max_L"):  # which hidden_irreps tell, and more exactly
+            plain.pop(name, None)
         for key, value in plain.items():
             if not isinstance(value, bool | int | float | str | list | dict):
                 plain[key] = str(value)
@@ -118,9 +124,9 @@ class _Parser:
         return args
 
     def given(self, words, file_text):
-        """Names of the options that the user gave another value than the default.
+        """Names of the options that the user gave another value than the default, and of all that the user gave.
 
-        A resolved configuration gives every option: those at their defaults say nothing.
+        A resolved configuration gives every option: most of those at their defaults say nothing.
         """
         saved = {action.dest: action.default for action in self.parser._actions}
         preset, self.parser._defaults = self.parser._defaults, {}
@@ -132,7 +138,7 @@ class _Parser:
             for action in self.parser._actions:
                 action.default = saved[action.dest]
             self.parser._defaults = preset
-        return {name for name, value in vars(found).items() if value != saved.get(name)}
+        return {name for name, value in vars(found).items() if value != saved.get(name)}, set(vars(found))
 
 
 def option_parser():
@@ -169,6 +175,14 @@ def read_configuration(path):
         raise InputError(f"--config: {path} holds a {type(content).__name__}; expected 'option: value' lines.")
     if root is not None:
         _refuse_twice(root, path)
+    for key, _ in root.value if root is not None else []:
+        if key.value not in content and key.tag != "tag:yaml.org,2002:merge":
+            raise InputError(
+                f"--config: {key.value} in line {key.start_mark.line + 1} of {path} is no name of an option, but a "
+                "number, a date or the like."
+            )
+    if "config" in content:
+        raise InputError(f"--config: {path} names another configuration, which would not be read. Give one file.")
     for name in LISTS:  # mace's parser takes text only
         if isinstance(content.get(name), list):
             content[name] = str(content[name])
@@ -215,11 +229,14 @@ def parse(words=None):
     """
     words = list(sys.argv[1:] if words is None else words)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
+    first.add_argument("--config", action="append", default=[])
     first.add_argument("--dataset")
     first.add_argument("--compare", action="store_true")
     first.add_argument("--no_phi", action="store_true")
     early, _ = first.parse_known_args(words)
+    if len(early.config) > 1:
+        raise InputError(f"--config: {len(early.config)} files were given, and only one is read. Join them.")
+    early.config = early.config[0] if early.config else None
     content, section, has_section, lines, section_lines = (
         read_configuration(early.config) if early.config else ({}, None, False, {}, {})
     )
@@ -238,13 +255,15 @@ def parse(words=None):
     if args.config is not None or args.dataset != name:
         raise InputError("--config and --dataset cannot be abbreviated: write them in full.")
     args.config = early.config
-    given = parser.given(rest, file_text)
+    given, said = parser.given(rest, file_text)
     if content.get("amsgrad") is False and "--amsgrad" not in rest:
         args.amsgrad = False  # mace's parser leaves it on
 
     bare = args.no_phi or (has_section and section is None) or not (name or has_section or args.phi)
-    if args.no_phi and args.phi:
-        raise InputError("--no_phi trains the bare host, --phi sets Φ: give one of them.")
+    if args.no_phi and (args.phi or (section is not None and not early.no_phi)):
+        raise InputError("--no_phi trains the bare host, --phi and a phi: section set Φ: give one of them.")
+    if args.compare and (args.phi or section is not None):
+        raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi and phi: out.")
     phi = None
     if not bare:
         merged = phi_options.check_mapping(section) if has_section else dict(preset_section or {})
@@ -258,16 +277,38 @@ def parse(words=None):
         args.swa_dipole_weight = args.dipole_weight
     _refuse_unhonoured(args, parser.parser, given)
     check(args, phi)
-    mace_interface.check_options(args)
+    if args.embedding_specs is not None:
+        embeddings.check_specs(args.embedding_specs)
+    _settle_width(args)
     heads.read_heads(args)
     for folder in FOLDERS:  # mace fills in its own
         if folder not in given:
             setattr(args, folder, None)
     if args.name is None:
         args.name = _derived_name(args, phi)
-    return RunOptions(
-        args, phi, given, shlex.join(["phi-mace-train", *(word for word in words if word != "--restart_latest")])
-    )
+    command = shlex.join(["phi-mace-train", *(word for word in words if word != "--restart_latest")])
+    return RunOptions(args, phi, given, said, command)
+
+
+def _settle_width(args):
+    """mace's own checks, which also fill in hidden_irreps, num_channels and max_L from each other.
+
+    Raises
+    ------
+    InputError
+        Where mace refuses the options, or would drop one of the three for another.
+    """
+    names = ("hidden_irreps", "num_channels", "max_L")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    mace_interface.check_options(args)
+    for name, value in given.items():
+        value = mace_interface.irreps(value) if name == "hidden_irreps" else value
+        made = mace_interface.irreps(args.hidden_irreps) if name == "hidden_irreps" else getattr(args, name)
+        if value != made:
+            told = ", ".join(f"{name} {value}" for name, value in given.items())
+            raise InputError(
+                f"--{name}: {told} contradict each other. Give hidden_irreps alone, or num_channels and max_L."
+            )
 
 
 def _without_config(words):
@@ -305,18 +346,25 @@ def check(args, phi):
     """
     positive = ("r_max", "lr", "max_num_epochs", "batch_size", "valid_batch_size", "patience", "eval_interval")
     positive += ("swa_lr", "clip_grad", "lr_factor", "lr_scheduler_gamma", "huber_delta")
-    for name in (*positive, "num_interactions", "num_radial_basis", "correlation", "time_limit"):
+    for name in (*positive, "num_interactions", "num_radial_basis", "num_cutoff_basis", "correlation", "time_limit"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name}: expected a number above zero, got {value}.")
     terms = ("energy", "forces", "stress", "virials", "dipole")
     weights = ("charges_weight", *(f"{stage}{name}_weight" for stage in ("", "swa_") for name in terms))
-    for name in (*weights, "weight_decay", "warmup_epochs", "compare_pde_weight", "num_workers"):
-        if not getattr(args, name) >= 0:
+    counts = ("warmup_epochs", "num_workers", "scheduler_patience", "seed")
+    for name in (*weights, "weight_decay", "compare_pde_weight", *counts):
+        if not 0 <= getattr(args, name) < math.inf:
             raise InputError(f"--{name}: expected zero or more, got {getattr(args, name)}.")
-    for name in ("beta", "beta1_schedulefree", "beta2_schedulefree", "ema_decay", "final_lr_factor"):
+    for name in ("ema_decay", "final_lr_factor"):
         if not 0 <= getattr(args, name) <= 1:
             raise InputError(f"--{name}: expected a number from 0 to 1, got {getattr(args, name)}.")
+    for name in ("beta", "beta1_schedulefree", "beta2_schedulefree", "lr_factor"):
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"--{name}: expected a number from 0 to less than 1, got {getattr(args, name)}.")
+    name = args.name
+    if name is not None and (not name or Path(name).name != name or name == ".." or len(name.encode()) > LONGEST_NAME):
+        raise InputError(f"--name: {name!r} cannot be the name of a folder; expected a word, without slashes.")
     if (args.dataset is None) == (args.train_file is None and args.heads is None):
         what = "both were given" if args.dataset else "neither was given"
         raise InputError(f"--dataset and --train_file: exactly one of them says what to train on; {what}.")
@@ -327,8 +375,6 @@ def check(args, phi):
                     f"--{name}: the bare host predicts neither charges nor dipoles, so this weight would do nothing. "
                     "Leave it out, or train with Φ (a phi: section or --phi operator=coulomb)."
                 )
-    if args.compare and args.phi:
-        raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi out.")
     if args.warmup_epochs and args.scheduler != "CosineAnnealingLR":
         raise InputError(
             f"--warmup_epochs acts with --scheduler CosineAnnealingLR only; the scheduler is {args.scheduler}."

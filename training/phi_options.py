@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 
@@ -11,6 +12,9 @@ import yaml
 
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
+
+#: Numbers that YAML takes for text, because it wants 1.0e+2; mace's own options take them as they are.
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class LossSettings(pydantic.BaseModel):
@@ -72,14 +76,23 @@ def _readable(annotation):
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join(_readable(part) for part in typing.get_args(annotation))
     name = getattr(annotation, "__name__", str(annotation))
-    return {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number"}.get(name, name)
+    return {
+        "NoneType": "null",
+        "bool": "true or false",
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+    }.get(name, name)
 
 
 def check_mapping(section):
-    """A copy of the section; InputError unless it is keys and values."""
+    """A copy of the section, numbers such as 1e2 read; InputError unless it is keys and values."""
     if not isinstance(section, dict):
         raise InputError(f"phi: expected a section of keys and values, or null for the bare host, got {section!r}.")
-    return dict(section)
+    return {
+        key: float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+        for key, value in section.items()
+    }
 
 
 def validate(section, lines=None, trained_host=False):
@@ -101,7 +114,8 @@ def validate(section, lines=None, trained_host=False):
     """
     lines = lines or {}
     model = section_model()
-    for key in check_mapping(section):
+    section = check_mapping(section)
+    for key in section:
         if key not in model.model_fields:
             near = difflib.get_close_matches(str(key), model.model_fields, n=2, cutoff=0.4)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -168,5 +182,8 @@ def from_command_line(assignments):
         key, separator, value = word.partition("=")
         if not separator or not key:
             raise InputError(f"--phi: expected KEY=VALUE as in --phi operator=coulomb channels=4, got {word!r}.")
-        section[key] = yaml.safe_load(value)
+        try:
+            section[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--phi: {word!r} has no valid value ({getattr(error, 'problem', error)}).") from error
     return section

@@ -7,13 +7,16 @@ import os
 import sys
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
 from phi_equivariant.errors import InputError
 from training import distribution
+from training.checkpoints import LAST
 
 logger = logging.getLogger("phi_mace_train")
+LOCK = ".lock"
 console = Console()
 if not console.is_terminal:
     console = Console(width=140)  # tables in a file are not wrapped to a terminal's default width
@@ -97,7 +100,8 @@ def check_folders(options):
     Raises
     ------
     InputError
-        If one holds a run that ``--restart_latest`` was not given for, or cannot be written to.
+        If one holds a run that ``--restart_latest`` was not given for, or one whose checkpoint is gone, or cannot be
+        written to.
     """
     folders = folders_of(options)
     _check_folder("--work_dir", folders.run, options)
@@ -106,7 +110,20 @@ def check_folders(options):
             _check_folder(f"--{name}_dir", getattr(folders, name), options)
     if options.log_dir:
         _check_folder("--log_dir", folders.log.parent, options, folders.log)
+    if options.restart_latest:
+        _check_checkpoint(folders)
     return folders
+
+
+def _check_checkpoint(folders):
+    """A run that got as far as its model had a checkpoint: without it all would be trained and written anew."""
+    later = [folders.results / "errors.json", folders.model / "model.safetensors"]
+    found = [path for path in later if path.exists()]
+    if found and not (folders.checkpoints / LAST).exists():
+        raise InputError(
+            f"--restart_latest: {found[0]} is of a finished run, but its checkpoint is not in {folders.checkpoints}. "
+            "Put it back or name its folder by --checkpoints_dir, or choose another --name to start from zero."
+        )
 
 
 def _check_folder(option, folder, options, file=None):
@@ -115,7 +132,9 @@ def _check_folder(option, folder, options, file=None):
         raise InputError(
             f"--name: {folder} is a file; the run needs a folder there. Choose another --name or {option}."
         )
-    used = file.exists() if file else folder.is_dir() and any(folder.iterdir())
+    if file and file.is_dir():
+        raise InputError(f"--name: {file} is a folder; the log needs that place. Choose another --name or {option}.")
+    used = file.exists() if file else folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
     if used and not options.restart_latest:
         raise InputError(
             f"--name: {file or folder} already holds a run. Go on with it by --restart_latest, or choose another "
@@ -128,6 +147,30 @@ def _check_folder(option, folder, options, file=None):
         raise InputError(
             f"{option}: {existing} cannot be written to, so {folder} cannot be made. Choose another {option}."
         )
+
+
+@contextlib.contextmanager
+def held(folders):
+    """A block in which no other process may write the run; the lock ends with the process, however it ends.
+
+    Raises
+    ------
+    InputError
+        If another process has it.
+    """
+    folders.run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folders.run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"--name: another process is writing {folders.run}. Wait for its end or choose another --name; several "
+            "processes of one run need --distributed."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_folders(folders):

@@ -101,11 +101,13 @@ class Stages(Callback):
 def check_stages(options):
     """Settings of stage two that mace accepts and that would do nothing, or fail at the end.
 
+    mace sets ``start_swa`` wherever stage two is asked for, and leaves stage two out if that is after the last epoch.
+
     Raises
     ------
     InputError
     """
-    if not options.swa:
+    if options.start_swa is None:
         return
     if options.loss == "forces_only":
         raise InputError("--swa: stage two raises the weight of the energy, which --loss forces_only does not train.")

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.total_charge import total_charge_of
-from training.labels import LABELS, Label, LabelReport, clean_label, resolve_keys
+from training.labels import LABELS, Label, LabelReport, check_weights, clean_label, resolve_keys
 
 ISOLATED_ATOM = "IsolatedAtom"  # mace's config_type of the frames that give E0s
 
@@ -80,6 +80,7 @@ def read_structures(
         for index, atoms in enumerate(_load(file)):
             where = f"frame {index} of {file}"
             check_geometry(atoms, where, known, allow_periodic)
+            check_weights(atoms.info, where)
             found = _collect_labels(atoms, resolved, where)
             isolated = len(atoms) == 1 and atoms.info.get("config_type") == ISOLATED_ATOM
             for name in ("energy",) if isolated else required:
@@ -113,6 +114,7 @@ def labelled_copy(
     what is raised, is as for :func:`read_structures`.
     """
     check_geometry(atoms, where, elements, allow_periodic)
+    check_weights(atoms.info, where)
     found = _collect_labels(atoms, keys, where)
     copy = atoms.copy()
     _place_labels(copy, found)
@@ -154,6 +156,13 @@ def check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_pe
             f"{where} is periodic (pbc {directions}), and only open boundaries are supported here. If it is a molecule "
             'in a large box, write pbc="F F F" into the file.'
         )
+    if atoms.pbc.any() and not _spans_space(atoms):
+        raise InputError(
+            f"{where} is periodic, but the vectors of its cell do not span its periodic directions. Correct its pbc or "
+            "Lattice."
+        )
+    if len(np.unique(atoms.positions, axis=0)) < len(atoms):
+        raise InputError(f"{where} has atoms that coincide. Remove the frame.")
     if elements is not None and (unknown := set(atoms.numbers.tolist()) - elements):
         raise InputError(
             f"{where} holds {_symbols(unknown)}, which the model does not know: its elements are {_symbols(elements)}. "
@@ -161,6 +170,13 @@ def check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_pe
         )
     if 0 in atoms.numbers:
         raise InputError(f"{where} holds an atom without an element (X). Correct the file.")
+
+
+def _spans_space(atoms: Atoms) -> bool:
+    """Whether periodic vectors are independent, of each other and of the axes that mace puts in open directions."""
+    vectors = np.where(atoms.pbc[:, None], atoms.cell.array, np.eye(3))
+    lengths = np.linalg.norm(vectors, axis=1)
+    return bool(abs(np.linalg.det(vectors)) > 1e-8 * lengths.prod())
 
 
 def _symbols(numbers: Iterable[int]) -> str:
@@ -230,7 +246,10 @@ def _refuse_missing(name: str, key: str, indices: list[int], n_frames: int, file
     else:
         shown = ", ".join(map(str, indices[:10])) + (", …" if len(indices) > 10 else "")
         which = f"{len(indices)} of the {n_frames} frames (index {shown})"
-    advice = "" if name == "total_charge" else f", or set {name}_weight to 0"
+    advice = ""
+    if name != "total_charge":
+        some = f", give frames without it config_{name}_weight=0" if len(indices) < n_frames else ""
+        advice = f"{some}, or set {name}_weight to 0"
     raise InputError(
         f"{file} has no {name} under the key {key!r} in {which}. The keys in frame {indices[0]} are {existing}. "
         f"Set {name}_key to the right one, complete the file{advice}."

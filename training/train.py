@@ -1,5 +1,6 @@
 """``phi-mace-train``: train a potential, with Φ or without, and leave a folder with everything about it."""
 
+import contextlib
 import json
 import logging
 import shlex
@@ -53,9 +54,14 @@ def train(run, run_data, deadline=None, announce=True):
     )
     with distribution.together():
         built = build(run, run_data)
-    log = run_folder.open_folders(folders) if distribution.is_main() else logging.NullHandler()
-    tracking = trackers.Tracking([])
-    try:
+    with contextlib.ExitStack() as stack:
+        with distribution.together():
+            if distribution.is_main():
+                stack.enter_context(run_folder.held(folders))
+        log = run_folder.open_folders(folders) if distribution.is_main() else logging.NullHandler()
+        stack.callback(run_folder.close_log, log)
+        tracking = trackers.Tracking([])
+        stack.callback(tracking.close, "failed")  # what is finished is closed already
         if announce:
             for line in (f"command: {run.command}", *run_data.lines):
                 logger.info(line)
@@ -64,9 +70,6 @@ def train(run, run_data, deadline=None, announce=True):
         summary = _train(run, run_data, built, folders, identity, start, deadline, tracking)
         tracking.finish(summary["sets"], summary["epochs"])
         return summary
-    finally:
-        tracking.close("failed")  # what is finished is closed already
-        run_folder.close_log(log)
 
 
 def _train(run, run_data, built, folders, identity, start, deadline, tracking):
@@ -115,7 +118,10 @@ def _train(run, run_data, built, folders, identity, start, deadline, tracking):
             f"learning rate (now {args.lr}) or look for wrong labels; the log is in {folders.log}."
         )
     about = {"epochs": len(history.rows), "parameters": parameters, "training_seconds": time.monotonic() - begin}
-    return results.finish(run, run_data, built, last.best, folders, {**about, "rows": history.rows})
+    try:
+        return results.finish(run, run_data, built, last.best, folders, {**about, "rows": history.rows})
+    except KeyboardInterrupt:
+        raise Interrupted(len(history.rows)) from None
 
 
 def _fit(module, run_data, order, args, epochs, chosen):

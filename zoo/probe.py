@@ -1,5 +1,7 @@
 """A structure to probe models with: two that agree on its energy have the same weights in the same places."""
 
+import contextlib
+
 import torch
 
 
@@ -33,8 +35,20 @@ def interaction_energy(model, numbers, head=0):
         **_embedded(model, n, reference.dtype),
     }
     data = {key: value.to(reference.device) for key, value in data.items()}
-    atomic = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)[head, species.to(reference.device)].sum()
-    return float(model(data, compute_force=False)["energy"][0].detach() - atomic)
+    with _without_e0s(model):
+        return float(model(data, compute_force=False)["energy"][0].detach())
+
+
+@contextlib.contextmanager
+def _without_e0s(model):
+    """Isolated atoms of thousands of eV would leave a float32 energy no digits for the interaction."""
+    block = model.atomic_energies_fn
+    kept = block.atomic_energies
+    block.atomic_energies = torch.zeros_like(kept)
+    try:
+        yield
+    finally:
+        block.atomic_energies = kept
 
 
 def energy_difference(model, other, heads):
@@ -44,7 +58,8 @@ def energy_difference(model, other, heads):
     """
     numbers = model.atomic_numbers.tolist()
     energies = [(interaction_energy(model, numbers, i), interaction_energy(other, numbers, j)) for i, j in heads]
-    return max(abs(a - b) / (1.0 + abs(a)) for a, b in energies)
+    differences = torch.tensor([abs(a - b) / (1.0 + abs(a)) for a, b in energies], dtype=torch.float64)
+    return float(differences.max())  # nan if one is
 
 
 def _embedded(model, n_atoms, dtype):
