@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 from ase.neighborlist import primitive_neighbor_list
+from ase.stress import full_3x3_to_voigt_6_stress
 
+from phi_equivariant.cells import check_cells
 from phi_equivariant.errors import InputError
 from phi_equivariant.potential import PhiPotential
 from phi_equivariant.total_charge import total_charge_of
@@ -20,10 +22,11 @@ _EMBEDDED = {
 
 
 class PhiCalculator(Calculator):
-    """Energy, forces, charges and dipole through ase.
+    """Energy, forces, stress, charges and dipole through ase.
 
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
-    (n_atoms,) in e and dipole (3,) in e·Å. ``phi_results``, for which ase has no names, holds potential (n_atoms,) in
+    (n_atoms,) in e and dipole (3,) in e·Å. Structures that are periodic in all three directions have stress (6,) in
+    eV/Å³, in ase's order and sign; those that are periodic in any have no dipole. ``phi_results``, for which ase has no names, holds potential (n_atoms,) in
     V, host_energy and phi_energy in eV, net_charge in e.
     The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent. Hosts that embed it
     read the spin multiplicity from ``info["total_spin"]`` or ``info["spin"]``, 1 where absent, and the electronic
@@ -41,8 +44,8 @@ class PhiCalculator(Calculator):
     Raises
     ------
     InputError
-        For an element or head the model does not know, a total charge that is not a number, or positions that are not
-        finite.
+        For an element or head the model does not know, a total charge that is not a number, positions or a cell that
+        are not finite, a singular cell, or with ``operator="coulomb"`` one or two periodic directions.
     """
 
     def __init__(self, model, device="cpu", dtype=None, head=None, skin=0.5, **kwargs):
@@ -56,7 +59,7 @@ class PhiCalculator(Calculator):
             raise InputError(f"skin is {skin!r}; give a length in Å, 0 or more.")
         self.phi_results = {}
         self.model = model.to(device).eval()
-        self.implemented_properties = ["energy", "free_energy", "energies", "forces"]
+        self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         if isinstance(model, PhiPotential):
             self.implemented_properties += ["charges", "dipole"]
         heads = list(getattr(model, "heads", None) or ["Default"])
@@ -85,7 +88,8 @@ class PhiCalculator(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         """Fill ``results`` for ``atoms``."""
         super().calculate(atoms, properties, system_changes)
-        out = self.model(self._batch(self.atoms), compute_force=True)
+        periodic = bool(self.atoms.pbc.all())
+        out = self.model(self._batch(self.atoms), compute_force=True, compute_stress=periodic)
         numbers = {key: value.detach().cpu().double().numpy() for key, value in out.items() if torch.is_tensor(value)}
         energy = float(numbers["energy"][0])
         self.results = {
@@ -94,8 +98,12 @@ class PhiCalculator(Calculator):
             "energies": numbers["node_energy"],
             "forces": numbers["forces"],
         }
+        if periodic:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(numbers["stress"][0])
         if isinstance(self.model, PhiPotential):
-            self.results |= {"charges": numbers["charges"], "dipole": numbers["dipole"][0]}
+            self.results["charges"] = numbers["charges"]
+            if "dipole" in numbers:
+                self.results["dipole"] = numbers["dipole"][0]
             self.phi_results = {key: float(numbers[key][0]) for key in ("host_energy", "phi_energy", "net_charge")}
             self.phi_results["potential"] = numbers["potential"]
 
@@ -110,6 +118,7 @@ class PhiCalculator(Calculator):
             raise InputError(
                 f"the model does not know atomic numbers {unknown}; it was made for {list(self._elements)}."
             )
+        check_cells(torch.tensor(np.asarray(atoms.cell))[None], torch.tensor(atoms.pbc)[None])
         reference = next(self.model.parameters())
         number = {"dtype": reference.dtype, "device": reference.device}
         whole = {"dtype": torch.long, "device": reference.device}

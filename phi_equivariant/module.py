@@ -5,6 +5,7 @@ import torch
 
 from phi_equivariant.alpha_net import AlphaNet
 from phi_equivariant.batching import PaddedLayout
+from phi_equivariant.cells import describe_pbc
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators import GaussianCoulomb, GraphLaplacian
 from phi_equivariant.spectral import LowPass, ModeWindow
@@ -24,6 +25,8 @@ class PhiModule(torch.nn.Module):
     eigenvectors. With ``coulomb`` and ``charge_constraint="project"``, charges are shifted by a multiple of f(L)1 to
     their exact sum, in the φ of ``learned`` too.
 
+    In a periodic cell L acts on neutral charges only; the uniform charge is its smoothest mode, λ = 0.
+
     Parameters
     ----------
     layer_irreps: irreps of the node features of each tapped layer
@@ -34,7 +37,8 @@ class PhiModule(torch.nn.Module):
     Raises
     ------
     InputError
-        If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``.
+        If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``, or for a
+        structure that is periodic in one or two directions with ``operator="coulomb"``.
 
     Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
     """
@@ -69,7 +73,20 @@ class PhiModule(torch.nn.Module):
         masses = torch.tensor([ase.data.atomic_masses[z] for z in atomic_numbers], dtype=torch.get_default_dtype())
         self.register_buffer("masses", masses, persistent=False)
 
-    def forward(self, layers, positions, species, batch, ptr, edge_index, shifts, total_charge, second_order=True):
+    def forward(
+        self,
+        layers,
+        positions,
+        species,
+        batch,
+        ptr,
+        edge_index,
+        shifts,
+        total_charge,
+        second_order=True,
+        cell=None,
+        pbc=None,
+    ):
         """Fields, energies and charges of a batch of structures.
 
         Parameters
@@ -81,15 +98,17 @@ class PhiModule(torch.nn.Module):
         edge_index: (2, n_edges); shifts: (n_edges, 3), cell vectors between the two atoms, in Å
         total_charge: (n_structures,) in e
         second_order: whether second derivatives are wanted (training through forces)
+        cell: (n_structures, 3, 3) in Å; pbc: (n_structures, 3), boolean; all structures are open where None
 
         Returns
         -------
         dict of phi_energy (n_structures,) and node_energy (n_atoms,) in eV; charges (n_atoms,) in e and potential
-        (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass; pde_residual
-        (n_structures,); net_charge (n_structures,), Σρ of channel 0 before projection; charge_penalty (n_structures,),
+        (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN for periodic
+        structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of channel 0 before projection; charge_penalty (n_structures,),
         Σ_channels (Σρ − Q)² before projection.
         """
         layout = PaddedLayout(batch, ptr)
+        pbc = torch.zeros((layout.n_structures, 3), dtype=torch.bool, device=ptr.device) if pbc is None else pbc
         fields = self.alpha_net(layers, species)  # (n_atoms, n_fields, channels)
         if self.config.operator == "graph":
             if bool((total_charge != 0).any()):
@@ -105,14 +124,16 @@ class PhiModule(torch.nn.Module):
         else:
             wanted = torch.zeros((layout.n_structures, self.config.channels), dtype=fields.dtype, device=fields.device)
             wanted[:, 0] = total_charge
-            potential, charges, residual, net = self._coulomb(fields, positions, species, wanted, layout, second_order)
+            periodic = _all_or_none(pbc)
+            matrix = self.operator.matrix(positions, species, layout, cell, periodic)  # (n_structures, n_max, n_max)
+            potential, charges, residual, net = self._coulomb(fields, matrix, periodic, wanted, layout, second_order)
         node_energy = 0.5 * (potential * charges).sum(-1)  # (n_atoms,)
         return {
             "phi_energy": layout.sum(node_energy),
             "node_energy": node_energy,
             "charges": charges[:, 0],
             "potential": potential[:, 0],
-            "dipole": self._dipole(charges[:, 0], positions, species, layout),
+            "dipole": self._dipole(charges[:, 0], positions, species, layout, pbc.any(1)),
             "pde_residual": layout.sum(residual) / layout.counts,
             "net_charge": net[:, 0],
             "charge_penalty": (net - wanted).square().sum(-1),
@@ -138,18 +159,14 @@ class PhiModule(torch.nn.Module):
         charges = laplacian(fields[:, 1])
         return potential, charges, (induced - charges).square().sum(-1)
 
-    def _coulomb(self, fields, positions, species, wanted, layout, second_order):
+    def _coulomb(self, fields, matrix, periodic, wanted, layout, second_order):
         """φ, ρ (n_atoms, channels), each atom's share of the residual (n_atoms,), Σρ before projection."""
-        matrix = self.operator.matrix(positions, species, layout)  # (n_structures, n_max, n_max)
         n_fields, channels = fields.shape[1:]
         project = self.config.charge_constraint == "project"
         ones = torch.ones_like(fields[:, :1, 0])  # (n_atoms, 1)
         columns = layout.pad(torch.cat([fields.flatten(1), ones], dim=1))
-        if isinstance(self.response, ModeWindow):
-            # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
-            columns = self.response.apply(-matrix, columns, layout, second_order)
-        elif self.response is not None:
-            columns = self.response.apply(matrix, columns, layout, second_order)
+        if self.response is not None:
+            columns = self._respond(matrix, columns, periodic, layout, second_order)
         columns, direction = columns[..., :-1], columns[..., -1:]
         net = columns.sum(1)  # (n_structures, n_fields * channels)
         if project:
@@ -166,8 +183,50 @@ class PhiModule(torch.nn.Module):
             residual = (difference * (potential - matrix @ charges)).sum(-1)
         return layout.unpad(potential), layout.unpad(charges), layout.unpad(residual), net
 
-    def _dipole(self, charges, positions, species, layout):
-        """Σ_i q_i (r_i − r_centre of mass): (n_structures, 3)."""
+    def _respond(self, matrix, columns, periodic, layout, second_order):
+        """f(L) applied to columns (n_structures, n_max, c).
+
+        Periodic structures: with Π = 1 − 11ᵀ/n, L is the inverse of ΠPΠ among neutral charges and zero on the uniform
+        one, f(L)a = ā + Π f(L) Πa. P itself will not do: next to the background it calls the uniform charge the
+        roughest of all, f(L)1 all but vanishes, and no total charge can be projected along it.
+        """
+        mean = torch.zeros_like(columns[:, :1])
+        if bool(periodic.any()):
+            inside = (layout.mask & periodic[:, None]).to(columns.dtype)  # (n_structures, n_max)
+            uniform = inside / inside.sum(1, keepdim=True).clamp(min=1).sqrt()  # of norm 1, or 0 where open
+            mean = uniform[:, :, None] * (uniform[:, None, :] @ columns)
+            columns = columns - mean
+            row = uniform[:, None, :] @ matrix
+            across = uniform[:, :, None] * (row - 0.5 * (row @ uniform[:, :, None]) * uniform[:, None, :])
+            # The uniform mode counts as one of k: it is put far above all others, where f = 1.
+            top = matrix.detach().abs().sum(-1).amax(-1) + 40 * self.window_width["coulomb"]
+            matrix = matrix - across - across.mT + torch.einsum("g,gi,gj->gij", top, uniform, uniform)
+        if isinstance(self.response, ModeWindow):
+            # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
+            matrix = -matrix
+        return mean + self.response.apply(matrix, columns, layout, second_order)
+
+    def _dipole(self, charges, positions, species, layout, periodic):
+        """Σ_i q_i (r_i − r_centre of mass): (n_structures, 3); None, or NaN in a mixed batch, where periodic.
+
+        The dipole of a periodic cell depends on where it is cut.
+        """
+        if bool(periodic.all()):
+            return None
         masses = self.masses[species]
         centre = layout.sum(masses[:, None] * positions) / layout.sum(masses)[:, None]
-        return layout.sum(charges[:, None] * (positions - centre[layout.batch]))
+        dipole = layout.sum(charges[:, None] * (positions - centre[layout.batch]))
+        return dipole.masked_fill(periodic[:, None], torch.nan)
+
+
+def _all_or_none(pbc):
+    """(n_structures,), True where periodic; InputError for one or two periodic directions."""
+    partly = pbc.any(1) & ~pbc.all(1)
+    if bool(partly.any()):
+        index = int(partly.nonzero()[0])
+        raise InputError(
+            f"structure {index} has pbc {describe_pbc(pbc[index])}, but operator='coulomb' sums over three periodic "
+            "directions or none: slabs and wires are not supported. Use operator='graph', or, if enough vacuum is "
+            "between the images and there is no dipole across it, pbc=True."
+        )
+    return pbc.all(1)

@@ -1,8 +1,12 @@
 """A host with Φ attached: one module with the call signature of a mace model."""
 
+import warnings
+
 import torch
 
+from phi_equivariant.cells import read_cells
 from phi_equivariant.errors import InputError
+from phi_equivariant.ewald import cell_volume
 
 
 class FeatureTap:
@@ -21,7 +25,7 @@ class FeatureTap:
 
 
 class PhiPotential(torch.nn.Module):
-    """Host energy plus electrostatics, E = E_host + E_Φ, with forces from one derivative of the sum.
+    """Host energy plus electrostatics, E = E_host + E_Φ, with forces and stress from one derivative of the sum.
 
     Built by ``attach_phi``. To mace's ase calculator it reads as a mace model: same call, and the attributes the
     calculator looks for.
@@ -95,31 +99,37 @@ class PhiPotential(torch.nn.Module):
         compute_atomic_stresses=False,
         lammps_mliap=False,
     ):
-        """Energies, forces and charges of a batch.
+        """Energies, forces, stress and charges of a batch.
+
+        Forces and the strain derivative come from one call, F = −∂E/∂r, σ = (1/V) ∂E/∂ε, virials −∂E/∂ε, where ε
+        strains positions and cell, symmetrised, as in mace.
 
         Parameters
         ----------
         data: dict with mace's keys: positions (n_atoms, 3) in Å, node_attrs (n_atoms, n_elements) one-hot, edge_index
-            (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,), …; total_charge
-            (n_structures,) in e, 0 where absent
+            (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,), …; cell (3 n_structures, 3) in
+            Å and pbc (n_structures, 3) if a structure is periodic; total_charge (n_structures,) in e, 0 where absent
         training: keep the graph, so that a loss on forces can be differentiated
-        compute_force: whether to differentiate
-        compute_stress: accepted; the stress of an open structure is None
+        compute_force, compute_virials, compute_stress: what to differentiate for
+        compute_displacement: give the strain, a leaf, as displacement (n_structures, 3, 3), for derivatives of one's own
 
         Returns
         -------
         dict of energy, host_energy, phi_energy (n_structures,) and node_energy (n_atoms,) in eV; forces (n_atoms, 3) in
-        eV/Å or None; stress None; charges (n_atoms,) in e; potential (n_atoms,) in V; dipole (n_structures, 3) in e·Å;
-        pde_residual, net_charge, charge_penalty (n_structures,); node_feats, the host's features.
+        eV/Å or None; stress (n_structures, 3, 3) in eV/Å³, NaN for structures that are not periodic in all three
+        directions, None if there is no other or it is not asked for; virials (n_structures, 3, 3) in eV or None;
+        charges (n_atoms,) in e; potential (n_atoms,) in V, in a periodic cell relative to the cell's mean; dipole
+        (n_structures, 3) in e·Å, NaN for periodic structures and None if there is no other; pde_residual, net_charge,
+        charge_penalty (n_structures,); node_feats, the host's features.
 
         Raises
         ------
         InputError
-            For a periodic structure, positions or total charges that are not finite, a quantity that is not
-            computed, forces in inference mode, or if Φ was detached.
+            For positions, cells or total charges that are not finite, a cell that nothing can be computed in, with
+            ``operator="coulomb"`` a structure periodic in one or two directions, a quantity that is not computed,
+            derivatives in inference mode, or if Φ was detached. A charged periodic cell gives a warning.
         """
         for name, wanted in {
-            "compute_virials": compute_virials,
             "compute_hessian": compute_hessian,
             "compute_edge_forces": compute_edge_forces,
             "compute_atomic_stresses": compute_atomic_stresses,
@@ -129,29 +139,49 @@ class PhiPotential(torch.nn.Module):
                 raise InputError(f"{name} is asked for, but a potential with Φ does not compute it; leave it out.")
         if not self._handles:
             raise InputError("Φ was detached from this potential; call attach_phi on the host again.")
-        if compute_force and torch.is_inference_mode_enabled():
+        differentiate = compute_force or compute_virials or compute_stress
+        if (differentiate or compute_displacement) and torch.is_inference_mode_enabled():
             raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
-        check_structures(data)
-        with torch.set_grad_enabled(compute_force or torch.is_grad_enabled()):
-            return self._evaluate(dict(data), training, compute_force)
+        if not bool(torch.isfinite(data["positions"]).all()):
+            raise InputError("positions are not finite (NaN or infinity); a simulation that blew up does this.")
+        cell, pbc = read_cells(data)
+        charge = _total_charge(data, pbc)
+        compute_stress = compute_stress and bool(pbc.all(1).any())
+        with torch.set_grad_enabled(differentiate or compute_displacement or torch.is_grad_enabled()):
+            data = dict(data)
+            if not data["positions"].requires_grad:
+                # A leaf of our own: the caller's tensor keeps its flags.
+                data["positions"] = data["positions"].detach().requires_grad_(True)
+            variables = [data["positions"]]
+            if compute_virials or compute_stress or compute_displacement:
+                variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
+                cell = _strain(data, cell, variables[1])
+            # Without derivatives here the caller may differentiate the energy, as often as it likes.
+            out = self._evaluate(data, cell, pbc, charge, training, second_order=training or not differentiate)
+            slopes = _slopes(out["energy"], variables, training) if differentiate else None
+        return {
+            **out,
+            "forces": -slopes[0] if differentiate else None,
+            "virials": -slopes[1] if compute_virials else None,
+            "stress": _stress(slopes[1], cell.detach(), pbc) if compute_stress else None,
+            "displacement": variables[1] if len(variables) == 2 else None,
+        }
 
-    def _evaluate(self, data, training, compute_force):
-        if not data["positions"].requires_grad:
-            # A leaf of our own: the caller's tensor keeps its flags.
-            data["positions"] = data["positions"].detach().requires_grad_(True)
-        positions = data["positions"]
+    def _evaluate(self, data, cell, pbc, total_charge, training, second_order):
+        """Energies and charges, without derivatives."""
         host, layers = self._run_host(data, training)
         phi = self.phi(
             layers,
-            positions,
+            data["positions"],
             species=data["node_attrs"].argmax(-1),
             batch=data["batch"],
             ptr=data["ptr"],
             edge_index=data["edge_index"],
             shifts=data["shifts"],
-            total_charge=_total_charge(data),
-            # Without forces here the caller may differentiate the energy, as often as it likes.
-            second_order=training or not compute_force,
+            total_charge=total_charge,
+            second_order=second_order,
+            cell=cell,
+            pbc=pbc,
         )
         energy = host["energy"] + phi["phi_energy"]
         return {
@@ -159,8 +189,6 @@ class PhiPotential(torch.nn.Module):
             "energy": energy,
             "host_energy": host["energy"],
             "node_energy": host["node_energy"] + phi["node_energy"],
-            "forces": _forces(energy, positions, training) if compute_force else None,
-            "stress": None,
             "node_feats": host.get("node_feats"),
         }
 
@@ -187,21 +215,9 @@ class PhiPotential(torch.nn.Module):
         return host, layers
 
 
-def check_structures(data):
-    """InputError for a periodic structure (open boundaries only) or positions that are not finite."""
-    periodic = data.get("pbc")
-    images = data.get("unit_shifts")
-    if (periodic is not None and bool(periodic.any())) or (images is not None and bool((images != 0).any())):
-        raise InputError(
-            "a structure is periodic (pbc), but Φ treats open structures only; for a molecule in a box set pbc=False."
-        )
-    if not bool(torch.isfinite(data["positions"]).all()):
-        raise InputError("positions are not finite (NaN or infinity); a simulation that blew up does this.")
-
-
-def _total_charge(data):
+def _total_charge(data, pbc):
     """(n_structures,) in e; 0 where the batch has none."""
-    n_structures = len(data["ptr"]) - 1
+    n_structures = len(pbc)
     charge = data.get("total_charge")
     if charge is None:
         return data["positions"].new_zeros(n_structures)
@@ -210,14 +226,42 @@ def _total_charge(data):
         raise InputError(
             f"total_charge is {charge.tolist()} for {n_structures} structures; give one finite number for each, in e."
         )
+    if bool((pbc.any(1) & (charge != 0)).any()):
+        warnings.warn(
+            "total_charge is not 0 in a periodic cell: a uniform background of the opposite charge makes it neutral. "
+            "Energies then depend on the cell's size (by about 1.4 k_e Q²/L for a cube of edge L) and compare only "
+            "between cells of one charge and shape; the stress holds the background's share.",
+            stacklevel=3,
+        )
     return charge
 
 
-def _forces(energy, positions, training):
-    """−∂E/∂r: (n_atoms, 3); zero where the energy does not depend on positions (an isolated atom)."""
+def _strain(data, cell, displacement):
+    """Strain positions, shifts and cells of ``data``, x → x (1 + ε) with ε = ½ (d + dᵀ); returns the strained cell."""
+    strain = 0.5 * (displacement + displacement.mT)  # (n_structures, 3, 3)
+    positions, shifts, batch = data["positions"], data["shifts"], data["batch"]
+    data["positions"] = positions + (positions[:, None, :] @ strain[batch])[:, 0]
+    data["shifts"] = shifts + (shifts[:, None, :] @ strain[batch[data["edge_index"][0]]])[:, 0]
+    cell = cell + cell @ strain
+    data["cell"] = cell.reshape(-1, 3)
+    return cell
+
+
+def _slopes(energy, variables, training):
+    """∂(Σ energy)/∂ each variable; zero where the energy does not depend on it (an isolated atom)."""
     if not energy.requires_grad:
-        return torch.zeros_like(positions)
-    (gradient,) = torch.autograd.grad(
-        energy.sum(), positions, retain_graph=training, create_graph=training, allow_unused=True
+        return [torch.zeros_like(variable) for variable in variables]
+    slopes = torch.autograd.grad(
+        energy.sum(), variables, retain_graph=training, create_graph=training, allow_unused=True
     )
-    return torch.zeros_like(positions) if gradient is None else -gradient
+    return [
+        torch.zeros_like(variable) if slope is None else slope
+        for variable, slope in zip(variables, slopes, strict=True)
+    ]
+
+
+def _stress(slope, cell, pbc):
+    """∂E/∂ε per volume: (n_structures, 3, 3) in eV/Å³, NaN where there is no volume."""
+    periodic = pbc.all(1)
+    volume = cell_volume(cell).where(periodic, cell.new_ones(()))
+    return (slope / volume[:, None, None]).masked_fill(~periodic[:, None, None], torch.nan)

@@ -195,14 +195,6 @@ def test_positions_that_are_not_finite(config):
         potential(**config)(batch)
 
 
-def test_periodic_structures_are_refused():
-    atoms = ethanol()
-    atoms.set_cell([30, 30, 30])
-    atoms.pbc = True
-    with pytest.raises(InputError, match="periodic.*pbc=False"):
-        potential()(batch_of(atoms))
-
-
 def test_quantities_that_are_not_computed_are_refused():
     with pytest.raises(InputError, match="compute_hessian"):
         potential()(batch_of(ethanol()), compute_hessian=True)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("phi_equivariant", "zoo", "training")
 MACE = {"zoo/mace_host.py", "training/mace_interface.py"}
-LIBRARY = sys.stdlib_module_names | {"torch", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
+LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
 ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | {"mace", "zoo"}}
 OPTIONAL = {"torch_scatter"}  # only where its absence is handled
 

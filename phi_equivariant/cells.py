@@ -1,0 +1,85 @@
+"""Periodic directions and cells of a batch: read once, and refused where nothing can be computed."""
+
+import torch
+
+from phi_equivariant.errors import InputError
+
+THINNEST = 0.5  # Å between opposite faces; below, every atom would sit on its own images
+
+
+def read_cells(data):
+    """Cells and periodic directions of a batch with mace's keys.
+
+    Parameters
+    ----------
+    data: dict with ``ptr`` and, for periodic structures, ``cell`` (3 n_structures, 3) in Å and ``pbc``
+        (n_structures, 3); a batch without ``pbc`` is one of open structures
+
+    Returns
+    -------
+    cell: (n_structures, 3, 3), zeros where the batch has none
+    pbc: (n_structures, 3), boolean
+
+    Raises
+    ------
+    InputError
+        For neighbours across a cell's face without ``pbc``, or ``pbc`` without ``cell``; a cell that is not finite,
+        whose periodic vectors lie in one plane or that is thinner than ``THINNEST``.
+    """
+    n_structures = len(data["ptr"]) - 1
+    pbc, cell, images = data.get("pbc"), data.get("cell"), data.get("unit_shifts")
+    if pbc is None:
+        if images is not None and bool((images != 0).any()):
+            raise InputError("the batch has neighbours across a cell's face but no pbc; give pbc (n_structures, 3).")
+        pbc = torch.zeros((n_structures, 3), dtype=torch.bool, device=data["positions"].device)
+    pbc = pbc.reshape(n_structures, 3)
+    if cell is None:
+        if bool(pbc.any()):
+            raise InputError("a structure is periodic (pbc) but the batch has no cell; give cell (3 n_structures, 3).")
+        return data["positions"].new_zeros((n_structures, 3, 3)), pbc
+    cell = cell.reshape(n_structures, 3, 3).to(data["positions"].dtype)
+    if bool(pbc.any()):
+        check_cells(cell, pbc)
+    return cell, pbc
+
+
+def check_cells(cell, pbc):
+    """InputError unless the periodic vectors of every cell span a lattice that can be summed over.
+
+    Parameters
+    ----------
+    cell: (n_structures, 3, 3) in Å; pbc: (n_structures, 3), boolean
+    """
+    for index in pbc.any(1).nonzero()[:, 0].tolist():
+        vectors, directions = cell[index].detach(), describe_pbc(pbc[index])
+        if not bool(torch.isfinite(vectors[pbc[index]]).all()):
+            raise InputError(f"the cell of structure {index} is not finite (NaN or infinity): {vectors.tolist()}.")
+        heights = lattice_heights(vectors[pbc[index]])
+        if heights is None:
+            raise InputError(
+                f"the cell of structure {index} is singular: {vectors.tolist()} Å with pbc {directions}. The vectors of "
+                "periodic directions must be there and point different ways; for a molecule set pbc=False."
+            )
+        if float(heights.min()) < THINNEST:
+            raise InputError(
+                f"the cell of structure {index} is too small: opposite faces are {float(heights.min()):.3g} Å apart "
+                f"(pbc {directions}), and at least {THINNEST} Å are needed to list neighbours. Is the cell given in Å?"
+            )
+
+
+def lattice_heights(vectors):
+    """Distances in Å between the planes of a lattice of 1 to 3 vectors (m, 3) → (m,); None if it has no volume."""
+    vectors = vectors.double()
+    lengths = vectors.norm(dim=1)
+    if bool((lengths == 0).any()):
+        return None
+    unit = vectors / lengths[:, None]
+    gram = unit @ unit.mT  # its determinant is the squared volume of a cell of unit vectors
+    if float(torch.linalg.det(gram)) < 1e-10:
+        return None
+    return lengths / torch.linalg.inv(gram).diagonal().sqrt()
+
+
+def describe_pbc(pbc):
+    """``T T F`` for periodic, periodic, open."""
+    return " ".join("FT"[int(periodic)] for periodic in pbc)

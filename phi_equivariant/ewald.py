@@ -1,0 +1,142 @@
+"""Ewald summation: the potential matrix of Gaussian charges in a periodic cell with a neutralising background."""
+
+import math
+
+import torch
+from torchpme import CoulombPotential
+
+# Both sums end where a Gaussian has fallen to e^(−reach²/2): 2e-11 of its height in double precision, 3e-7 in single.
+_REACH = {torch.float64: 7.0, torch.float32: 5.5}
+_CHUNK = 2_000_000  # distances looked at together while neighbours are searched
+
+
+def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant):
+    """P of structures that are periodic in three directions, in V/e.
+
+        P_ij / k_e = (4π/V) Σ_{k≠0} e^{−k²s²/2}/k² cos k·r_ij + Σ'_n [erf(r/√2γ_ij) − erf(r/√2s)]/r
+                     + δ_ij [1/(√π σ_i) − √(2/π)/s] − 2π (s² − γ_ij²)/V,    r = |r_ij + n|,  γ_ij² = σ_i² + σ_j²
+
+    The sum over cells n leaves out an atom's own place. The last term makes the mean of every atom's potential zero,
+    as a uniform background does that neutralises each Gaussian: P then equals (4π/V) Σ_{k≠0} e^{−k²γ_ij²/2}/k²
+    cos k·r_ij, which is positive semi-definite for charged vectors too, and does not depend on s.
+
+    Parameters
+    ----------
+    place: (n_structures, n_max, 3) in Å
+    width: (n_structures, n_max), σ in Å
+    mask: (n_structures, n_max), True where there is an atom
+    cell: (n_structures, 3, 3), rows are the cell vectors in Å
+    splitting: s in Å; P depends on it by rounding only
+    coulomb_constant: k_e in eV·Å/e²
+
+    Returns
+    -------
+    (n_structures, n_max, n_max), zero where there is no pair; differentiable to any order in place, width and cell
+
+    Source: P. P. Ewald, Ann. Phys. 369, 253 (1921). The kernels of the split are torch-pme's. Its EwaldCalculator
+    applies P to given charges, one structure at a time: N unit charges would give the matrix, at several times the cost.
+    """
+    coulomb = CoulombPotential(smearing=splitting, prefactor=coulomb_constant)
+    n = place.shape[1]
+    volume = cell_volume(cell)[:, None, None]
+    inverse = torch.linalg.inv(cell)
+    fractional = place @ inverse  # (n_structures, n_max, 3)
+    spread = width.square()[:, :, None] + width.square()[:, None, :]  # γ², (n_structures, n_max, n_max)
+
+    potential = _long_range(fractional, inverse, mask, splitting, coulomb) / volume
+    potential = potential + 2 * (math.pi * coulomb_constant * spread - coulomb.background_correction()) / volume
+    own = coulomb_constant / (math.sqrt(math.pi) * width.where(mask, torch.ones_like(width)))
+    potential = potential + torch.diag_embed(own - coulomb.self_contribution())
+
+    radius = _REACH[place.dtype] * max(splitting, float(spread.detach().amax().sqrt()))
+    structure, first, second, images = pairs_within(radius, fractional.detach(), mask, cell.detach())
+    vectors = place[structure, second] - place[structure, first] + (images[:, None, :] @ cell[structure])[:, 0]
+    distance = vectors.norm(dim=-1)  # (n_pairs,)
+    near = coulomb_constant * torch.erf(distance * (2 * spread[structure, first, second]).rsqrt()) / distance
+    near = near - coulomb.lr_from_dist(distance)
+    half = near.new_zeros(potential.numel()).index_add(0, (structure * n + first) * n + second, near)
+    half = half.reshape(potential.shape)
+    potential = potential + half + half.mT
+    return potential.where(mask[:, :, None] & mask[:, None, :], potential.new_zeros(()))
+
+
+def cell_volume(cell):
+    """|a·(b×c)| in Å³: (n_structures, 3, 3) → (n_structures,). torch.linalg.det fails to differentiate float32 where
+    float64 is torch's default precision."""
+    a, b, c = cell.unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum(-1).abs()
+
+
+def _long_range(fractional, inverse, mask, splitting, coulomb):
+    """Σ_{k≠0} v(k) cos k·r_ij, with torch-pme's v(k) of the smooth part: (n_structures, n_max, n_max) in V·Å³/e."""
+    indices = reciprocal_indices(_REACH[fractional.dtype] / splitting, inverse.detach())  # (n_structures, n_k, 3)
+    k_squared = (2 * math.pi * indices @ inverse.mT).square().sum(-1)  # (n_structures, n_k)
+    # Whole cells do not change a wave, but large arguments would lose digits.
+    phase = 2 * math.pi * indices @ (fractional - fractional.detach().round()).mT  # (n_structures, n_k, n_max)
+    waves = torch.cat([phase.cos(), phase.sin()], dim=1) * mask[:, None, :]
+    # One of k and −k stands for both; torch-pme's kernel is zero at k = 0, with which shorter lists are filled up.
+    weights = 2 * coulomb.lr_from_k_sq(k_squared).repeat(1, 2)[:, :, None]
+    return waves.mT @ (weights * waves)
+
+
+@torch.no_grad()
+def reciprocal_indices(k_max, inverse):
+    """Whole numbers m of the reciprocal vectors 0 < |2π m A⁻ᵀ| < k_max, one of each pair ±m, zeros to fill up.
+
+    Parameters
+    ----------
+    k_max: 1/Å
+    inverse: (n_structures, 3, 3), inverse of the cells A
+
+    Returns
+    -------
+    (n_structures, n_k, 3), in the precision of ``inverse``
+    """
+    lists = []
+    for one in inverse:
+        lengths = torch.linalg.inv(one).norm(dim=1)  # of the cell vectors
+        a, b, c = (torch.arange(-m, m + 1, device=one.device) for m in (k_max * lengths / (2 * math.pi)).int().tolist())
+        grid = torch.cartesian_prod(a[a >= 0], b, c)
+        x, y, z = grid.unbind(1)
+        grid = grid[(x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))].to(one.dtype)
+        lists.append(grid[(2 * math.pi * grid @ one.mT).norm(dim=1) < k_max])
+    return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True)
+
+
+@torch.no_grad()
+def pairs_within(radius, fractional, mask, cell):
+    """Every pair of atoms, and of an atom and its own images, closer than ``radius``, once.
+
+    The list of the host does not reach far enough.
+
+    Parameters
+    ----------
+    radius: Å
+    fractional: (n_structures, n_max, 3); mask: (n_structures, n_max); cell: (n_structures, 3, 3)
+
+    Returns
+    -------
+    structure, first, second (n_pairs,) and images (n_pairs, 3), the cell vectors to add to ``second``
+    """
+    found = []
+    for index, (positions, vectors) in enumerate(zip(fractional, cell, strict=True)):
+        positions = positions[mask[index]]
+        n = len(positions)
+        heights = 1 / torch.linalg.inv(vectors).norm(dim=0)  # between opposite faces
+        # Differences of coordinates are brought to ±½, so that a cell more than radius + ½ height away has none near.
+        a, b, c = (torch.arange(-m, m + 1, device=cell.device) for m in (radius / heights + 0.5).int().tolist())
+        images = torch.cartesian_prod(a, b, c)
+        first, second = torch.triu_indices(n, n, device=cell.device)
+        differences = positions[second] - positions[first]  # (n_half, 3)
+        nearest = differences.round()
+        differences = (differences - nearest) @ vectors
+        x, y, z = images.unbind(1)
+        positive = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
+        for part, forward in zip(*(t.split(max(1, _CHUNK // len(first))) for t in (images, positive)), strict=True):
+            shifts = part.to(cell.dtype) @ vectors
+            near = (differences + shifts[:, None]).square().sum(-1) < radius**2  # (n_images, n_half)
+            near = near & ((first != second) | forward[:, None])
+            image, pair = near.nonzero(as_tuple=True)
+            which = torch.full_like(pair, index)
+            found.append((which, first[pair], second[pair], part[image].to(cell.dtype) - nearest[pair]))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
