@@ -26,8 +26,8 @@ class PhiCalculator(Calculator):
 
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
     (n_atoms,) in e and dipole (3,) in e·Å. Structures that are periodic in all three directions have stress (6,) in
-    eV/Å³, in ase's order and sign; those that are periodic in any have no dipole. ``phi_results``, for which ase has no names, holds potential (n_atoms,) in
-    V, host_energy and phi_energy in eV, net_charge in e.
+    eV/Å³, in ase's order and sign; those that are periodic in any have no dipole. ``phi_results``, for which ase has no
+    names, holds potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e.
     The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent. Hosts that embed it
     read the spin multiplicity from ``info["total_spin"]`` or ``info["spin"]``, 1 where absent, and the electronic
     temperature from ``info["elec_temp"]``, 0 where absent, as mace does.

@@ -43,27 +43,29 @@ def read_cells(data):
     return cell, pbc
 
 
-def check_cells(cell, pbc):
+def check_cells(cell, pbc, where="structure {}"):
     """InputError unless the periodic vectors of every cell span a lattice that can be summed over.
 
     Parameters
     ----------
     cell: (n_structures, 3, 3) in Å; pbc: (n_structures, 3), boolean
+    where: what to call a structure, with its index
     """
     for index in pbc.any(1).nonzero()[:, 0].tolist():
-        vectors, directions = cell[index].detach(), describe_pbc(pbc[index])
+        vectors, name = cell[index].detach(), where.format(index)
+        given = f"{vectors.tolist()} Å with pbc {describe_pbc(pbc[index])}"
         if not bool(torch.isfinite(vectors[pbc[index]]).all()):
-            raise InputError(f"the cell of structure {index} is not finite (NaN or infinity): {vectors.tolist()}.")
+            raise InputError(f"the cell of {name} is not finite (NaN or infinity): {given}.")
         heights = lattice_heights(vectors[pbc[index]])
         if heights is None:
             raise InputError(
-                f"the cell of structure {index} is singular: {vectors.tolist()} Å with pbc {directions}. The vectors of "
-                "periodic directions must be there and point different ways; for a molecule set pbc=False."
+                f"the cell of {name} is singular: {given}. The vectors of periodic directions must be there and point "
+                "different ways; for a molecule set pbc=False."
             )
         if float(heights.min()) < THINNEST:
             raise InputError(
-                f"the cell of structure {index} is too small: opposite faces are {float(heights.min()):.3g} Å apart "
-                f"(pbc {directions}), and at least {THINNEST} Å are needed to list neighbours. Is the cell given in Å?"
+                f"the cell of {name} is too small: opposite faces are {float(heights.min()):.3g} Å apart ({given}), "
+                f"and at least {THINNEST} Å are needed to list neighbours. Is the cell given in Å?"
             )
 
 

@@ -104,8 +104,8 @@ class PhiModule(torch.nn.Module):
         -------
         dict of phi_energy (n_structures,) and node_energy (n_atoms,) in eV; charges (n_atoms,) in e and potential
         (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN for periodic
-        structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of channel 0 before projection; charge_penalty (n_structures,),
-        Σ_channels (Σρ − Q)² before projection.
+        structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of
+        channel 0 before projection; charge_penalty (n_structures,), Σ_channels (Σρ − Q)² before projection.
         """
         layout = PaddedLayout(batch, ptr)
         pbc = torch.zeros((layout.n_structures, 3), dtype=torch.bool, device=ptr.device) if pbc is None else pbc

@@ -111,7 +111,7 @@ class PhiPotential(torch.nn.Module):
             Å and pbc (n_structures, 3) if a structure is periodic; total_charge (n_structures,) in e, 0 where absent
         training: keep the graph, so that a loss on forces can be differentiated
         compute_force, compute_virials, compute_stress: what to differentiate for
-        compute_displacement: give the strain, a leaf, as displacement (n_structures, 3, 3), for derivatives of one's own
+        compute_displacement: give the strain, a leaf, as displacement (n_structures, 3, 3), to differentiate by oneself
 
         Returns
         -------

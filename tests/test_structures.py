@@ -226,8 +226,10 @@ def spoil(atoms, what):
         atoms.numbers[0] = 16
     elif what == "dummy":
         atoms.numbers[0] = 0
-    elif what == "periodic":
+    elif what == "wire":
         atoms.cell, atoms.pbc = np.eye(3) * 20, [True, False, False]
+    elif what == "no cell":
+        atoms.pbc = True
     elif what == "shape of dipole":
         atoms.info["dipole"] = [1.0, 2.0]
     elif what == "shape of charges":
@@ -256,7 +258,8 @@ def spoil(atoms, what):
         ("energy", "energy label is not finite"),
         ("element", "holds S, which the model does not know: its elements are H, O"),
         ("dummy", r"holds X, which|without an element \(X\)"),
-        ("periodic", "periodic .*pbc T F F"),
+        ("wire", "pbc T F F.*operator: coulomb"),
+        ("no cell", "cell of frame 2 .*singular.*pbc T T T"),
         ("shape of dipole", r"dipole label has shape \(2,\); expected \(3,\)"),
         ("shape of charges", r"charges label has shape \(3, 2\); expected \(3,\)"),
         ("text", "'plus'; the total charge must be a finite number"),
@@ -273,14 +276,14 @@ def test_unusable_frames_are_named(tmp_path, what, match):
     bad = water()
     spoil(bad, what)
     path = write(tmp_path, [water(), water(), bad])
-    message = refuses(match, path, elements=[1, 8])
-    assert message.startswith("frame 2 of ") and "frames.xyz" in message
+    message = refuses(match, path, elements=[1, 8], allow_slabs=False)
+    assert "frame 2 of " in message and "frames.xyz" in message
     good = read_structures(write(tmp_path, [water()], "good.xyz"), elements=[1, 8])
     assert len(good.frames) == 1
 
 
-def test_periodic_frames_are_read_when_allowed():
-    result = read_structures(published("dimers/charge_charge.xyz"), ASE_KEYS, allow_periodic=True)
+def test_periodic_frames_are_read():
+    result = read_structures(published("dimers/charge_charge.xyz"), ASE_KEYS, allow_slabs=False)
     assert len(result.frames) == 130 and result.frames[0].pbc.all()
 
 
@@ -299,9 +302,9 @@ def test_cells_that_mace_can_and_cannot_take(tmp_path):
         path = write(tmp_path, atoms, "cell.traj")
         atoms.info["config_dipole_weight"] = [1.0, 1.0, 0.0]  # mace takes one per component
         if accepted:
-            assert len(read_structures(path, required=[], allow_periodic=True).frames) == 1
+            assert len(read_structures(path, required=[], allow_slabs=True).frames) == 1
         else:
-            refuses("do not span its periodic directions", path, required=[], allow_periodic=True)
+            refuses("singular|point where mace puts", path, required=[], allow_slabs=True)
 
 
 def test_isolated_atoms(tmp_path):

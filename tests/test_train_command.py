@@ -33,9 +33,9 @@ def drop_forces(atoms):
     atoms.calc.results.pop("forces")
 
 
-def make_periodic(atoms):
+def make_slab(atoms):
     atoms.set_cell(8.0 * np.eye(3))
-    atoms.pbc = True
+    atoms.pbc = [True, True, False]
 
 
 BAD = {
@@ -86,7 +86,7 @@ BAD = {
     "warm-up": ({"warmup_epochs": 2}, ("--warmup_epochs", "CosineAnnealingLR")),
     "other model": ({"model": "PolarMACE"}, ("--model", "PolarMACE")),
     "other loss": ({"loss": "dipole"}, ("--loss", "dipole")),
-    "stress with Φ": ({"loss": "stress", "phi": ["channels=1"]}, ("--loss", "open structures")),
+    "stress without label": ({"loss": "stress", "phi": ["channels=1"]}, ("stress", "REF_stress")),
     "irreps": ({"hidden_irreps": "8x0e + 4x1o"}, ("same dimension",)),
     "E0s": ({"E0s": "{1: -1.0}"}, ("--E0s", "6, 8")),
     "no E0s": ({"E0s": None}, ("--E0s",)),
@@ -115,7 +115,7 @@ def test_bad_options_are_refused(molecules, tmp_path, capsys, case):
     [
         (make_nan, None, ("frame 3", "finite")),
         (drop_forces, None, ("forces", "index 3")),
-        (make_periodic, ["operator=coulomb"], ("frame 3", "periodic")),
+        (make_slab, ["operator=coulomb"], ("frame 3", "slab", "T T F")),
         (put("total_charge", "plus one"), ["operator=coulomb"], ("frame 3", "total charge", "plus one")),
     ],
 )

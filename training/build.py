@@ -90,8 +90,6 @@ def build(run, run_data):
     order = run_data.order(args)
     host, outputs = _build_host(args, run_data, order)
     model = host if run.phi is None else _attach(host, run.phi, run_data)
-    if run.phi is not None:
-        outputs = {**outputs, "stress": False, "virials": False}
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze: {args.freeze} leaves nothing to train. Choose a smaller number.")
     describe_model(model)  # what cannot be saved must not be trained

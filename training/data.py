@@ -132,7 +132,8 @@ def load(options, phi, foundation=None):
     heads = read_heads(options)
     needed = required_labels(options, heads)
     allow_charged = phi is None or phi.config.operator != "graph" or bool(options.dataset)
-    reader = HeadReader(options, heads, needed, phi is None, allow_charged)
+    allow_slabs = phi is None or phi.config.operator == "graph"
+    reader = HeadReader(options, heads, needed, allow_slabs, allow_charged)
     if options.dataset:
         found = [from_registry(heads[0], options, needed)]
     else:

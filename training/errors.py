@@ -26,7 +26,7 @@ class ErrorSums:
     """Sums of |error|, error², |label| and label² per quantity, gathered batch by batch.
 
     Forces, stresses, virials and dipoles are by component. Structures whose label is absent, or has weight zero, do not
-    count.
+    count, nor do stresses of open structures and dipoles of periodic ones where a model gives none (NaN).
 
     Parameters
     ----------
@@ -52,17 +52,18 @@ class ErrorSums:
             isolated = self.isolated(batch)
             energy, label = energy - isolated, label - isolated
         self._keep("energy_per_atom", energy / atoms, label / atoms, labelled)
+        periodic = batch["pbc"].view(-1, 3)
         for name, by_structure in {
             "forces": (batch["forces_weight"] != 0)[structure],
             "charges": (batch["charges_weight"] != 0)[structure],
-            "stress": batch["stress_weight"] != 0,
+            "stress": (batch["stress_weight"] != 0) & _defined(output.get("stress"), periodic.all(1)),
             "virials": batch["virials_weight"] != 0,
         }.items():
             self._add(name, output.get(name), batch.get(name), by_structure)
             self._keep(name, output.get(name), batch.get(name), by_structure)
         if output.get("dipole") is not None:
             predicted, label = output["dipole"].detach(), batch["dipole"]
-            labelled = (batch["dipole_weight"].view(-1, 3) != 0).any(1)
+            labelled = (batch["dipole_weight"].view(-1, 3) != 0).any(1) & _defined(predicted, ~periodic.any(1))
             self._add("dipole", predicted, label, labelled)
             self._add("dipole_per_atom", predicted / atoms[:, None], label / atoms[:, None], labelled)
             self._keep("dipole", predicted, label, labelled)
@@ -113,6 +114,11 @@ class ErrorSums:
     def flat(self, prefix):
         """{prefix_mae_quantity: value, prefix_rmse_quantity: value}, for the metrics."""
         return {f"{prefix}_{kind}_{name}": row[kind] for name, row in self.table().items() for kind in ("mae", "rmse")}
+
+
+def _defined(values, always):
+    """Structures (n_structures,) that have a quantity: those that must have it, and others where it is not NaN."""
+    return always if values is None else always | ~values.flatten(1).isnan().any(1)
 
 
 def isolated_energies(model):

@@ -185,7 +185,7 @@ def evaluate_file(args, model):
         args.configs,
         predictor.numbers,
         {**predictor.keys, **{option: key for option in KEY_OPTIONS if (key := getattr(args, option))}},
-        allow_periodic=not phi,
+        allow_slabs=not (phi and model.phi.config.operator == "coulomb"),
         allow_charged=not (phi and model.phi.config.operator == "graph"),
         embeddings=predictor.embeddings,
         skip_bad=args.skip_bad,

@@ -45,7 +45,7 @@ class FrameStream:
     path : any file that ase reads
     elements : atomic numbers that the model knows
     keys : label name -> key, as mace's options; None for mace's default
-    allow_periodic : whether the model treats periodic structures
+    allow_slabs : whether the model treats structures with one or two periodic directions
     allow_charged : whether the model can carry a net charge
     embeddings : mace's ``embedding_specs`` of the model: entries that every structure must have
     skip_bad : leave unusable frames out instead of refusing the file
@@ -61,7 +61,7 @@ class FrameStream:
         path: str | Path,
         elements: Iterable[int],
         keys: Mapping[str, str | None],
-        allow_periodic: bool = True,
+        allow_slabs: bool = True,
         allow_charged: bool = True,
         embeddings: Mapping | None = None,
         skip_bad: bool = False,
@@ -70,7 +70,7 @@ class FrameStream:
         check_readable(self.path)
         self.elements = {int(number) for number in elements}
         self.keys = resolve_keys(keys)
-        self.allow_periodic, self.allow_charged, self.skip_bad = allow_periodic, allow_charged, skip_bad
+        self.allow_slabs, self.allow_charged, self.skip_bad = allow_slabs, allow_charged, skip_bad
         self.embeddings = embeddings or {}
         self.bad: dict[int, str] = {}
 
@@ -131,7 +131,7 @@ class FrameStream:
         try:
             if isinstance(raw, Exception):
                 raise InputError(f"{where} cannot be read: {type(raw).__name__}: {raw}")
-            labelled, found = labelled_copy(raw, self.keys, where, self.elements, self.allow_periodic)
+            labelled, found = labelled_copy(raw, self.keys, where, self.elements, self.allow_slabs)
             place_embeddings(labelled, self.embeddings, where)
             if not self.allow_charged and labelled.info.get("total_charge", 0.0) != 0.0:
                 raise InputError(

@@ -117,14 +117,14 @@ class HeadReader:
     options : argparse.Namespace
     heads : all heads of the run
     needed : labels that a structure must have
-    allow_periodic, allow_charged : what the model can take
+    allow_slabs, allow_charged : what the model can take: one or two periodic directions, a net charge
     """
 
-    def __init__(self, options, heads, needed, allow_periodic, allow_charged):
+    def __init__(self, options, heads, needed, allow_slabs, allow_charged):
         self.seed, self.needed, self.multi_processed_test = options.seed, needed, options.multi_processed_test
         self.embeddings = options.embedding_specs or {}
         self.names = [head.name for head in heads]
-        self.allow_periodic, self.allow_charged = allow_periodic, allow_charged
+        self.allow_slabs, self.allow_charged = allow_slabs, allow_charged
 
     def train_and_valid(self, head):
         """Training and validation structures of a head."""
@@ -178,7 +178,7 @@ class HeadReader:
         if whole:
             read = read_structures(
                 whole, head.keys, self.needed, split,
-                elements=elements, allow_periodic=self.allow_periodic, keep_isolated_atoms=keep,
+                elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep,
             )  # fmt: skip
             frames = self._of_this_head(read.frames, head, whole)
             for index, atoms in enumerate(frames):
@@ -212,7 +212,7 @@ class HeadReader:
         known = set(elements or head.atomic_numbers or ()) or None
 
         def check(atoms, where):
-            check_geometry(atoms, where, known, self.allow_periodic)
+            check_geometry(atoms, where, known, self.allow_slabs)
             check_weights(atoms.info, where)
             self._refuse_charged(atoms, where)
             place_embeddings(atoms, self.embeddings, where)

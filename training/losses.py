@@ -27,10 +27,16 @@ def charge_loss(output, batch, shared=False):
 
 
 def dipole_loss(output, batch, shared=False):
-    """Mean over labelled structures and components of w (μ − μ_ref)², in (e·Å)²; zero where there are no dipoles."""
+    """Mean over labelled structures and components of w (μ − μ_ref)², in (e·Å)²; zero where there are no dipoles.
+
+    A periodic structure has no dipole (NaN): its label, which depends on where the cell is cut, does not count.
+    """
     own = batch["dipole_weight"].view(-1, 3)  # (n_structures, 3)
-    labelled = (own != 0).to(own.dtype)
-    squares = batch["weight"][:, None] * own * torch.square(output["dipole"] - batch["dipole"])
+    if output["dipole"] is None:  # of no structure: other processes may have some
+        return _mean(own.new_zeros(()), 0, shared)
+    labelled = (own != 0) & ~output["dipole"].isnan()
+    difference = (output["dipole"] - batch["dipole"]).where(labelled, own.new_zeros(()))
+    squares = batch["weight"][:, None] * own * torch.square(difference)
     return _mean(squares.sum(), labelled.sum(), shared)
 
 
@@ -98,8 +104,11 @@ class Objective(torch.nn.Module):
         total, terms
             The loss, and {name: weighted term, detached} whose sum it is.
         """
-        if "stress_weight" in dict(self.host_loss.named_buffers()) and output.get("stress") is None:
-            output = {**output, "stress": batch["stress"]}  # an open structure with Φ has no stress: no error either
+        if "stress_weight" in dict(self.host_loss.named_buffers()):
+            # With Φ an open structure has no stress (None, or NaN beside periodic ones): no error either.
+            stress = output.get("stress")
+            stress = batch["stress"] if stress is None else torch.where(stress.isnan(), batch["stress"], stress)
+            output = {**output, "stress": stress}
         shared = epoch is not None and distribution.size() > 1
         total = self.host_loss(pred=output, ref=batch, ddp=shared)
         with torch.no_grad():
@@ -119,17 +128,12 @@ def build_objective(options, phi, stage=1):
     Raises
     ------
     InputError
-        For losses of other model types, and for stress or virials with Φ, which treats open structures.
+        For losses of other model types.
     """
     if options.loss in ("dipole", "dipole_polar", "energy_forces_dipole"):
         raise InputError(
             f"--loss: {options.loss} belongs to mace's dipole models. Use an energy and force loss such as weighted, "
             "with --dipole_weight to train dipoles."
-        )
-    if phi is not None and options.loss in ("stress", "virials"):
-        raise InputError(
-            f"--loss: {options.loss} needs a periodic cell, and Φ treats open structures only. Use weighted, huber "
-            "or universal."
         )
     dipole_weight = options.dipole_weight if stage == 1 else options.swa_dipole_weight
     weights = {"charges": options.charges_weight, "dipole": dipole_weight}

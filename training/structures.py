@@ -7,9 +7,11 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from phi_equivariant.cells import check_cells, describe_pbc
 from phi_equivariant.errors import InputError
 from phi_equivariant.total_charge import total_charge_of
 from training.labels import LABELS, Label, LabelReport, check_weights, clean_label, resolve_keys
@@ -40,7 +42,7 @@ def read_structures(
     split: str = "train",
     *,
     elements: Iterable[int] | None = None,
-    allow_periodic: bool = False,
+    allow_slabs: bool = True,
     keep_isolated_atoms: bool = False,
 ) -> Structures:
     """Read structures and put their labels in canonical places.
@@ -58,14 +60,15 @@ def read_structures(
         need an energy only
     split : name of the split, for the report
     elements : atomic numbers that the model knows; None for any
-    allow_periodic : accept frames with a periodic direction
+    allow_slabs : accept frames with one or two periodic directions
     keep_isolated_atoms : keep isolated atoms among the frames as well
 
     Raises
     ------
     InputError
         for a file that is missing, empty or unreadable, for a frame with positions or labels that are not finite or
-        have a wrong shape, a periodic frame, an unknown element, a missing label, or contradictory total charges.
+        have a wrong shape, a cell that is singular, a slab where it cannot be treated, an unknown element, a missing
+        label, or contradictory total charges.
     """
     resolved = resolve_keys(keys)
     required = tuple(required)
@@ -79,7 +82,7 @@ def read_structures(
         existing: dict[str, str] = {}
         for index, atoms in enumerate(_load(file)):
             where = f"frame {index} of {file}"
-            check_geometry(atoms, where, known, allow_periodic)
+            check_geometry(atoms, where, known, allow_slabs)
             check_weights(atoms.info, where)
             found = _collect_labels(atoms, resolved, where)
             isolated = len(atoms) == 1 and atoms.info.get("config_type") == ISOLATED_ATOM
@@ -106,14 +109,14 @@ def read_structures(
 
 
 def labelled_copy(
-    atoms: Atoms, keys: Mapping[str, str], where: str, elements: set[int] | None, allow_periodic: bool
+    atoms: Atoms, keys: Mapping[str, str], where: str, elements: set[int] | None, allow_slabs: bool
 ) -> tuple[Atoms, list[str]]:
     """A copy of one structure with its labels in the canonical places, and the names of the labels it has.
 
     ``keys`` are those of :func:`training.labels.resolve_keys`, ``where`` names the frame in messages; the rest, and
     what is raised, is as for :func:`read_structures`.
     """
-    check_geometry(atoms, where, elements, allow_periodic)
+    check_geometry(atoms, where, elements, allow_slabs)
     check_weights(atoms.info, where)
     found = _collect_labels(atoms, keys, where)
     copy = atoms.copy()
@@ -142,7 +145,7 @@ def _load(path: Path) -> list[Atoms]:
     return frames
 
 
-def check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_periodic: bool) -> None:
+def check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_slabs: bool) -> None:
     """InputError, naming the frame, unless a model of these elements can take its atoms, positions and cell."""
     if len(atoms) == 0:
         raise InputError(f"{where} has no atoms. Remove it.")
@@ -150,16 +153,19 @@ def check_geometry(atoms: Atoms, where: str, elements: set[int] | None, allow_pe
         raise InputError(f"{where} has positions that are not finite (nan or inf). Remove the frame.")
     if not np.isfinite(atoms.cell.array).all():
         raise InputError(f"{where} has a cell that is not finite (nan or inf). Remove the frame.")
-    if atoms.pbc.any() and not allow_periodic:
-        directions = " ".join("FT"[int(periodic)] for periodic in atoms.pbc)
+    if atoms.pbc.any():
+        # mace would take a cell of zeros for one of 1 Å.
+        check_cells(torch.tensor(atoms.cell.array)[None], torch.tensor(atoms.pbc)[None], where)
+    if atoms.pbc.any() and not atoms.pbc.all() and not allow_slabs:
         raise InputError(
-            f"{where} is periodic (pbc {directions}), and only open boundaries are supported here. If it is a molecule "
-            'in a large box, write pbc="F F F" into the file.'
+            f"{where} is a slab or a wire (pbc {describe_pbc(atoms.pbc)}), and operator: coulomb treats structures "
+            'that are periodic in three directions or none. Use operator: graph, or write pbc="T T T" or "F F F" '
+            "into the file if that is meant."
         )
     if atoms.pbc.any() and not _spans_space(atoms):
         raise InputError(
-            f"{where} is periodic, but the vectors of its cell do not span its periodic directions. Correct its pbc or "
-            "Lattice."
+            f"{where} is a slab or a wire (pbc {describe_pbc(atoms.pbc)}) whose periodic vectors point where mace puts "
+            "those of open directions: along the axes of these. Turn the structure, or correct its pbc or Lattice."
         )
     if len(np.unique(atoms.positions, axis=0)) < len(atoms):
         raise InputError(f"{where} has atoms that coincide. Remove the frame.")
