@@ -23,7 +23,8 @@ class PhiConfig:
     ----------
     operator
         ``coulomb``: L is the inverse of the potential matrix of Gaussian charges, so Lφ = ρ is Poisson's equation in
-        free space. ``graph``: L is the graph Laplacian of the host's neighbour list, as in arXiv 2505.14606.
+        free space, or in a periodic cell with a neutralising background. ``graph``: L is the graph Laplacian of the
+        host's neighbour list, as in arXiv 2505.14606.
     poisson
         ``exact``: one head, the other field follows from Lφ = ρ. ``learned``: two heads that the Poisson residual ties.
     num_modes
