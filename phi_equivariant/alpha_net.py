@@ -42,6 +42,31 @@ class ScalarHead(torch.nn.Module):
         return self.out(silu(self.mix(silu(self.scalars(features)))))
 
 
+class VectorHead(torch.nn.Module):
+    """Atomic dipoles from equivariant features: μ_c = Σ_k (m_ck + s_ck) v_k, v = W h₁ₒ, s of a ``ScalarHead``.
+
+    Parameters
+    ----------
+    irreps_in: irreps of the node features, with 0e and 1o channels
+    hidden: width of the scalar head
+    channels: number of dipoles per atom
+    """
+
+    n_vectors = 8
+
+    def __init__(self, irreps_in, hidden, channels):
+        super().__init__()
+        self.vectors = o3.Linear(o3.Irreps(irreps_in), o3.Irreps(f"{self.n_vectors}x1o"))
+        self.weights = ScalarHead(irreps_in, hidden, channels * self.n_vectors)
+        # The scalar head starts small: without m dipoles would begin, and for long stay, near zero.
+        self.mixing = torch.nn.Parameter(torch.randn(channels, self.n_vectors) / self.n_vectors**0.5)
+
+    def forward(self, features):
+        """(n_atoms, irreps_in.dim) → (n_atoms, channels, 3)."""
+        vectors = self.vectors(features).unflatten(-1, (self.n_vectors, 3))
+        return (self.mixing + self.weights(features).unflatten(-1, (-1, self.n_vectors))) @ vectors
+
+
 class AlphaNet(torch.nn.Module):
     """Per-atom fields summed over the host's layers, plus a term per element in channel 0.
 
@@ -58,19 +83,37 @@ class AlphaNet(torch.nn.Module):
     channels, hidden: see ``PhiConfig``
     element_scale: κ, in units of the field per Pauling unit
     start_scale: start of s
+    dipoles: whether every layer with 1o channels has a ``VectorHead`` too
 
     Raises
     ------
     InputError
-        If a layer has no 0e channel, or there is no layer.
+        If a layer has no 0e channel, there is no layer, or, for dipoles, none with 1o channels.
     """
 
-    def __init__(self, layer_irreps, atomic_numbers, n_fields, channels, hidden, element_scale, start_scale):
+    def __init__(
+        self, layer_irreps, atomic_numbers, n_fields, channels, hidden, element_scale, start_scale, dipoles=False
+    ):
         super().__init__()
         if not layer_irreps:
             raise InputError("no layer of the host is tapped; give taps={'submodule.name': irreps}.")
         self.n_fields, self.channels = n_fields, channels
         self.heads = torch.nn.ModuleList(ScalarHead(irreps, hidden, n_fields * channels) for irreps in layer_irreps)
+        self.vector_heads = torch.nn.ModuleDict()
+        if dipoles:
+            self.vector_heads.update(
+                {
+                    str(layer): VectorHead(irreps, hidden, channels)
+                    for layer, irreps in enumerate(layer_irreps)
+                    if o3.Irreps(irreps).count("1o")
+                }
+            )
+            if not self.vector_heads:
+                given = ", ".join(map(str, layer_irreps))
+                raise InputError(
+                    f"multipoles is 1, but no tapped layer has 1o channels: {given}. Choose a host with vectors in a "
+                    "layer that is tapped, such as hidden_irreps='32x0e+32x1o', or multipoles=0."
+                )
         carbon = electronegativity(6)
         start = torch.tensor([element_scale * (carbon - electronegativity(int(z))) for z in atomic_numbers])
         self.element_term = torch.nn.Parameter(start.to(torch.get_default_dtype()))
@@ -83,3 +126,7 @@ class AlphaNet(torch.nn.Module):
         first[0] = 1.0
         element = self.element_term[species][:, None, None] * first  # (n_atoms, 1, channels)
         return self.scale * (total.reshape(-1, self.n_fields, self.channels) + element)
+
+    def dipoles(self, layers):
+        """Features of each layer (n_atoms, irreps.dim) → atomic dipoles (n_atoms, channels, 3), in e·Å."""
+        return self.scale * sum(head(layers[int(layer)]) for layer, head in self.vector_heads.items())

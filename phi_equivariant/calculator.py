@@ -11,6 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from phi_equivariant.cells import check_cells
 from phi_equivariant.errors import InputError
 from phi_equivariant.potential import PhiPotential
+from phi_equivariant.response import born_effective_charges
 from phi_equivariant.total_charge import total_charge_of
 from phi_equivariant.weights import check_dtype, load_model
 
@@ -27,7 +28,8 @@ class PhiCalculator(Calculator):
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
     (n_atoms,) in e and dipole (3,) in e·Å. Structures that are periodic in all three directions have stress (6,) in
     eV/Å³, in ase's order and sign; those that are periodic in any have no dipole. ``phi_results``, for which ase has no
-    names, holds potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e.
+    names, holds potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e, and with ``multipoles=1``
+    atomic_dipoles (n_atoms, 3) in e·Å.
     The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent. Hosts that embed it
     read the spin multiplicity from ``info["total_spin"]`` or ``info["spin"]``, 1 where absent, and the electronic
     temperature from ``info["elec_temp"]``, 0 where absent, as mace does.
@@ -105,7 +107,13 @@ class PhiCalculator(Calculator):
             if "dipole" in numbers:
                 self.results["dipole"] = numbers["dipole"][0]
             self.phi_results = {key: float(numbers[key][0]) for key in ("host_energy", "phi_energy", "net_charge")}
-            self.phi_results["potential"] = numbers["potential"]
+            self.phi_results |= {key: numbers[key] for key in ("potential", "atomic_dipoles") if key in numbers}
+
+    def get_born_effective_charges(self, atoms):
+        """Z*_iαβ = ∂μ_α/∂r_iβ of an open structure, (n_atoms, 3, 3) in e; three derivatives, not kept."""
+        if not isinstance(self.model, PhiPotential):
+            raise InputError("the model is a bare host, which has no charges; attach Φ for Born effective charges.")
+        return born_effective_charges(self.model, self._batch(atoms)).detach().cpu().double().numpy()
 
     def _batch(self, atoms):
         """One structure with mace's keys."""

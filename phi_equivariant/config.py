@@ -33,6 +33,9 @@ class PhiConfig:
         λ_c in e/V of the response f(λ) = 1/(1 + λ/λ_c) (None: f = 1). Not together with ``num_modes``.
     channels
         Pairs of fields per atom. Channel 0 is the charge; the others are neutral auxiliaries.
+    multipoles
+        0: charges. 1: the heads also give every atom a dipole, from the host's 1o channels; the ``coulomb`` operator
+        adds charge–dipole and dipole–dipole interactions. Open structures and ``poisson="exact"`` only.
     hidden
         Width of the heads.
     charge_constraint
@@ -55,6 +58,7 @@ class PhiConfig:
     hidden: int = 32
     charge_constraint: str | None = None
     init: str = "default"
+    multipoles: int = 0
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
@@ -67,6 +71,13 @@ class PhiConfig:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
             object.__setattr__(self, name, int(value))
+        if isinstance(self.multipoles, bool) or self.multipoles not in (0, 1):
+            raise InputError(f"multipoles is {self.multipoles!r}; use 0 (charges) or 1 (charges and dipoles).")
+        if self.multipoles and (self.operator != "coulomb" or self.poisson != "exact"):
+            raise InputError(
+                f"multipoles is 1 with operator={self.operator!r} and poisson={self.poisson!r}; atomic dipoles need "
+                "operator='coulomb' and poisson='exact'."
+            )
         if self.low_pass is not None:
             number = isinstance(self.low_pass, numbers.Real) and not isinstance(self.low_pass, bool)
             if not (number and math.isfinite(self.low_pass) and self.low_pass > 0):

@@ -25,6 +25,9 @@ class PhiModule(torch.nn.Module):
     eigenvectors. With ``coulomb`` and ``charge_constraint="project"``, charges are shifted by a multiple of f(L)1 to
     their exact sum, in the φ of ``learned`` too.
 
+    With ``multipoles=1`` atoms carry Gaussian dipoles μ too; φ contains their potential, and ½ Σ μ·∇φ joins the energy.
+    f acts on the charges only.
+
     In a periodic cell L acts on neutral charges only; the uniform charge is its smoothest mode, λ = 0.
 
     Parameters
@@ -38,7 +41,8 @@ class PhiModule(torch.nn.Module):
     ------
     InputError
         If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``, or for a
-        structure that is periodic in one or two directions with ``operator="coulomb"``.
+        structure that is periodic in one or two directions with ``operator="coulomb"``, or in any with
+        ``multipoles=1``.
 
     Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
     """
@@ -60,6 +64,7 @@ class PhiModule(torch.nn.Module):
             hidden=config.hidden,
             element_scale=self.element_scale[config.operator],
             start_scale=self.start_scale[config.init],
+            dipoles=config.multipoles == 1,
         )
         if config.operator == "graph":
             self.operator = GraphLaplacian(r_max)
@@ -105,7 +110,8 @@ class PhiModule(torch.nn.Module):
         dict of phi_energy (n_structures,) and node_energy (n_atoms,) in eV; charges (n_atoms,) in e and potential
         (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN for periodic
         structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of
-        channel 0 before projection; charge_penalty (n_structures,), Σ_channels (Σρ − Q)² before projection.
+        channel 0 before projection; charge_penalty (n_structures,), Σ_channels (Σρ − Q)² before projection; with
+        ``multipoles=1`` also atomic_dipoles (n_atoms, 3) in e·Å, which ``dipole`` contains.
         """
         layout = PaddedLayout(batch, ptr)
         pbc = torch.zeros((layout.n_structures, 3), dtype=torch.bool, device=ptr.device) if pbc is None else pbc
@@ -127,8 +133,13 @@ class PhiModule(torch.nn.Module):
             periodic = _all_or_none(pbc)
             matrix = self.operator.matrix(positions, species, layout, cell, periodic)  # (n_structures, n_max, n_max)
             potential, charges, residual, net = self._coulomb(fields, matrix, periodic, wanted, layout, second_order)
-        node_energy = 0.5 * (potential * charges).sum(-1)  # (n_atoms,)
-        return {
+        own, atomic_dipoles = 0.0, None
+        if self.config.multipoles:
+            potential, own, atomic_dipoles = self._with_dipoles(
+                layers, positions, species, layout, pbc, potential, charges
+            )
+        node_energy = 0.5 * (potential * charges).sum(-1) + own  # (n_atoms,)
+        out = {
             "phi_energy": layout.sum(node_energy),
             "node_energy": node_energy,
             "charges": charges[:, 0],
@@ -138,6 +149,9 @@ class PhiModule(torch.nn.Module):
             "net_charge": net[:, 0],
             "charge_penalty": (net - wanted).square().sum(-1),
         }
+        if atomic_dipoles is not None:
+            out |= {"atomic_dipoles": atomic_dipoles, "dipole": out["dipole"] + layout.sum(atomic_dipoles)}
+        return out
 
     def _graph(self, fields, edge_index, edge_lengths, layout, second_order):
         """φ, ρ (n_atoms, channels) and each atom's share of the residual (n_atoms,)."""
@@ -205,6 +219,18 @@ class PhiModule(torch.nn.Module):
             # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
             matrix = -matrix
         return mean + self.response.apply(matrix, columns, layout, second_order)
+
+    def _with_dipoles(self, layers, positions, species, layout, pbc, potential, charges):
+        """φ (n_atoms, channels) with that of the atomic dipoles, their own ½ μ·∇φ (n_atoms,) and μ of channel 0."""
+        if bool(pbc.any()):
+            index = int(pbc.any(1).nonzero()[0])
+            raise InputError(
+                f"structure {index} is periodic (pbc {describe_pbc(pbc[index])}), but multipoles=1 sums dipoles over "
+                "open structures only; use multipoles=0."
+            )
+        dipoles = self.alpha_net.dipoles(layers)  # (n_atoms, channels, 3)
+        added, gradient = self.operator.dipole_terms(positions, species, layout, charges, dipoles)
+        return potential + added, 0.5 * (dipoles * gradient).sum((-2, -1)), dipoles[:, 0]
 
     def _dipole(self, charges, positions, species, layout, periodic):
         """Σ_i q_i (r_i − r_centre of mass): (n_structures, 3); None, or NaN in a mixed batch, where periodic.

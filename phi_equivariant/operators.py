@@ -7,6 +7,7 @@ import torch
 
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.ewald import ewald_matrix
+from phi_equivariant.multipoles import dipole_terms
 
 COULOMB_CONSTANT = 14.399645  # eV·Å/e², 1/(4πε₀)
 
@@ -114,6 +115,14 @@ class GaussianCoulomb(torch.nn.Module):
         if len(inside) == layout.n_structures:
             return lattice
         return self._open(place, width, layout).index_copy(0, inside, lattice)
+
+    def dipole_terms(self, positions, species, layout, charges, dipoles):
+        """Potential (n_atoms, c) in V of atomic dipoles in free space, and gradient (n_atoms, c, 3) in V/Å of the
+        potential of charges and dipoles: charges (n_atoms, c), dipoles (n_atoms, c, 3), see
+        ``phi_equivariant.multipoles``."""
+        place, width = layout.pad(positions), layout.pad(self.widths()[species])
+        terms = dipole_terms(place, width, layout.mask, layout.pad(charges), layout.pad(dipoles), COULOMB_CONSTANT)
+        return tuple(layout.unpad(term) for term in terms)
 
     def _open(self, place, width, layout):
         """P in free space: place (n_structures, n_max, 3), width (n_atoms,) → (n_structures, n_max, n_max)."""
