@@ -5,7 +5,7 @@ import torch
 
 from phi_equivariant.alpha_net import AlphaNet
 from phi_equivariant.batching import PaddedLayout
-from phi_equivariant.cells import describe_pbc
+from phi_equivariant.cells import all_or_none, check_open
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators import GaussianCoulomb, GraphLaplacian
 from phi_equivariant.spectral import LowPass, ModeWindow
@@ -130,7 +130,7 @@ class PhiModule(torch.nn.Module):
         else:
             wanted = torch.zeros((layout.n_structures, self.config.channels), dtype=fields.dtype, device=fields.device)
             wanted[:, 0] = total_charge
-            periodic = _all_or_none(pbc)
+            periodic = all_or_none(pbc)
             matrix = self.operator.matrix(positions, species, layout, cell, periodic)  # (n_structures, n_max, n_max)
             potential, charges, residual, net = self._coulomb(fields, matrix, periodic, wanted, layout, second_order)
         own, atomic_dipoles = 0.0, None
@@ -222,12 +222,7 @@ class PhiModule(torch.nn.Module):
 
     def _with_dipoles(self, layers, positions, species, layout, pbc, potential, charges):
         """φ (n_atoms, channels) with that of the atomic dipoles, their own ½ μ·∇φ (n_atoms,) and μ of channel 0."""
-        if bool(pbc.any()):
-            index = int(pbc.any(1).nonzero()[0])
-            raise InputError(
-                f"structure {index} is periodic (pbc {describe_pbc(pbc[index])}), but multipoles=1 sums dipoles over "
-                "open structures only; use multipoles=0."
-            )
+        check_open(pbc, "multipoles=1 sums dipoles over open structures only; use multipoles=0")
         dipoles = self.alpha_net.dipoles(layers)  # (n_atoms, channels, 3)
         added, gradient = self.operator.dipole_terms(positions, species, layout, charges, dipoles)
         return potential + added, 0.5 * (dipoles * gradient).sum((-2, -1)), dipoles[:, 0]
@@ -243,16 +238,3 @@ class PhiModule(torch.nn.Module):
         centre = layout.sum(masses[:, None] * positions) / layout.sum(masses)[:, None]
         dipole = layout.sum(charges[:, None] * (positions - centre[layout.batch]))
         return dipole.masked_fill(periodic[:, None], torch.nan)
-
-
-def _all_or_none(pbc):
-    """(n_structures,), True where periodic; InputError for one or two periodic directions."""
-    partly = pbc.any(1) & ~pbc.all(1)
-    if bool(partly.any()):
-        index = int(partly.nonzero()[0])
-        raise InputError(
-            f"structure {index} has pbc {describe_pbc(pbc[index])}, but operator='coulomb' sums over three periodic "
-            "directions or none: slabs and wires are not supported. Use operator='graph', or, if enough vacuum is "
-            "between the images and there is no dipole across it, pbc=True."
-        )
-    return pbc.all(1)

@@ -6,7 +6,7 @@ import torch
 
 from phi_equivariant.cells import read_cells
 from phi_equivariant.errors import InputError
-from phi_equivariant.ewald import cell_volume
+from phi_equivariant.strain import slopes, strain, stress_of
 
 
 class FeatureTap:
@@ -129,14 +129,12 @@ class PhiPotential(torch.nn.Module):
             ``operator="coulomb"`` a structure periodic in one or two directions, a quantity that is not computed,
             derivatives in inference mode, or if Φ was detached. A charged periodic cell gives a warning.
         """
-        for name, wanted in {
-            "compute_hessian": compute_hessian,
-            "compute_edge_forces": compute_edge_forces,
-            "compute_atomic_stresses": compute_atomic_stresses,
-            "lammps_mliap": lammps_mliap,
-        }.items():
-            if wanted:
-                raise InputError(f"{name} is asked for, but a potential with Φ does not compute it; leave it out.")
+        _refuse(
+            compute_hessian=compute_hessian,
+            compute_edge_forces=compute_edge_forces,
+            compute_atomic_stresses=compute_atomic_stresses,
+            lammps_mliap=lammps_mliap,
+        )
         if not self._handles:
             raise InputError("Φ was detached from this potential; call attach_phi on the host again.")
         differentiate = compute_force or compute_virials or compute_stress
@@ -155,15 +153,15 @@ class PhiPotential(torch.nn.Module):
             variables = [data["positions"]]
             if compute_virials or compute_stress or compute_displacement:
                 variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
-                cell = _strain(data, cell, variables[1])
+                cell = strain(data, cell, variables[1])
             # Without derivatives here the caller may differentiate the energy, as often as it likes.
             out = self._evaluate(data, cell, pbc, charge, training, second_order=training or not differentiate)
-            slopes = _slopes(out["energy"], variables, training) if differentiate else None
+            gradients = slopes(out["energy"], variables, training) if differentiate else None
         return {
             **out,
-            "forces": -slopes[0] if differentiate else None,
-            "virials": -slopes[1] if compute_virials else None,
-            "stress": _stress(slopes[1], cell.detach(), pbc) if compute_stress else None,
+            "forces": -gradients[0] if differentiate else None,
+            "virials": -gradients[1] if compute_virials else None,
+            "stress": stress_of(gradients[1], cell.detach(), pbc) if compute_stress else None,
             "displacement": variables[1] if len(variables) == 2 else None,
         }
 
@@ -215,6 +213,12 @@ class PhiPotential(torch.nn.Module):
         return host, layers
 
 
+def _refuse(**asked):
+    for name, wanted in asked.items():
+        if wanted:
+            raise InputError(f"{name} is asked for, but a potential with Φ does not compute it; leave it out.")
+
+
 def _total_charge(data, pbc):
     """(n_structures,) in e; 0 where the batch has none."""
     n_structures = len(pbc)
@@ -234,34 +238,3 @@ def _total_charge(data, pbc):
             stacklevel=3,
         )
     return charge
-
-
-def _strain(data, cell, displacement):
-    """Strain positions, shifts and cells of ``data``, x → x (1 + ε) with ε = ½ (d + dᵀ); returns the strained cell."""
-    strain = 0.5 * (displacement + displacement.mT)  # (n_structures, 3, 3)
-    positions, shifts, batch = data["positions"], data["shifts"], data["batch"]
-    data["positions"] = positions + (positions[:, None, :] @ strain[batch])[:, 0]
-    data["shifts"] = shifts + (shifts[:, None, :] @ strain[batch[data["edge_index"][0]]])[:, 0]
-    cell = cell + cell @ strain
-    data["cell"] = cell.reshape(-1, 3)
-    return cell
-
-
-def _slopes(energy, variables, training):
-    """∂(Σ energy)/∂ each variable; zero where the energy does not depend on it (an isolated atom)."""
-    if not energy.requires_grad:
-        return [torch.zeros_like(variable) for variable in variables]
-    slopes = torch.autograd.grad(
-        energy.sum(), variables, retain_graph=training, create_graph=training, allow_unused=True
-    )
-    return [
-        torch.zeros_like(variable) if slope is None else slope
-        for variable, slope in zip(variables, slopes, strict=True)
-    ]
-
-
-def _stress(slope, cell, pbc):
-    """∂E/∂ε per volume: (n_structures, 3, 3) in eV/Å³, NaN where there is no volume."""
-    periodic = pbc.all(1)
-    volume = cell_volume(cell).where(periodic, cell.new_ones(()))
-    return (slope / volume[:, None, None]).masked_fill(~periodic[:, None, None], torch.nan)

@@ -2,8 +2,7 @@
 
 import torch
 
-from phi_equivariant.cells import describe_pbc, read_cells
-from phi_equivariant.errors import InputError
+from phi_equivariant.cells import check_open, read_cells
 
 
 def born_effective_charges(potential, data):
@@ -26,12 +25,7 @@ def born_effective_charges(potential, data):
         For a periodic structure, and what the potential itself refuses.
     """
     _, pbc = read_cells(data)
-    if bool(pbc.any()):
-        index = int(pbc.any(1).nonzero()[0])
-        raise InputError(
-            f"structure {index} is periodic (pbc {describe_pbc(pbc[index])}); Born effective charges are computed from "
-            "the dipole, which open structures only have."
-        )
+    check_open(pbc, "Born effective charges are computed from the dipole, which only open structures have")
     with torch.enable_grad():
         positions = data["positions"].detach().requires_grad_(True)
         out = potential({**data, "positions": positions}, compute_force=False)
