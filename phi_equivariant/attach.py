@@ -26,7 +26,8 @@ def attach_phi(host, config=None, taps=None):
     Raises
     ------
     InputError
-        If the blocks to tap are not found, have no scalar channel, or already carry Φ.
+        If the blocks to tap are not found, have no scalar channel, or already carry Φ; with ``multipoles=1``, if they
+        run on cuequivariance's kernels.
     """
     if isinstance(host, PhiPotential):
         raise InputError("the model already carries Φ; call detach() on it first.")
@@ -48,6 +49,8 @@ def attach_phi(host, config=None, taps=None):
                 f"{type(host).__name__} already carries Φ; call detach() on that potential, and copy hosts before they "
                 "are given one."
             )
+        if config.multipoles:
+            _check_layout(name, modules[name])
     reference = next(host.parameters())
     phi = PhiModule(
         list(taps.values()),
@@ -74,6 +77,16 @@ def find_taps(host):
         f"{type(host).__name__} is not built like mace (products[i].linear.irreps_out) and declares no phi_taps; give "
         "attach_phi(host, config, taps={'submodule.name': irreps, ...})."
     )
+
+
+def _check_layout(name, block):
+    """InputError if a block's vectors are in another library's layout."""
+    irreps = getattr(getattr(block, "linear", None), "irreps_out", None)
+    if irreps is not None and not isinstance(irreps, o3.Irreps):
+        raise InputError(
+            f"multipoles is 1, but {name!r} runs on cuequivariance's kernels, where the components of vectors stand in "
+            "another order. Leave the kernels (enable_cueq, only_cueq) out, or choose multipoles=0."
+        )
 
 
 def _read_taps(taps):

@@ -53,6 +53,15 @@ def test_phi_on_a_converted_host_gives_the_same_energies_forces_and_gradients(mo
 
 
 @installed
+def test_atomic_dipoles_are_refused_on_the_kernels_by_name(molecules):
+    host, *_ = build(molecules, **GIVEN)
+    fast = accelerate(host, "cueq", "cpu")
+    with pytest.raises(InputError, match="multipoles is 1.*'products.0'.*enable_cueq"):
+        attach_phi(fast, {"multipoles": 1})
+    attach_phi(host, {"multipoles": 1})
+
+
+@installed
 @pytest.mark.honours("enable_cueq", "only_cueq", "use_reduced_cg")
 def test_the_command_trains_on_the_kernels(molecules, tmp_path):
     given = {**GIVEN, "correlation": 3, "phi": "operator=coulomb"}

@@ -279,7 +279,7 @@ BAD = {
     "no atoms": (bad(lambda a: a.__delitem__(slice(None))), "no atoms"),
     "charge": (bad(lambda a: a.info.update(total_charge="plus one")), "'plus one'.*finite number"),
     "two charges": (bad(lambda a: a.info.update(total_charge=1, charge=0)), "given twice"),
-    "periodic": (bad(lambda a: a.set_pbc(True)), "periodic"),
+    "slab": (bad(lambda a: a.set_cell([9, 9, 9]) or a.set_pbc([True, True, False])), "slab.*pbc T T F"),
     "label": (bad(lambda a: a.info.update(REF_energy=np.inf)), "energy label is not finite"),
 }
 
@@ -292,8 +292,8 @@ def test_bad_frames_are_named_or_left_out(tmp_path, case):
     path = tmp_path / "in.xyz"
     ase.io.write(path, frames, format="extxyz")
     with pytest.raises(InputError, match=rf"frame 1 of {path}.*{message}.*--skip_bad"):
-        FrameStream(path, ELEMENTS, {}, allow_periodic=False).take_census()
-    stream = FrameStream(path, ELEMENTS, {}, allow_periodic=False, skip_bad=True)
+        FrameStream(path, ELEMENTS, {}, allow_slabs=False).take_census()
+    stream = FrameStream(path, ELEMENTS, {}, allow_slabs=False, skip_bad=True)
     census = stream.take_census()
     assert (census.report.frames, census.atoms, list(census.bad)) == (2, 12, [1])
     assert [frame.index for frame in stream] == [0, 2]
@@ -491,7 +491,6 @@ def test_options_that_are_refused(case, tmp_path, monkeypatch):
 def test_what_is_not_there_is_refused(models, structures, tmp_path, capsys):
     model = models[1].model
     for wanted, message in (
-        (Wanted(stress=True), "--compute_stress"),
         (Wanted(contributions=True), "--return_contributions"),
         (Wanted(descriptors=True, descriptor_num_layers=3), "--descriptor_num_layers is 3.*1 to 2"),
     ):
@@ -531,11 +530,47 @@ def test_stress_is_of_crystals_only(bare):
     assert batch["stress_weight"].tolist() == [0.0, 1.0]
 
 
+def test_crystals_and_molecules_in_one_batch(models, tmp_path):
+    """With Φ: a crystal has a stress and no dipole, a molecule a dipole and no stress, and only these have errors."""
+    model, calculator = models[1].model, models[1]
+    crystal, water = distorted(bulk("C", "diamond", a=3.6, cubic=True)), molecule("H2O")
+    for atoms in (crystal, water):
+        atoms.info |= {"REF_stress": np.zeros((3, 3)), "mu": np.zeros(3)}
+    ase.io.write(tmp_path / "in.xyz", [crystal, water], format="extxyz")
+    words = ("--compute_stress", "--dipole_key", "mu", "--errors", tmp_path / "errors.json")
+    solid, gas = run(tmp_path / "in.xyz", model, tmp_path / "out.xyz", *words)
+    assert "MACE_dipole" not in solid.info and "MACE_stress" not in gas.info
+    crystal, water = ase.io.read(tmp_path / "in.xyz", ":")  # with eight decimals, as the model saw them
+    for atoms in (crystal, water):
+        atoms.calc = calculator
+    stress, dipole = crystal.get_stress(voigt=False), water.get_dipole_moment()
+    np.testing.assert_allclose(solid.info["MACE_stress"], stress, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gas.info["MACE_dipole"], dipole, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(solid.arrays["MACE_charges"], crystal.get_charges(), atol=1.1e-8)
+    errors = json.loads((tmp_path / "errors.json").read_text())["errors"]
+    assert errors["stress"]["count"] == 9 and errors["dipole"]["count"] == 3
+    assert errors["stress"]["mae"] == pytest.approx(1e3 * np.abs(stress).mean())
+    assert errors["dipole"]["mae"] == pytest.approx(np.abs(dipole).mean())
+
+
+@pytest.mark.usefixtures("double")
+def test_atomic_dipoles_are_written(tmp_path):
+    model = potential(host=small_host(), multipoles=1)
+    ase.io.write(tmp_path / "in.xyz", molecule("H2O"), format="extxyz")
+    (found,) = run(tmp_path / "in.xyz", model, tmp_path / "out.xyz")
+    atoms = molecule("H2O")
+    atoms.calc = PhiCalculator(model)
+    atoms.get_potential_energy()
+    expected = atoms.calc.phi_results["atomic_dipoles"]
+    assert np.abs(expected).max() > 1e-6
+    np.testing.assert_allclose(found.arrays["MACE_atomic_dipoles"], expected, atol=1.1e-8)
+
+
 def test_periodic_frames_need_a_cell(tmp_path):
     atoms = bulk("C", "diamond", a=3.6)
     atoms.set_cell(np.diag([4.0, 4.0, 0.0]))
     ase.io.write(tmp_path / "in.xyz", atoms, format="extxyz")
-    with pytest.raises(InputError, match="frame 0 .*do not span"):
+    with pytest.raises(InputError, match="cell of frame 0 .*singular.*pbc T T T"):
         FrameStream(tmp_path / "in.xyz", ELEMENTS, {}).take_census()
 
 

@@ -52,7 +52,7 @@ def parser():
     add("--enable_cueq", action="store_true", help="compute with cuequivariance's kernels, where it is installed")
     add("--trust_pickle", action="store_true", help="read a .model file: a pickle, which can run any code")
     add("--skip_bad", action="store_true", help="report structures that cannot be evaluated and leave them out")
-    add("--compute_stress", action="store_true", help="stress of crystals (bare hosts)")
+    add("--compute_stress", action="store_true", help="stress of crystals")
     add("--return_contributions", action="store_true", help="energies by body order (bare hosts of class MACE)")
     add("--return_node_energies", action="store_true", help="energy of each atom")
     add("--return_descriptors", action="store_true", help="the host's node features")

@@ -15,7 +15,7 @@ from training.labels import LABELS
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
 OF_STRUCTURE = {"energy": "energy"}
 OF_ATOM = {"forces": "forces"}
-OF_STRUCTURE_WITH_PHI = {name: name for name in ("host_energy", "phi_energy", "net_charge", "dipole")}
+OF_STRUCTURE_WITH_PHI = {name: name for name in ("host_energy", "phi_energy", "net_charge")}
 OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
 
 
@@ -59,22 +59,16 @@ class Predictor:
         self.head, self.heads = head, heads
         self.embeddings = getattr(host, "embedding_specs", None) or {}
         self.has_phi = isinstance(model, PhiPotential)
-        if self.has_phi:
-            self._refuse_host_only()
+        if self.has_phi and self.wanted.contributions:
+            raise InputError(
+                "--return_contributions: the energy of a model with Φ is not a sum over body orders; host_energy and "
+                "phi_energy are its parts, and are always written."
+            )
         count = self.wanted.descriptor_num_layers
         if self.wanted.descriptors and count != -1 and not 1 <= count <= len(model.products):
             raise InputError(
                 f"--descriptor_num_layers is {count}; give 1 to {len(model.products)}, the number of the model's "
                 "layers, or -1 for all."
-            )
-
-    def _refuse_host_only(self):
-        if self.wanted.stress:
-            raise InputError("--compute_stress: the model carries Φ, which treats open structures only: no stress.")
-        if self.wanted.contributions:
-            raise InputError(
-                "--return_contributions: the energy of a model with Φ is not a sum over body orders; host_energy and "
-                "phi_energy are its parts, and are always written."
             )
 
     @property
@@ -103,11 +97,16 @@ class Predictor:
         return output
 
     def split(self, output, batch):
-        """One pair (values of the structure, values of its atoms) of plain numbers and arrays per structure."""
+        """One pair (values of the structure, values of its atoms) of plain numbers and arrays per structure.
+
+        Only a structure that is periodic in three directions has a stress, only an open one a dipole.
+        """
         of_structure, of_atom = dict(OF_STRUCTURE), dict(OF_ATOM)
         if self.has_phi:
             of_structure |= OF_STRUCTURE_WITH_PHI
             of_atom |= OF_ATOM_WITH_PHI
+            if self.model.phi.config.multipoles:
+                of_atom["atomic_dipoles"] = "atomic_dipoles"
         if self.wanted.contributions:
             of_structure["contributions"] = "BO_contributions"
         if self.wanted.node_energies:
@@ -116,13 +115,16 @@ class Predictor:
         if self.wanted.descriptors:
             atoms["descriptors"] = _numbers(self._descriptors(output["node_feats"]))
         whole = {name: _numbers(output[key]) for key, name in of_structure.items()}
-        crystal = batch["pbc"].all(-1).tolist()
-        stress = _numbers(output["stress"]) if self.wanted.stress else None
+        periodic = batch["pbc"]  # (n_structures, 3)
+        partly = {
+            "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.stress else None),
+            "dipole": ((~periodic.any(-1)).tolist(), output["dipole"] if self.has_phi else None),
+        }
+        partly = {name: (has, _numbers(values)) for name, (has, values) in partly.items() if values is not None}
         ptr = batch["ptr"].tolist()
         for g, (first, last) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
             info = {name: values[g] if values.ndim > 1 else float(values[g]) for name, values in whole.items()}
-            if stress is not None and crystal[g]:
-                info["stress"] = stress[g]
+            info |= {name: values[g] for name, (has, values) in partly.items() if has[g]}
             yield info, {name: values[first:last] for name, values in atoms.items()}
 
     def _descriptors(self, features):
