@@ -1,0 +1,38 @@
+"""NequIP as a type of host."""
+
+from zoo.hosts import Host
+from zoo.nequip import NequIP
+
+
+class NequIPHost(Host):
+    """``zoo.nequip.NequIP``."""
+
+    @staticmethod
+    def matches(model):
+        """Whether ``model`` is a ``NequIP``, not a subclass with other physics."""
+        return type(model) is NequIP
+
+    @staticmethod
+    def describe(model):
+        """Constructor arguments, with lists for arrays."""
+        return dict(model.arguments)
+
+    @staticmethod
+    def build(arguments):
+        """A fresh model from what ``describe`` gave."""
+        return NequIP(**arguments)
+
+    @staticmethod
+    def parameter_groups(model):
+        """Groups by mace's names; weight decay on the maps between node features, as in mace."""
+        maps = ("linear_up", "linear_down", "self_connection")
+        groups = {name: [] for name in ("embedding", "interactions_decay", "interactions_no_decay", "readouts")}
+        for name, parameter in model.named_parameters():
+            if name.startswith("interactions."):
+                group = "interactions_decay" if name.split(".")[2] in maps else "interactions_no_decay"
+            else:
+                group = "embedding" if name.startswith(("embedding", "radial_basis")) else "readouts"
+            groups[group].append(parameter)
+        return [
+            {"name": name, "params": params, "decay": name == "interactions_decay"} for name, params in groups.items()
+        ]
