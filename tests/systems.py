@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from phi_equivariant import PhiConfig, attach_phi
+from zoo.nequip import NequIP
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 from mace import data, modules, tools  # isort: skip
@@ -37,6 +38,16 @@ def mace_host(
         **arguments, atomic_inter_scale=[1.0] * n_heads if heads else 1.0,
         atomic_inter_shift=[0.0] * n_heads if heads else 0.0,
     )  # fmt: skip
+
+
+def nequip_host(hidden_irreps="8x0e+8x1o", num_interactions=3, seed=0, **other):
+    """A small NequIP in torch's default precision."""
+    torch.manual_seed(seed)
+    arguments = dict(
+        atomic_numbers=ELEMENTS, atomic_energies=[-3.0, -2.3, -1.7, -1.0], r_max=R_MAX, hidden_irreps=hidden_irreps,
+        num_interactions=num_interactions, num_bessel=6, radial_MLP=(16,), avg_num_neighbors=8.0,
+    )  # fmt: skip
+    return NequIP(**{**arguments, **other})
 
 
 def batch_of(*structures, heads=("Default",), dtype=None):

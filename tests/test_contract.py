@@ -7,7 +7,17 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from systems import R_MAX, batch_of, distorted, ethanol, ideal_ring, mace_host, potential, regular_tetrahedron
+from systems import (
+    R_MAX,
+    batch_of,
+    distorted,
+    ethanol,
+    ideal_ring,
+    mace_host,
+    nequip_host,
+    potential,
+    regular_tetrahedron,
+)
 
 from e3nn import o3  # isort: skip
 
@@ -24,15 +34,20 @@ CONFIGS = {
     "coulomb-exact-penalty": dict(operator="coulomb", poisson="exact", charge_constraint="penalty"),
 }
 HOSTS = {
-    "scalars": dict(hidden_irreps="8x0e", num_interactions=1),
-    "vectors": dict(hidden_irreps="8x0e+8x1o"),
-    "l2-three-layers": dict(hidden_irreps="4x0e+4x1o+4x2e", num_interactions=3, scale_shift=False),
+    "mace-scalars": lambda: mace_host("8x0e", 1),
+    "mace-vectors": lambda: mace_host("8x0e+8x1o"),
+    "mace-l2-three-layers": lambda: mace_host("4x0e+4x1o+4x2e", 3, scale_shift=False),
+    "nequip": lambda: nequip_host("8x0e+8x1o+4x2e"),
 }
 ON_HOSTS = {
     "graph": dict(operator="graph", poisson="learned", num_modes=3, channels=2),
     "coulomb": dict(operator="coulomb", poisson="learned", channels=2),
 }
-HOST_TENSORS = ("node_embedding.linear.weight", "interactions.0.conv_tp_weights.layer0.weight")
+HOST_TENSORS = {
+    "ScaleShiftMACE": ("node_embedding.linear.weight", "interactions.0.conv_tp_weights.layer0.weight"),
+    "NequIP": ("embedding.weight", "interactions.0.radial.layer0.weight"),
+}
+HOST_TENSORS["MACE"] = HOST_TENSORS["ScaleShiftMACE"]
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -45,7 +60,7 @@ def model(request):
 def model_on_host(request):
     torch.set_default_dtype(torch.float64)
     host, config = request.param
-    return potential(host=mace_host(**HOSTS[host]), **ON_HOSTS[config])
+    return potential(host=HOSTS[host](), **ON_HOSTS[config])
 
 
 def run(model, *structures):
@@ -108,7 +123,8 @@ def check_gradients(model, loss, atoms, step=5e-5):
     parameters = dict(model.phi.named_parameters())
     largest = max(float(p.grad.abs().max()) for p in parameters.values() if p.grad is not None)
     assert largest > 0
-    for name, parameter in (parameters | {n: model.host.get_parameter(n) for n in HOST_TENSORS}).items():
+    of_host = {name: model.host.get_parameter(name) for name in HOST_TENSORS[type(model.host).__name__]}
+    for name, parameter in (parameters | of_host).items():
         if parameter.grad is None:  # the residual does not depend on it
             parameter.grad = torch.zeros_like(parameter)
         assert torch.isfinite(parameter.grad).all(), name

@@ -160,7 +160,7 @@ def _per_element(name, values, n_elements):
 
 
 def _strain(data, positions):
-    """Positions and shifts under a symmetric strain of each structure, and the strain (n_structures, 3, 3), which is zero.
+    """Positions and shifts under a symmetric strain of each structure, zero in value, and the strain itself.
 
     A strain in ``data`` is taken, so that more than the host may depend on it.
     """

@@ -176,6 +176,8 @@ class NequIP(EnergyModel):
         super().__init__(
             atomic_numbers, atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift
         )
+        if num_interactions < 1:
+            raise InputError(f"num_interactions is {num_interactions!r}; give 1 or more.")
         self.arguments = arguments  # what a saved model is built from again
         hidden = _check_irreps(hidden_irreps, parity)
         self.register_buffer("num_interactions", torch.tensor(num_interactions))
