@@ -118,6 +118,8 @@ class Row:
             return
         state = torch.load(self.stem.with_suffix(".pt"), weights_only=True)
         kept = json.loads(self.stem.with_suffix(".json").read_text())
+        if any(kept[key] != value for key, value in json.loads(json.dumps(self.about)).items()):
+            raise SystemExit(f"{self.stem}.json is of other settings ({kept['settings']}); choose another --out.")
         self.epochs, self.step_seconds = kept["epochs"], kept["step_seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

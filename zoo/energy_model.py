@@ -78,7 +78,7 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         Parameters
         ----------
         data: dict with mace's keys: positions (n_atoms, 3) in Å, node_attrs (n_atoms, n_elements) one-hot, edge_index
-            (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,); for stress unit_shifts, cell
+            (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,), cell (3 n_structures, 3)
         training: keep the graph, so that a loss on forces can be differentiated
         compute_force, compute_stress, compute_virials: what to differentiate for
 
@@ -86,7 +86,7 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         -------
         dict of energy, interaction_energy (n_structures,) and node_energy (n_atoms,) in eV; forces (n_atoms, 3) in
         eV/Å; stress (n_structures, 3, 3) in eV/Å³, 0 where there is no cell, and virials −∂E/∂strain in eV; all three
-        None where not asked for; displacement, the strain, likewise; node_feats (n_atoms, any).
+        None where not asked for; displacement, the strain that was differentiated by; node_feats (n_atoms, any).
 
         Raises
         ------
@@ -160,20 +160,12 @@ def _per_element(name, values, n_elements):
 
 
 def _strain(data, positions):
-    """Positions and shifts under a symmetric strain of each structure, zero in value, and the strain itself.
-
-    A strain in ``data`` is taken, so that more than the host may depend on it.
-    """
-    displacement = data.get("displacement")
-    if displacement is None:
-        displacement = positions.new_zeros((len(data["ptr"]) - 1, 3, 3)).requires_grad_(True)
-    symmetric = 0.5 * (displacement + displacement.mT)
-    cell = data["cell"].view(-1, 3, 3)
-    cell = cell + cell @ symmetric
-    positions = positions + torch.einsum("ai,aij->aj", positions, symmetric[data["batch"]])
-    of_edge = data["batch"][data["edge_index"][0]]
-    shifts = torch.einsum("ei,eij->ej", data["unit_shifts"], cell[of_edge])
-    return positions, shifts, displacement
+    """Positions and shifts strained by x → x (1 + ε) with ε = ½ (d + dᵀ), and d (n_structures, 3, 3), which is zero."""
+    displacement = positions.new_zeros((len(data["ptr"]) - 1, 3, 3)).requires_grad_(True)
+    strain = 0.5 * (displacement + displacement.mT)
+    shifts, of_edge = data["shifts"], data["batch"][data["edge_index"][0]]
+    positions = positions + (positions[:, None] @ strain[data["batch"]])[:, 0]
+    return positions, shifts + (shifts[:, None] @ strain[of_edge])[:, 0], displacement
 
 
 def _slopes(energy, variables, training):

@@ -98,14 +98,17 @@ class Convolution(torch.nn.Module):
 class Interaction(torch.nn.Module):
     """One layer: a convolution over neighbours, a self-connection per element, a gate.
 
-        h_i ← gate(W₂ n̄^(−1/2) Σ_j R(r_ij) ⊙ (W₁ h_j ⊗ Y(r̂_ij)) + S_(Z_i) h_i),   R a network of the distance
+        h_i ← gate(2^(−1/2) (W₂ n̄^(−1/2) Σ_j R(r_ij) ⊙ (W₁ h_j ⊗ Y(r̂_ij)) + S_(Z_i) h_i)),   R a network of the distance
+
+    The square roots keep the variance of a channel near 1 from layer to layer: a gate multiplies features with each
+    other, so that without them a stack of layers starts too small to learn, or explodes.
 
     Parameters
     ----------
     irreps_in: irreps of the node features h
     irreps_target: irreps wanted; those that no path leads to are left out of ``irreps_out``
     edge_irreps: irreps of Y
-    elements: irreps of the one-hot elements Z
+    elements: irreps of the elements Z, one-hot but for a factor that gives them variance 1
     radial_MLP: widths of R's network, first the number of radial functions, without the last
     avg_num_neighbors: n̄
     """
@@ -131,7 +134,8 @@ class Interaction(torch.nn.Module):
         """Node features (n_atoms, irreps_in.dim) → (n_atoms, irreps_out.dim)."""
         sender, receiver = edge_index
         message = self.convolution(self.linear_up(features), edge_attrs, self.radial(edge_feats), sender, receiver)
-        return self.gate(self.linear_down(message * self.normalisation) + self.self_connection(features, node_attrs))
+        message = self.linear_down(message * self.normalisation)
+        return self.gate((message + self.self_connection(features, node_attrs)) * 0.5**0.5)
 
 
 class NequIP(EnergyModel):
@@ -181,27 +185,17 @@ class NequIP(EnergyModel):
         self.arguments = arguments  # what a saved model is built from again
         hidden = _check_irreps(hidden_irreps, parity)
         self.register_buffer("num_interactions", torch.tensor(num_interactions))
-        self.spherical_harmonics = o3.SphericalHarmonics(
-            o3.Irreps.spherical_harmonics(hidden.lmax if max_ell is None else max_ell, p=-1 if parity else 1),
-            normalize=True,
-            normalization="component",
-        )
+        edge_irreps = o3.Irreps.spherical_harmonics(hidden.lmax if max_ell is None else max_ell, p=-1 if parity else 1)
+        self.spherical_harmonics = o3.SphericalHarmonics(edge_irreps, normalize=True, normalization="component")
         self.radial_basis = RadialBasis(r_max, num_bessel, num_polynomial_cutoff)
         irreps = scalars = o3.Irreps([(hidden.count("0e"), "0e")])
         elements = o3.Irreps([(len(atomic_numbers), "0e")])
         self.embedding = o3.Linear(elements, scalars)
         self.interactions = torch.nn.ModuleList()
         for target in [hidden] * (num_interactions - 1) + [scalars]:
-            layer = Interaction(
-                irreps,
-                target,
-                self.spherical_harmonics.irreps_out,
-                elements,
-                [num_bessel, *radial_MLP],
-                avg_num_neighbors,
-            )
-            self.interactions.append(layer)
-            irreps = layer.irreps_out
+            widths = [num_bessel, *radial_MLP]
+            self.interactions.append(Interaction(irreps, target, edge_irreps, elements, widths, avg_num_neighbors))
+            irreps = self.interactions[-1].irreps_out
         self.readout = o3.Linear(irreps, "0e")
 
     @property
@@ -211,13 +205,12 @@ class NequIP(EnergyModel):
 
     def atom_terms(self, node_attrs, edge_index, vectors):
         """ε (n_atoms,) and the features of all layers side by side (n_atoms, any)."""
+        node_attrs = node_attrs * node_attrs.shape[1] ** 0.5  # of variance 1, as e3nn's maps expect
         edge_attrs = self.spherical_harmonics(vectors)  # (n_edges, (max_ell + 1)²)
         edge_feats = self.radial_basis(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))  # (n_edges, num_bessel)
         features, layers = self.embedding(node_attrs), []
         for interaction in self.interactions:
-            features = interaction(
-                features, node_attrs, edge_attrs, edge_feats, edge_index
-            )  # (n_atoms, irreps_out.dim)
+            features = interaction(features, node_attrs, edge_attrs, edge_feats, edge_index)
             layers.append(features)
         return self.readout(features).squeeze(-1), torch.cat(layers, dim=-1)
 
@@ -229,9 +222,7 @@ def _check_irreps(hidden_irreps, parity):
     except ValueError as error:
         raise InputError(f"hidden_irreps is {hidden_irreps!r}, no irreps ({error}); write '32x0e+32x1o'.") from error
     if irreps.count("0e") == 0:
-        raise InputError(
-            f"hidden_irreps is {hidden_irreps}; without a 0e channel there is nothing to read energies from."
-        )
+        raise InputError(f"hidden_irreps is {hidden_irreps}; without a 0e channel there is no energy to read.")
     if not parity and any(ir.p == -1 for _, ir in irreps):
         even = "+".join(f"{mul}x{ir.l}e" for mul, ir in irreps)
         raise InputError(f"hidden_irreps is {hidden_irreps} with parity=False; write all irreps even, such as {even}.")
