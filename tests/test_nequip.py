@@ -182,14 +182,18 @@ def test_saved_copied_and_pickled_models_are_the_model(tmp_path, model):
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
-    for twin in (load_model(tmp_path), copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+    loaded = load_model(tmp_path)
+    assert describe_model(loaded) == json.loads(json.dumps(describe_model(model)))
+    for twin in (loaded, copy.deepcopy(model), torch.load(buffer, weights_only=False)):
         got = run(twin, ethanol())
         assert all(np.array_equal(got[key], want[key]) for key in ("energy", "forces", "node_feats"))
-    assert describe_model(load_model(tmp_path)) == json.loads(json.dumps(describe_model(model)))
 
 
-def test_a_trained_scale_is_saved(tmp_path):
-    host = nequip_host("4x0e", 1, max_ell=1, train_scale_shift=True)
+def test_a_trained_scale_and_settings_of_any_type_are_saved(tmp_path):
+    host = nequip_host(
+        o3.Irreps("4x0e"), 1, max_ell=1, train_scale_shift=True, avg_num_neighbors=torch.tensor(8.0),
+        atomic_numbers=np.array(ELEMENTS), atomic_energies=np.linspace(-3, -1, 4), atomic_inter_scale=np.float32(2),
+    )  # fmt: skip
     with torch.no_grad():
         host.scale.mul_(1.5), host.shift.add_(0.1)
     save_model(attach_phi(host, PhiConfig()), tmp_path)

@@ -9,13 +9,14 @@ from phi_equivariant.errors import InputError
 
 
 class AtomicEnergies(torch.nn.Module):
-    """Energies of the isolated atoms: one-hot elements (n_atoms, n_elements) → (n_atoms, 1), the one head, in eV."""
+    """Energies of the isolated atoms in eV, (1, n_elements); the row is the one head."""
 
     def __init__(self, atomic_energies):
         super().__init__()
         self.register_buffer("atomic_energies", atomic_energies[None])  # (1, n_elements)
 
     def forward(self, node_attrs):
+        """One-hot elements (n_atoms, n_elements) → (n_atoms, 1)."""
         return node_attrs @ self.atomic_energies.T.to(node_attrs.dtype)
 
 

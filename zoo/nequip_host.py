@@ -3,6 +3,8 @@
 from zoo.hosts import Host
 from zoo.nequip import NequIP
 
+from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
+
 
 class NequIPHost(Host):
     """``zoo.nequip.NequIP``."""
@@ -14,8 +16,8 @@ class NequIPHost(Host):
 
     @staticmethod
     def describe(model):
-        """Constructor arguments, with lists for arrays."""
-        return dict(model.arguments)
+        """Constructor arguments, written as JSON can hold them."""
+        return {name: _plain(value) for name, value in model.arguments.items()}
 
     @staticmethod
     def build(arguments):
@@ -36,3 +38,12 @@ class NequIPHost(Host):
         return [
             {"name": name, "params": params, "decay": name == "interactions_decay"} for name, params in groups.items()
         ]
+
+
+def _plain(value):
+    """Lists for arrays and tuples, Python's numbers for others', text for irreps."""
+    if isinstance(value, o3.Irreps):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
