@@ -186,7 +186,10 @@ def test_saved_copied_and_pickled_models_are_the_model(tmp_path, model):
     assert describe_model(loaded) == json.loads(json.dumps(describe_model(model)))
     for twin in (loaded, copy.deepcopy(model), torch.load(buffer, weights_only=False)):
         got = run(twin, ethanol())
-        assert all(np.array_equal(got[key], want[key]) for key in ("energy", "forces", "node_feats"))
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+        assert all(np.array_equal(got[key], want[key]) for key in ("energy", "node_feats"))
+        # TorchScript runs the backward pass of a first call in another way: one rounding.
+        np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=1e-13)
 
 
 def test_a_trained_scale_and_settings_of_any_type_are_saved(tmp_path):
@@ -202,10 +205,12 @@ def test_a_trained_scale_and_settings_of_any_type_are_saved(tmp_path):
 
 
 def test_phi_detaches_bit_for_bit(bare):
+    run(bare, ethanol())  # TorchScript runs the backward pass of a first call in another way
     want = run(bare, ethanol())
     attached = potential(host=copy.deepcopy(bare))
     assert len(attached.tap_names) == 3 and attached(batch_of(ethanol()))["phi_energy"].abs() > 1e-3
     host = attached.detach()
+    run(host, ethanol())
     got = run(host, ethanol())
     assert np.array_equal(got["energy"], want["energy"]) and np.array_equal(got["forces"], want["forces"])
 

@@ -16,8 +16,13 @@ class NequIPHost(Host):
 
     @staticmethod
     def describe(model):
-        """Constructor arguments, written as JSON can hold them."""
-        return {name: _plain(value) for name, value in model.arguments.items()}
+        """Constructor arguments as JSON can hold them, E0, scale and shift as they are now."""
+        now = {
+            "atomic_energies": model.atomic_energies_fn.atomic_energies[0],
+            "atomic_inter_scale": model.scale.detach(),
+            "atomic_inter_shift": model.shift.detach(),
+        }
+        return {name: _plain(value) for name, value in {**model.arguments, **now}.items()}
 
     @staticmethod
     def build(arguments):
