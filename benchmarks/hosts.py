@@ -69,7 +69,10 @@ class Row:
         self.module = PotentialModule(self.model, objective, run.args, outputs, len(self.order))
         self.optimizer = self.module.configure_optimizers()
         self.epochs, self.step_seconds = [], []
-        self.about = {"name": name, "settings": settings, "parameters": sum(p.numel() for p in self.model.parameters())}
+        self.about = {
+            "name": name, "settings": settings, "parameters": sum(p.numel() for p in self.model.parameters()),
+            "options": {n: getattr(run.args, n) for n in ("lr", "batch_size", "seed", "r_max", "max_num_epochs")},
+        }  # fmt: skip
         self._resume()
 
     def epoch(self):
@@ -107,7 +110,7 @@ class Row:
     def write(self, errors):
         """The row as JSON."""
         content = {
-            **self.about, "options": {name: getattr(self.args, name) for name in ("lr", "batch_size", "seed", "r_max")},
+            **self.about,
             "milliseconds_per_step": 1e3 * float(np.median(self.step_seconds)), "errors": errors,
             "epochs": self.epochs, "step_seconds": self.step_seconds,
         }  # fmt: skip
@@ -118,8 +121,9 @@ class Row:
             return
         state = torch.load(self.stem.with_suffix(".pt"), weights_only=True)
         kept = json.loads(self.stem.with_suffix(".json").read_text())
-        if any(kept[key] != value for key, value in json.loads(json.dumps(self.about)).items()):
-            raise SystemExit(f"{self.stem}.json is of other settings ({kept['settings']}); choose another --out.")
+        different = [key for key, value in json.loads(json.dumps(self.about)).items() if kept.get(key) != value]
+        if different:
+            raise SystemExit(f"{self.stem}.json is of a run with other {', '.join(different)}; choose another --out.")
         self.epochs, self.step_seconds = kept["epochs"], kept["step_seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
