@@ -9,6 +9,7 @@ epoch is kept in ``--out``: the same command goes on where it was stopped.
 """
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -62,7 +63,9 @@ class Row:
         mace_interface.set_seeds(run.args.seed)
         self.order = run_data.order(run.args)
         statistics = run_data.statistics_pass(self.order)
-        self.model, outputs = mace_interface.build_host(run.args, statistics, run_data.e0s, run_data.atomic_numbers)
+        self.model, outputs = mace_interface.build_host(
+            run.args, statistics, run_data.e0s, run_data.atomic_numbers, run_data.settings
+        )
         if name != "mace":
             self.model = nequip_like(self.model, settings, run_data, run.args)
         objective = losses.build_objective(run.args, None)
@@ -94,7 +97,8 @@ class Row:
         module.schedule.after_epoch(None)
         self.epochs.append({"loss": total / len(self.order), "processor_seconds": time.process_time() - begin})
         if len(self.epochs) % 5 == 0 or left == 1:
-            self.epochs[-1]["errors"] = self.test(self.run_data.loader("valid", self.args))
+            (held_out,) = self.run_data.loader("valid", self.args).values()
+            self.epochs[-1]["errors"] = self.test(held_out)
         state = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "ema": module.ema.state_dict(), "schedule": module.schedule.state_dict(),
@@ -134,8 +138,9 @@ class Row:
 def nequip_like(mace_model, settings, run_data, args):
     """NequIP with the cut-off, the isolated atoms and the training set's statistics of a mace model."""
     mace_interface.set_seeds(args.seed)
+    energies = run_data.e0s[run_data.heads[0]]
     return NequIP(
-        run_data.atomic_numbers, [run_data.e0s[number] for number in run_data.atomic_numbers], r_max=args.r_max,
+        run_data.atomic_numbers, [energies[number] for number in run_data.atomic_numbers], r_max=args.r_max,
         avg_num_neighbors=float(mace_model.interactions[0].avg_num_neighbors),
         atomic_inter_scale=float(mace_model.scale_shift.scale), atomic_inter_shift=float(mace_model.scale_shift.shift),
         **settings,
@@ -144,20 +149,14 @@ def nequip_like(mace_model, settings, run_data, args):
 
 def test_sets(arguments, run, run_data):
     """{title: loader}: the held-out frames, and the test files."""
-    loaders = {"held out": run_data.loader("valid", run.args)}
-    keys = {name: getattr(run.args, name) for name in data.KEY_OPTIONS}
+    (held_out,), (head,) = run_data.loader("valid", run.args).values(), run_data.settings
+    make = functools.partial(
+        data.make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, options=run.args
+    )
     for path in arguments.test_files:
-        frames = read_structures(
-            path, keys=keys, required=["energy", "forces"], split="test", elements=run_data.atomic_numbers
-        ).frames
-
-        def make_graph(atoms):
-            configuration = next(mace_interface.configurations([atoms]))
-            return mace_interface.graph(configuration, run_data.atomic_numbers, run.args.r_max)
-
-        run_data.test = GraphStream(frames, make_graph)
-        loaders[path.stem] = run_data.loader("test", run.args)
-    return loaders
+        found = read_structures(path, head.keys, ["energy", "forces"], "test", elements=run_data.atomic_numbers)
+        run_data.test[path.stem] = GraphStream(found.frames, make)
+    return {"held out": held_out, **run_data.loader("test", run.args)}
 
 
 def main():

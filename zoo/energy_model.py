@@ -5,7 +5,9 @@ import abc
 import torch
 
 from phi_equivariant.batching import segment_sum
+from phi_equivariant.cells import read_cells
 from phi_equivariant.errors import InputError
+from phi_equivariant.strain import slopes, strain, stress_of
 
 
 class AtomicEnergies(torch.nn.Module):
@@ -79,20 +81,23 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         Parameters
         ----------
         data: dict with mace's keys: positions (n_atoms, 3) in Å, node_attrs (n_atoms, n_elements) one-hot, edge_index
-            (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,), cell (3 n_structures, 3)
+            (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,); cell (3 n_structures, 3) in Å
+            and pbc (n_structures, 3) if a structure is periodic
         training: keep the graph, so that a loss on forces can be differentiated
         compute_force, compute_stress, compute_virials: what to differentiate for
 
         Returns
         -------
         dict of energy, interaction_energy (n_structures,) and node_energy (n_atoms,) in eV; forces (n_atoms, 3) in
-        eV/Å; stress (n_structures, 3, 3) in eV/Å³, 0 where there is no cell, and virials −∂E/∂strain in eV; all three
-        None where not asked for; displacement, the strain that was differentiated by; node_feats (n_atoms, any).
+        eV/Å; virials −∂E/∂strain in eV; stress (n_structures, 3, 3) in eV/Å³, NaN for structures that are not periodic
+        in all three directions and None if there is no other; all three None where not asked for; displacement, the
+        strain that was differentiated by; node_feats (n_atoms, any).
 
         Raises
         ------
         InputError
-            For a quantity that is not computed, another number of elements, or forces in inference mode.
+            For a quantity that is not computed, another number of elements, a cell that nothing can be computed in, or
+            forces in inference mode.
         """
         for name, wanted in {
             "compute_hessian": compute_hessian,
@@ -107,35 +112,34 @@ class EnergyModel(torch.nn.Module, abc.ABC):
                 f"node_attrs has {data['node_attrs'].shape[1]} columns for the model's {len(self.atomic_numbers)} "
                 f"elements {self.atomic_numbers.tolist()}; make the batch with these."
             )
-        strained = compute_stress or compute_virials
-        derived = compute_force or strained
+        derived = compute_force or compute_stress or compute_virials
         if derived and torch.is_inference_mode_enabled():
             raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
+        cell, pbc = read_cells(data)
+        compute_stress = compute_stress and bool(pbc.all(1).any())
         with torch.set_grad_enabled(derived or torch.is_grad_enabled()):
-            positions, displacement = data["positions"], None
-            if derived and not positions.requires_grad:
+            data = dict(data)
+            if derived and not data["positions"].requires_grad:
                 # A leaf of our own: the caller's tensor keeps its flags.
-                positions = positions.detach().requires_grad_(True)
-            geometry = positions, data["shifts"]
-            if strained or compute_displacement:
-                *geometry, displacement = _strain(data, positions)
-            out = self._energies(data, *geometry)
-            forces, slope = None, None
-            if derived:
-                wanted = [positions, displacement] if strained else [positions]
-                forces, slope = _slopes(out["interaction_energy"], wanted, training)
+                data["positions"] = data["positions"].detach().requires_grad_(True)
+            variables = [data["positions"]]
+            if compute_stress or compute_virials or compute_displacement:
+                variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
+                cell = strain(data, cell, variables[1])
+            out = self._energies(data)
+            gradients = slopes(out["interaction_energy"], variables, training) if derived else None
         return {
             **out,
-            "forces": forces,
-            "virials": None if slope is None else -slope,
-            "stress": None if slope is None else _per_volume(slope, data["cell"]),
-            "displacement": displacement,
+            "forces": -gradients[0] if derived else None,
+            "virials": -gradients[1] if compute_virials else None,
+            "stress": stress_of(gradients[1], cell.detach(), pbc) if compute_stress else None,
+            "displacement": variables[1] if len(variables) == 2 else None,
         }
 
-    def _energies(self, data, positions, shifts):
+    def _energies(self, data):
         """Energies per structure and per atom, and the node features."""
         sender, receiver = data["edge_index"]
-        vectors = positions[receiver] - positions[sender] + shifts  # (n_edges, 3)
+        vectors = data["positions"][receiver] - data["positions"][sender] + data["shifts"]  # (n_edges, 3)
         terms, features = self.atom_terms(data["node_attrs"], data["edge_index"], vectors)
         species = data["node_attrs"].argmax(-1)
         atoms = self.atomic_energies_fn(data["node_attrs"]).squeeze(-1)
@@ -158,29 +162,3 @@ def _per_element(name, values, n_elements):
             f"{name} is {values.tolist()} for {n_elements} elements; give one finite number for each, in eV."
         )
     return values.reshape(-1).expand(n_elements).clone()
-
-
-def _strain(data, positions):
-    """Positions and shifts strained by x → x (1 + ε) with ε = ½ (d + dᵀ), and d (n_structures, 3, 3), which is zero."""
-    displacement = positions.new_zeros((len(data["ptr"]) - 1, 3, 3)).requires_grad_(True)
-    strain = 0.5 * (displacement + displacement.mT)
-    shifts, of_edge = data["shifts"], data["batch"][data["edge_index"][0]]
-    positions = positions + (positions[:, None] @ strain[data["batch"]])[:, 0]
-    return positions, shifts + (shifts[:, None] @ strain[of_edge])[:, 0], displacement
-
-
-def _slopes(energy, variables, training):
-    """Forces −∂E/∂r, and ∂E/∂strain where the strain is among the variables; zero where E does not depend on them."""
-    slopes = [None for _ in variables]
-    if energy.requires_grad:
-        slopes = torch.autograd.grad(
-            energy.sum(), variables, retain_graph=training, create_graph=training, allow_unused=True
-        )
-    slopes = [torch.zeros_like(x) if slope is None else slope for x, slope in zip(variables, slopes, strict=True)]
-    return -slopes[0], slopes[1] if len(slopes) > 1 else None
-
-
-def _per_volume(slope, cell):
-    """Stress (n_structures, 3, 3): ∂E/∂strain over the cell's volume, 0 where there is no cell."""
-    volume = torch.linalg.det(cell.view(-1, 3, 3)).abs()[:, None, None]
-    return torch.where(volume > 0, slope / torch.where(volume > 0, volume, 1.0), 0.0)
