@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("phi_equivariant", "zoo", "training")
 MACE = {"zoo/mace_host.py", "training/mace_interface.py"}
 LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
-ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | {"mace", "zoo"}}
-OPTIONAL = {"torch_scatter"}  # only where its absence is handled
+FILES = {"filelock", "requests", "rich", "yaml"}  # for downloads, cards and the command line
+ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | FILES | {"mace", "zoo"}}
+OPTIONAL = {"torch_scatter", "huggingface_hub"}  # only where its absence is handled
 
 
 def imported(tree):

@@ -1,27 +1,18 @@
-"""Fetch a file once, accept it only when it is complete and right, and recognise it ever after by its sha256."""
+"""Fetch a published data file once, accept it only when it is complete and right, and know it by its sha256 after."""
 
 import logging
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
-import pooch
 import requests
-from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from phi_equivariant.errors import InputError
+from zoo.transfer import cache_folder, locked, reason, sha256_of, transfer
+
+__all__ = ["cache_folder", "fetch", "record_of", "verify"]
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Folder for downloads: ``PHI_CACHE``, else ``phi_equivariant`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    if folder := os.environ.get("PHI_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "phi_equivariant"
 
 
 def record_of(path: Path) -> Path:
@@ -31,7 +22,7 @@ def record_of(path: Path) -> Path:
 
 def verify(path: Path) -> str:
     """The sha256 of a file, equal to the recorded one if there is a record; raises InputError if they differ."""
-    digest = pooch.file_hash(str(path), alg="sha256")
+    digest = sha256_of(path)
     record = record_of(path)
     if record.exists():
         words = record.read_text().split()
@@ -69,17 +60,17 @@ def fetch(url: str, path: Path, check: Callable[[Path], object]) -> str:
         return verify(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path, announce=logger.info):
             if not path.exists():
                 _download(url, path, check)
             elif not record_of(path).exists():
                 # Put there by hand, or a run was killed between the last two steps of a download.
                 check(path)
-                _record(path, pooch.file_hash(str(path), alg="sha256"))
+                _record(path, sha256_of(path))
             return verify(path)
     except requests.RequestException as error:
         raise InputError(
-            f"Could not download {url}: {_reason(error)}. Nothing was kept. Try again later, or get {path.name} by "
+            f"Could not download {url}: {reason(error)}. Nothing was kept. Try again later, or get {path.name} by "
             "other means and give its folder as data_dir."
         ) from error
     except OSError as error:
@@ -90,16 +81,16 @@ def fetch(url: str, path: Path, check: Callable[[Path], object]) -> str:
 
 
 def _download(url: str, path: Path, check: Callable[[Path], object]) -> None:
+    # From the start, not resumed: no published sum would tell parts of two versions of the file apart.
     partial = path.with_name(path.name + ".part")
     logger.info("Downloading %s to %s.", url, path)
     try:
-        with _RichProgress(path.name) as progress:
-            pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 16)(url, str(partial), None)
+        transfer(url, partial)
         try:
             check(partial)
         except InputError as error:
             raise InputError(f"{url} did not deliver the published file; nothing was kept. {error}") from error
-        digest = pooch.file_hash(str(partial), alg="sha256")
+        digest = sha256_of(partial)
         os.replace(partial, path)
         _record(path, digest)
     finally:
@@ -110,63 +101,3 @@ def _record(path: Path, digest: str) -> None:
     temporary = record_of(path).with_name(record_of(path).name + ".part")
     temporary.write_text(f"{digest}  {path.name}\n")
     os.replace(temporary, record_of(path))
-
-
-@contextmanager
-def _locked(path: Path):
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        logger.info("Another process is downloading %s: waiting for it.", path.name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.HTTPError):
-        return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
-        return "the server did not answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return f"the connection broke before the file was complete ({error})"
-    if isinstance(error, requests.ConnectionError):
-        return f"no connection ({error})"
-    return str(error)
-
-
-class _RichProgress:
-    """The progress bar that pooch calls (``total``, ``update``, ``reset``, ``close``), drawn by rich on a terminal."""
-
-    def __init__(self, name: str):
-        console = Console(stderr=True)
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = Progress(TextColumn(name), *columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task(name, total=None)
-
-    def __enter__(self):
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._progress.stop()
-
-    @property
-    def total(self):
-        return self._progress.tasks[0].total
-
-    @total.setter
-    def total(self, size: int):
-        self._progress.update(self._task, total=size or None)
-
-    def update(self, size: int):
-        self._progress.advance(self._task, size)
-
-    def reset(self):
-        self._progress.update(self._task, completed=0)
-
-    def close(self):
-        self._progress.stop()
