@@ -12,7 +12,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from phi_equivariant.potential import PhiPotential
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no "tensors": all of them
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -59,7 +59,7 @@ def portable(model):
     return copied.train(model.training)
 
 
-def save_model(model, folder, notes=None):
+def save_model(model, folder, notes=None, parameters_only=False):
     """Write a potential, or a bare host, to ``folder``.
 
     Parameters
@@ -67,6 +67,8 @@ def save_model(model, folder, notes=None):
     model: ``PhiPotential`` or host
     folder: made if it is not there; each file is written aside and renamed, the configuration last
     notes: JSON-able dictionary kept in the configuration
+    parameters_only: leave out the buffers, often most of the file, which the constructor makes again; whether it makes
+        the same ones is for the caller to check, by energies that are kept with the model
 
     Raises
     ------
@@ -74,8 +76,9 @@ def save_model(model, folder, notes=None):
         If the model cannot be described; nothing is written then.
     """
     model = portable(model)
-    text = json.dumps({**describe_model(model), "notes": notes or {}}, indent=2) + "\n"
-    weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    kind = "parameters" if parameters_only else "all"
+    text = json.dumps({**describe_model(model), "tensors": kind, "notes": notes or {}}, indent=2) + "\n"
+    weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in _tensors(model, kind).items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
@@ -94,7 +97,8 @@ def load_model(folder, device="cpu", dtype=None):
     Raises
     ------
     InputError
-        If a file is missing or does not fit: an unknown format or host type, or other tensors than the model has.
+        If a file is missing or does not fit: an unknown format or host type, other tensors than the model has, or
+        weights that are not finite.
     """
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -106,38 +110,55 @@ def load_model(folder, device="cpu", dtype=None):
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         version, versions = config["format_version"], config["versions"]
+        kind = config.get("tensors", "all")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is no configuration of a model ({error!r}).") from error
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1) or kind not in ("all", "parameters"):
         raise InputError(
-            f"{folder / CONFIG_FILE} has format version {version!r}, this library reads {FORMAT_VERSION}; install the "
-            f"version it was written with: {versions}."
+            f"{folder / CONFIG_FILE} has format version {version!r} ({kind}), this library reads up to "
+            f"{FORMAT_VERSION}; install the version it was written with: {versions}."
         )
     try:
         model = _build(config, folder)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise InputError(f"{folder / CONFIG_FILE} does not describe a model that can be built ({error!r}).") from error
-    try:
-        state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
-    except safetensors.SafetensorError as error:
-        raise InputError(
-            f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}): the file is damaged."
-        ) from error
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-    if wrong:
-        raise InputError(
-            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, "
-            f"{wrong[0]} (expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not "
-            "from the same run."
-        )
-    model.load_state_dict(state)
+    _load_tensors(model, kind, folder)
     if dtype is not None:
         model = model.to(_DTYPES[dtype])
     return model.to(device).eval()
+
+
+def _tensors(model, kind):
+    """{name: tensor} that a file holds: ``all``, or ``parameters`` alone."""
+    return model.state_dict() if kind == "all" else dict(model.named_parameters())
+
+
+def _load_tensors(model, kind, folder):
+    """Put the tensors of a file into a model, after checking that there are as many as it has, and of its shapes."""
+    path = folder / WEIGHTS_FILE
+    expected = {key: tuple(value.shape) for key, value in _tensors(model, kind).items()}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # reads the header only
+            given = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
+        if wrong:
+            raise InputError(
+                f"{path} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, {wrong[0]} "
+                f"(expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not from the "
+                "same run."
+            )
+        state = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file ({error}): the file is damaged.") from error
+    broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise InputError(
+            f"{path} holds values that are not finite (NaN or infinity), in {broken[0]} for one; nobody can compute "
+            "with these weights."
+        )
+    model.load_state_dict(state, strict=kind == "all")
 
 
 def check_dtype(dtype):

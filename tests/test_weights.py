@@ -66,6 +66,43 @@ def test_what_cannot_be_saved_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "config"), [(torch.float64, {}), (torch.float32, {"operator": "graph", "num_modes": 4})]
+)
+def test_parameters_alone_are_enough(tmp_path, dtype, config):
+    """The constructor makes the buffers again, also those that depend on the data."""
+    model = potential(host=mace_host(correlation=3), **config).to(dtype)
+    with torch.no_grad():
+        model.host.scale_shift.scale.fill_(0.7)
+        model.host.scale_shift.shift.fill_(-0.3)
+    save_model(model, tmp_path, parameters_only=True)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    assert (tmp_path / "model.safetensors").stat().st_size < n_parameters * dtype.itemsize + 8000
+    loaded = load_model(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    a, b = (m.double()(batch_of(ethanol())) for m in (model, loaded))
+    assert abs(a["energy"] - b["energy"]).item() < (1e-12 if dtype == torch.float64 else 1e-6)
+    assert (a["forces"] - b["forces"]).abs().max() < (1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path):
+    model = potential()
+    save_model(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["tensors"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 1}))
+    assert torch.equal(load_model(tmp_path)(batch_of(ethanol()))["energy"], model(batch_of(ethanol()))["energy"])
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = potential()
+    with torch.no_grad():
+        model.phi.alpha_net.heads[0].mix.weight[0, 0] = float("nan")
+    save_model(model, tmp_path)
+    with pytest.raises(InputError, match="not finite .*phi.alpha_net.heads.0.mix.weight"):
+        load_model(tmp_path)
+
+
 def edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config.update(changes)

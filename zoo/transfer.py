@@ -71,7 +71,8 @@ def transfer(url, partial, size=None, limit=None, resume=False, headers=None):
     asked = {**(headers or {}), "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, stream=True, timeout=WAIT, headers=asked) as response:
         response.raise_for_status()
-        goes_on = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        part = response.headers.get("Content-Range", "")
+        goes_on = response.status_code == 206 and part.startswith(f"bytes {start}-")
         if response.status_code == 206 and not goes_on:
             raise WrongContent("the server sent another part of the file than was asked for")
         done = start if goes_on else 0
