@@ -8,14 +8,26 @@ class LocalServer:
     """Serves ``files`` (name -> bytes) on 127.0.0.1 and keeps the names that were asked for in ``requests``.
 
     truncate : names whose transfer ends after half of the promised bytes
+    truncate_once : the same, for the next transfer only
     pause : names whose transfer stops half-way until ``resume`` is set; ``paused`` tells that this point is reached
+    answers : name -> statuses that the next requests get instead of the file
+    redirect : name -> address to go to instead
+    ranges : whether the server can send the rest of a file; ``ranged`` keeps the (name, first byte) of such requests
+    kinds : name -> Content-Type
     """
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.ranged: list[tuple[str, int]] = []
         self.truncate: set[str] = set()
+        self.truncate_once: set[str] = set()
         self.pause: set[str] = set()
+        self.answers: dict[str, list[int]] = {}
+        self.redirect: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
+        self.ranges = False
+        self.headers = []
         self.paused, self.resume = threading.Event(), threading.Event()
         server = self
 
@@ -23,18 +35,39 @@ class LocalServer:
             def do_GET(self):
                 name = self.path.lstrip("/")
                 server.requests.append(name)
-                if name not in server.files:
+                server.headers.append(dict(self.headers))
+                if server.answers.get(name):
+                    self.send_error(server.answers[name].pop(0))
+                elif name in server.redirect:
+                    self.send_response(302)
+                    self.send_header("Location", server.redirect[name])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                elif name not in server.files:
                     self.send_error(404)
-                    return
-                content = server.files[name]
-                self.send_response(200)
+                else:
+                    self.send_file(name, server.files[name])
+
+            def send_file(self, name, content):
+                wanted = self.headers.get("Range")
+                if wanted and server.ranges:
+                    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                    server.ranged.append((name, start))
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                    content = content[start:]
+                else:
+                    self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
+                if name in server.kinds:
+                    self.send_header("Content-Type", server.kinds[name])
                 self.end_headers()
                 half = len(content) // 2
                 try:
                     self.wfile.write(content[:half])
                     self.wfile.flush()
-                    if name in server.truncate:
+                    if name in server.truncate | server.truncate_once:
+                        server.truncate_once.discard(name)
                         return
                     if name in server.pause:
                         server.paused.set()
@@ -46,7 +79,11 @@ class LocalServer:
             def log_message(self, *args):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 64
+            daemon_threads = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()

@@ -1,5 +1,8 @@
-"""Hosts that carry Φ."""
+"""Hosts that carry Φ, models by name, and trained models."""
 
+from zoo.architectures import create_model
+from zoo.catalogue import list_models, model_info
 from zoo.hosts import Host, parameter_groups
+from zoo.pretrained import load_pretrained
 
-__all__ = ["Host", "parameter_groups"]
+__all__ = ["Host", "create_model", "list_models", "load_pretrained", "model_info", "parameter_groups"]

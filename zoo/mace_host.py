@@ -120,6 +120,7 @@ class MaceHost(Host):
                 "cuequivariance cuequivariance-torch."
             )
         arguments["atomic_energies"] = np.array(arguments["atomic_energies"])
+        arguments.setdefault("num_elements", len(arguments["atomic_numbers"]))
         return _CLASSES[name](**arguments)
 
     @staticmethod

@@ -1,0 +1,170 @@
+"""The sizes that have a name, ``phi-<host>-<size>``, and fresh models of them."""
+
+import dataclasses
+import difflib
+import math
+from fnmatch import fnmatchcase
+
+import torch
+
+from phi_equivariant import PhiConfig, attach_phi
+from phi_equivariant.elements import electronegativity
+from phi_equivariant.errors import InputError
+from phi_equivariant.weights import check_dtype, host_types
+from zoo import limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A size of a host: the type that builds it, its constructor arguments, and Φ's settings."""
+
+    description: str
+    host: str
+    arguments: dict
+    phi: dict = dataclasses.field(default_factory=dict)
+
+
+def _mace(hidden_irreps, description):
+    """mace's own defaults, but for the channels."""
+    return Architecture(
+        description,
+        "mace",
+        {
+            "class": "ScaleShiftMACE",
+            "r_max": 5.0,
+            "hidden_irreps": hidden_irreps,
+            "num_interactions": 2,
+            "max_ell": 3,
+            "correlation": 3,
+            "num_bessel": 8,
+            "num_polynomial_cutoff": 5,
+            "radial_MLP": [64, 64, 64],
+            "MLP_irreps": "16x0e",
+            "gate": "silu",
+            "readout_cls": "NonLinearReadoutBlock",
+            "edge_irreps": None,
+            "interaction_cls": "RealAgnosticResidualInteractionBlock",
+            "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+        },
+    )
+
+
+#: {name: architecture}. A new one is one more item; tests take it from here.
+ARCHITECTURES = {
+    "phi-mace-small": _mace("32x0e+32x1o", "MACE, 32 channels, l = 1, two layers"),
+    "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
+}
+#: What depends on the data: arguments of ``create_model`` and what hosts call them.
+STATISTICS = {
+    "E0s": "atomic_energies",
+    "avg_num_neighbors": "avg_num_neighbors",
+    "scale": "atomic_inter_scale",
+    "shift": "atomic_inter_shift",
+}
+_FIXED = ("class",)
+
+
+def architecture(name):
+    """The architecture of a name; InputError with the nearest names if there is none."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = difflib.get_close_matches(str(name), ARCHITECTURES, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(ARCHITECTURES)}."
+    if "." in str(name):
+        hint += " A trained model is loaded by load_pretrained."
+    raise InputError(f"there is no model {name!r} to create; {hint}")
+
+
+def matching(names, pattern):
+    """The names that contain a text, or match a pattern with ``*`` and ``?``; all where it is None."""
+    wild = pattern is not None and any(sign in pattern for sign in "*?[")
+    return sorted(n for n in names if pattern is None or (fnmatchcase(n, pattern) if wild else pattern in n))
+
+
+def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overrides):
+    """A fresh model of a named size, from torch's generator, with Φ attached.
+
+    Parameters
+    ----------
+    name: one of ``list_models()``
+    elements: atomic numbers
+    phi: ``PhiConfig``, or a dictionary of settings that change the size's own
+    with_phi: False for the bare host
+    dtype: ``float32`` or ``float64``; torch's default where None
+    overrides: arguments of the host that change the size's own, such as ``r_max`` or ``hidden_irreps``; and what
+        depends on the data: ``E0s``, {Z: energy of the isolated atom in eV} (0 where not given),
+        ``avg_num_neighbors``, mean number of neighbours (16 where not given), ``scale`` and ``shift`` of the energies
+        per atom in eV (1 and 0)
+
+    Returns
+    -------
+    PhiPotential, or the host
+
+    Raises
+    ------
+    InputError
+        For an unknown name, element or override (with the nearest name), or a value that cannot be used.
+    """
+    size = architecture(name)
+    numbers = _elements(elements)
+    known = [key for key in size.arguments if key not in _FIXED] + list(STATISTICS)
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+            raise InputError(f"{key!r} is no setting of {name}; {hint}")
+    if not with_phi and phi is not None:
+        raise InputError(f"phi is {phi!r} together with with_phi=False; give one of them.")
+    arguments = size.arguments | {
+        "atomic_numbers": numbers,
+        "atomic_energies": _energies(overrides.pop("E0s", None), numbers),
+        "avg_num_neighbors": 16.0,
+        "atomic_inter_scale": 1.0,
+        "atomic_inter_shift": 0.0,
+    }
+    arguments |= {STATISTICS.get(key, key): value for key, value in overrides.items()}
+    if phi is None or isinstance(phi, dict):
+        phi = PhiConfig.from_dict({**size.phi, **(phi or {})})
+    check_dtype(dtype)
+    previous = torch.get_default_dtype()
+    try:
+        limits.check_arguments(arguments)
+        torch.set_default_dtype(getattr(torch, dtype) if dtype else previous)
+        host = host_types()[size.host].load().build(arguments)
+        return attach_phi(host, phi) if with_phi else host
+    except InputError as error:
+        raise InputError(f"{name} cannot be made: {error}") from error
+    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be made with {overrides}: {type(error).__name__}: {error}") from error
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _elements(elements):
+    """Sorted atomic numbers."""
+    try:
+        numbers = sorted({int(z) for z in elements})
+        for number in numbers:
+            electronegativity(number)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"elements is {elements!r}; give atomic numbers, as in [1, 6, 8].") from error
+    if not numbers:
+        raise InputError("elements is empty; give the atomic numbers that the model is to know, as in [1, 6, 8].")
+    return numbers
+
+
+def _energies(given, numbers):
+    """Isolated-atom energies in the order of the elements."""
+    if given is None:
+        return [0.0] * len(numbers)
+    if not isinstance(given, dict):
+        raise InputError(f"E0s is {given!r}; give a dictionary {{atomic number: energy in eV}}.")
+    missing = [z for z in numbers if z not in given]
+    if missing:
+        raise InputError(f"E0s has no energy for atomic numbers {missing}; give one for each of {numbers}.")
+    values = [given[z] for z in numbers]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise InputError(f"E0s is {given!r}; give a finite number in eV for each of {numbers}.")
+    return [float(value) for value in values]

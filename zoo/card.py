@@ -1,0 +1,96 @@
+"""Model cards: YAML that says what a trained model is, how good it is, and what it is not for."""
+
+from pathlib import Path
+
+import yaml
+
+from phi_equivariant.errors import InputError
+from zoo.registry import FILE_LIMITS
+
+#: {section: what it says}, in the order in which cards are written and shown.
+SECTIONS = {
+    "name": "phi-<host>-<size>.<data>",
+    "description": "one line",
+    "licence": "of the weights",
+    "data": "name or files, source, citation, licence, split, sha256",
+    "level_of_theory": "functional or method of the labels",
+    "units": "energy, length, charge",
+    "elements": "symbols",
+    "charge_states": "total charges among the training structures",
+    "training": "command and configuration",
+    "versions": "of the packages it was trained with",
+    "errors": "of Φ and of the bare host on held-out structures, with seeds",
+    "speed": "of one evaluation, and of training",
+    "not_for": "what it must not be used for",
+}
+#: What nobody but the author knows, and nobody should use a model without.
+STATED = ("licence", "level_of_theory", "not_for")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a small file could stand for a huge one."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
+def read(path: Path) -> dict:
+    """The card in a file.
+
+    Raises
+    ------
+    InputError
+        If it is missing, too large, no YAML mapping, or lacks a section.
+    """
+    try:
+        if path.stat().st_size > FILE_LIMITS[path.name]:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes; more are not read than {FILE_LIMITS[path.name]}."
+            )
+        card = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{path} is no YAML that can be read ({type(error).__name__}: {text[:200]}).") from error
+    if not isinstance(card, dict) or (missing := [name for name in SECTIONS if name not in card]):
+        what = f"lacks {', '.join(missing)}" if isinstance(card, dict) else f"holds {type(card).__name__}"
+        raise InputError(f"{path} is no model card: it {what}.")
+    return card
+
+
+def check_stated(card: dict, path: Path):
+    """InputError if the author has left out what only they know."""
+    missing = [name for name in STATED if not card.get(name)]
+    if missing:
+        raise InputError(
+            f"{path} does not state {', '.join(missing)} ({'; '.join(SECTIONS[name] for name in missing)}). Write it "
+            "there: nobody can judge the model without."
+        )
+
+
+def text_of(card: dict) -> str:
+    """A card as YAML, in the order of ``SECTIONS``."""
+    return yaml.safe_dump(
+        {name: card[name] for name in SECTIONS}, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
+
+
+def lines_of(card: dict):
+    """(section, text); empty sections are said to be not stated."""
+    for name in [*SECTIONS, *(key for key in card if key not in SECTIONS)]:
+        value = card[name]
+        if value in (None, "", [], {}):
+            text = "not stated"
+        elif isinstance(value, str | int | float):
+            text = str(value)
+        else:
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=90, default_flow_style=None).strip()
+        yield str(name).replace("_", " "), text
+
+
+def printable(text: str) -> str:
+    """A text without characters that steer a terminal."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "�" for sign in text)

@@ -1,0 +1,255 @@
+"""From a finished training run to a folder that others can load, and from there into a registry file."""
+
+import datetime
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+import yaml
+from ase.data import chemical_symbols
+
+from phi_equivariant import PhiCalculator
+from phi_equivariant.errors import InputError
+from phi_equivariant.files import write_atomically
+from phi_equivariant.weights import CONFIG_FILE, load_model, save_model
+from zoo import card, reference
+from zoo.download import FileInfo, is_right
+from zoo.pretrained import load_folder
+from zoo.registry import (
+    CARD_FILE,
+    FILE_LIMITS,
+    FORMAT_VERSION,
+    REFERENCE_FILE,
+    REGISTRY_FILE,
+    Entry,
+    check_name,
+    is_address,
+    read_json,
+    read_registry,
+)
+from zoo.transfer import locked
+
+RUN_FILES = ("config.yaml", "data.json", "errors.json")
+
+
+def export(run, folder, structure=None, bare=(), more=(), **stated):
+    """Make a folder that can be shared from a finished run: parameters, configuration, card, reference.
+
+    The folder is there whole or not at all, and only if the model that is built from it is the trained one.
+
+    Parameters
+    ----------
+    run: folder of a run of phi-mace-train
+    folder: folder to make, named as the model: ``phi-<host>-<size>.<data>``
+    structure: file whose first structure becomes the reference; a cluster of all elements where None
+    bare: folders of runs of the bare host on the same data, whose errors go into the card
+    more: folders of further runs of this model (other seeds), likewise
+    stated: sections of the card that the run does not know: description, licence, level_of_theory, not_for, and
+        charge_states
+
+    Returns
+    -------
+    Path of the folder
+
+    Raises
+    ------
+    InputError
+        If the run is not complete, the folder exists, the name is not allowed or the model cannot be built again.
+    """
+    run, folder = Path(run), Path(folder)
+    check_name(folder.name)
+    if folder.exists():
+        raise InputError(f"{folder} exists already; nothing in it was touched. Choose another name or delete it.")
+    runs = {path: _read_run(Path(path)) for path in (run, *more, *bare)}
+    model = load_model(run)
+    notes = json.loads((run / CONFIG_FILE).read_text())["notes"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        save_model(model, temporary, notes=notes, parameters_only=True)
+        numbers = [int(z) for z in model.atomic_numbers]
+        atoms = reference.cluster_of(numbers) if structure is None else _first_structure(structure)
+        model = model.double()
+        kept = reference.compute(model, atoms)
+        write_atomically(temporary / REFERENCE_FILE, lambda path: reference.write(kept, path))
+        content = {
+            "name": folder.name,
+            "elements": [chemical_symbols[z] for z in numbers],
+            "speed": {**_speed(model, atoms), **runs[run]["speed"]},
+            "errors": _errors(runs, run, more, bare),
+            **_from_run(runs[run], json.loads((temporary / CONFIG_FILE).read_text())["versions"]),
+        }
+        content |= {name: value for name, value in stated.items() if value is not None}
+        text = card.text_of({name: content.get(name) for name in card.SECTIONS})
+        write_atomically(temporary / CARD_FILE, lambda path: path.write_text(text))
+        load_folder(temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _read_run(run):
+    """What a run says of itself."""
+    missing = [name for name in RUN_FILES if not (run / name).is_file()]
+    if missing:
+        raise InputError(f"{run} is no finished run of phi-mace-train: it has no {', '.join(missing)}.")
+    metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else []
+    seconds = sorted(row["seconds"] for row in metrics if "seconds" in row)
+    log = (run / "log.txt").read_text().splitlines() if (run / "log.txt").is_file() else []
+    return {
+        "config": yaml.safe_load((run / "config.yaml").read_text()),
+        "data": json.loads((run / "data.json").read_text()),
+        "errors": json.loads((run / "errors.json").read_text()),
+        "command": _without_folders(next((line.split("command: ", 1)[1] for line in log if "command: " in line), "")),
+        "speed": {"training": f"{seconds[len(seconds) // 2]:.1f} s per epoch"} if seconds else {},
+    }
+
+
+def _from_run(run, versions):
+    """Sections of the card that a run knows."""
+    data, config = run["data"], run["config"]
+    return {
+        "description": data.get("description"),
+        "data": {key: _short(data[key]) for key in ("dataset", "train_file", "valid_file", "test_file", "source",
+                 "citation", "licence", "split", "files", "sha256") if key in data},
+        "level_of_theory": data.get("level_of_theory"),
+        "units": {"energy": "eV", "length": "Å", "charge": "e"},
+        "training": {
+            "command": run["command"],
+            "configuration": {key: _file_name(value) for key, value in config.items() if not key.endswith("_dir")},
+            "epochs": run["errors"].get("epochs"),
+            "best_epoch": run["errors"].get("best_epoch"),
+            "parameters": run["errors"].get("parameters"),
+        },
+        "versions": {**versions, "exported": datetime.date.today().isoformat()},
+    }  # fmt: skip
+
+
+def _file_name(value):
+    """A path without its folders, which say something of the author's machine and nothing of the model."""
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def _without_folders(command):
+    return shlex.join(_file_name(word) for word in shlex.split(command))
+
+
+def _short(value):
+    """Without folders, and without the long lists (of frames) that a run's provenance holds."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return _file_name(value)
+    return f"{len(value)} of them" if isinstance(value, list) and len(value) > 20 else value
+
+
+def _errors(runs, run, more, bare):
+    """Test errors of every run, with its seed; of the validation set where there is no test set."""
+    rows = []
+    for kind, paths in (("phi", (run, *more)), ("bare host", bare)):
+        for path in paths:
+            sets = runs[path]["errors"]["sets"]
+            split = "test" if "test" in sets else "valid"
+            rows.append(
+                {
+                    "model": kind if runs[path]["config"].get("phi") else "bare host",
+                    "seed": runs[path]["config"].get("seed"),
+                    "set": f"{split}, {sets[split]['structures']} structures",
+                    **{
+                        name: f"MAE {found['mae']:.4g}, RMSE {found['rmse']:.4g} {found['unit']}"
+                        for name, found in sets[split]["errors"].items()
+                        if found
+                    },
+                }
+            )
+    return rows
+
+
+def _speed(model, atoms):
+    """Seconds of an energy and its forces, once the first calls are over."""
+    atoms = atoms.copy()
+    atoms.calc = PhiCalculator(model)
+    times = []
+    for _ in range(6):
+        atoms.rattle(1e-3, rng=np.random.default_rng(0))
+        begin = time.perf_counter()
+        atoms.get_forces()
+        times.append(time.perf_counter() - begin)
+    milliseconds = 1e3 * sorted(times[3:])[1]
+    threads = torch.get_num_threads()
+    return {"evaluation": f"{milliseconds:.0f} ms for {len(atoms)} atoms, float64, CPU, {threads} thread(s)"}
+
+
+def _first_structure(path):
+    try:
+        atoms = ase.io.read(path, 0)
+    except Exception as error:  # ase reports unreadable files by many types
+        raise InputError(f"structure: {path} cannot be read ({type(error).__name__}: {error}).") from error
+    charge = {key: atoms.info[key] for key in ("total_charge", "charge") if key in atoms.info}
+    atoms = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=charge)
+    if len(atoms) > reference.MOST_ATOMS:
+        raise InputError(f"structure: {path} has {len(atoms)} atoms; at most {reference.MOST_ATOMS} are kept.")
+    return atoms
+
+
+def add(folder, registry, urls=(), replace=False):
+    """Put a model's folder into a registry file, after loading it and checking its card.
+
+    Without addresses the folder is copied beside the registry file, where others find it; it may be there already.
+
+    Parameters
+    ----------
+    folder: made by ``export``, its card completed
+    registry: path of the file, made where it is not there
+    urls: addresses of folders that hold these files
+    replace: allow another model of this name to be replaced
+
+    Raises
+    ------
+    InputError
+        If the model does not load, its card leaves out what only its author knows, or the name is taken.
+    """
+    folder, registry = Path(folder), Path(registry)
+    if registry.is_dir() or registry.suffix != ".json":
+        registry = registry / REGISTRY_FILE
+    name = check_name(folder.resolve().name)
+    for url in urls:
+        if not is_address(url):
+            raise InputError(f"url is {url!r}; give an address that begins with https:// or hf://.")
+    missing = [file for file in FILE_LIMITS if not (folder / file).is_file()]
+    if missing:
+        raise InputError(f"{folder} has no {', '.join(missing)}; make the folder by phi-zoo export.")
+    content = card.read(folder / CARD_FILE)
+    card.check_stated(content, folder / CARD_FILE)
+    load_folder(folder)
+    files = {file: FileInfo.of(folder / file) for file in FILE_LIMITS}
+    entry = Entry(name, str(content["description"] or ""), files, urls=tuple(urls))
+    registry.parent.mkdir(parents=True, exist_ok=True)
+    with locked(registry):
+        known = read_registry(registry) if registry.is_file() else {}
+        if name in known and known[name].files != files and not replace:
+            raise InputError(f"{registry} has another {name} already; choose another name, or allow it by --replace.")
+        if not urls:
+            _copy(folder, registry.parent / name, files)
+        models = read_json(registry, 1 << 30)["models"] if registry.is_file() else {}
+        models[name] = entry.to_dict()
+        text = json.dumps({"format_version": FORMAT_VERSION, "models": dict(sorted(models.items()))}, indent=1) + "\n"
+        write_atomically(registry, lambda path: path.write_text(text))
+    return entry
+
+
+def _copy(folder, target, files):
+    """Put the files into ``target``, each whole or not at all; those that are there already stay."""
+    target.mkdir(exist_ok=True)
+    for file, info in files.items():
+        if not is_right(target / file, info):
+            write_atomically(target / file, lambda path, file=file: shutil.copyfile(folder / file, path))

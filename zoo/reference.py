@@ -1,0 +1,98 @@
+"""Energy, forces and charges of one structure, kept with a model: they must come out again when it is loaded."""
+
+import itertools
+import json
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+
+from phi_equivariant import PhiCalculator
+from phi_equivariant.errors import InputError
+from phi_equivariant.total_charge import total_charge_of
+from zoo.registry import FILE_LIMITS, REFERENCE_FILE, read_json
+
+MOST_ATOMS = 500
+#: Largest differences that other versions of the libraries may make, in float64: eV per atom, eV/Å, e.
+TOLERANCES = {"energy": 1e-5, "forces": 1e-4, "charges": 1e-5}
+
+
+def cluster_of(atomic_numbers, seed=0):
+    """Two atoms of each element on a jittered cubic grid, neighbours about 1.3 bond lengths apart: every element's
+    parameters enter its energy."""
+    numbers = np.repeat(np.asarray(atomic_numbers, dtype=int), 2)
+    rng = np.random.default_rng(seed)
+    rng.shuffle(numbers)
+    spacing = 2.6 * covalent_radii[numbers].mean()
+    side = int(np.ceil(len(numbers) ** (1 / 3)))
+    grid = np.array(list(itertools.product(range(side), repeat=3)), dtype=float)[: len(numbers)]
+    return Atoms(numbers, spacing * (grid + rng.uniform(-0.12, 0.12, grid.shape)))
+
+
+def compute(model, atoms):
+    """The reference of a float64 model: structure, energy in eV, forces in eV/Å, charges in e (None without Φ)."""
+    atoms = atoms.copy()
+    atoms.calc = PhiCalculator(model)
+    charges = atoms.get_charges().tolist() if "charges" in _results(atoms) else None
+    return {
+        "structure": {
+            "numbers": atoms.numbers.tolist(),
+            "positions": atoms.positions.tolist(),
+            "cell": np.asarray(atoms.cell).tolist(),
+            "pbc": atoms.pbc.tolist(),
+            "total_charge": float(total_charge_of(atoms.info)),
+        },
+        "energy": atoms.get_potential_energy(),
+        "forces": atoms.get_forces().tolist(),
+        "charges": charges,
+    }
+
+
+def _results(atoms):
+    atoms.get_potential_energy()
+    return atoms.calc.results
+
+
+def check(model, folder):
+    """Compare a float64 model with the reference in its folder.
+
+    Raises
+    ------
+    InputError
+        If the file is no reference, or something differs by more than ``TOLERANCES``: then what the constructor
+        made is not what the weights were trained with.
+    """
+    path = folder / REFERENCE_FILE
+    kept = read_json(path, FILE_LIMITS[REFERENCE_FILE])
+    try:
+        structure = kept["structure"]
+        if not 0 < len(structure["numbers"]) <= MOST_ATOMS:
+            raise InputError(f"{path} has {len(structure['numbers'])} atoms; expected 1 to {MOST_ATOMS}.")
+        atoms = Atoms(**{key: np.array(structure[key]) for key in ("numbers", "positions", "cell", "pbc")})
+        atoms.info["total_charge"] = float(structure["total_charge"])
+        kept = {name: None if kept[name] is None else np.array(kept[name], dtype=float) for name in TOLERANCES}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is no reference of a model ({type(error).__name__}: {error}).") from error
+    try:
+        found = compute(model, atoms)
+    except InputError as error:
+        raise InputError(f"{path} cannot be computed with this model: {error}") from error
+    for name, tolerance in TOLERANCES.items():
+        expected, got = kept[name], found[name]
+        if (expected is None) != (got is None) or (got is not None and np.shape(got) != np.shape(expected)):
+            raise InputError(f"{path}: {name} do not fit this model; the files are not of the same model.")
+        if got is None:
+            continue
+        worst = float(np.abs(np.asarray(got) - expected).max()) / (len(atoms) if name == "energy" else 1)
+        if not worst <= tolerance:
+            unit = {"energy": "eV per atom", "forces": "eV/Å", "charges": "e"}[name]
+            raise InputError(
+                f"{folder}: {name} of the reference structure differ by {worst:.3g} {unit} from those kept with the "
+                f"model (allowed: {tolerance:g}). The model that these versions of the libraries build is not the one "
+                "that was trained; install those named in config.json, or get the files again."
+            )
+
+
+def write(reference, path):
+    """The JSON text of a reference, to a path."""
+    path.write_text(json.dumps(reference, indent=1) + "\n")
