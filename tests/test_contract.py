@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from systems import (
+    ELEMENTS,
     R_MAX,
     batch_of,
     distorted,
@@ -18,6 +19,9 @@ from systems import (
     potential,
     regular_tetrahedron,
 )
+
+from phi_equivariant.weights import load_model, save_model
+from zoo import create_model, list_models
 
 from e3nn import o3  # isort: skip
 
@@ -147,6 +151,31 @@ def test_symmetries_forces_and_gradients_on_every_kind_of_host(model_on_host):
     check_symmetries(model_on_host)
     check_forces(model_on_host, ethanol(), n_components=2)
     check_gradients(model_on_host, force_loss, ethanol())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_of_the_zoo(name, tmp_path):
+    """Symmetries, forces, batches, a copy from parameters alone, and the bare host bit for bit."""
+    torch.manual_seed(0)
+    model = create_model(name, ELEMENTS, r_max=R_MAX)
+    fresh = run(model, ethanol())
+    assert 0.01 < np.abs(fresh["charges"]).mean() < 0.6 and abs(fresh["energy"][0]) < 50.0  # not keV
+    with torch.no_grad():
+        for head in model.phi.alpha_net.heads:
+            head.out.weight.mul_(10.0)
+    check_symmetries(model)
+    check_forces(model, ethanol(), n_components=2)
+    want, n = run(model, ethanol()), len(ethanol())
+    mixed = run(model, ethanol(), molecule("H2O"))
+    np.testing.assert_allclose(mixed["energy"][0], want["energy"][0], rtol=1e-10)
+    np.testing.assert_allclose(mixed["forces"][:n], want["forces"], atol=1e-9)
+    save_model(model, tmp_path, parameters_only=True)
+    copy = run(load_model(tmp_path), ethanol())
+    np.testing.assert_allclose(copy["forces"], want["forces"], atol=1e-9)
+    torch.manual_seed(0)
+    bare = create_model(name, ELEMENTS, r_max=R_MAX, with_phi=False)
+    for key in ("energy", "forces"):
+        assert torch.equal(model.host(batch_of(ethanol()))[key], bare(batch_of(ethanol()))[key])
 
 
 @pytest.mark.parametrize(
