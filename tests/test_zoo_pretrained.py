@@ -403,3 +403,16 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
         assert main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("phi-zoo: ") and error.count("\n") == 1 and message in error
+
+
+# The models that come with the package
+
+
+def test_the_package_has_what_its_registry_says():
+    """Every folder is registered, and every model gives its stored energy, forces and charges (``load_pretrained``)."""
+    known = registry.shipped()
+    folders = {path.name for path in registry.SHIPPED.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {name for name, entry in known.items() if not entry.urls} | (folders & known.keys())
+    for name, entry in known.items():
+        load_pretrained(name, offline=name in folders)
+        card.check_stated(card.read(entry.folders[0] / "card.yaml"), entry.folders[0])

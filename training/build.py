@@ -7,7 +7,18 @@ import torch
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import describe_model
-from training import data, foundation, losses, mace_interface, optimisers, report, schedules, stages, trackers
+from training import (
+    data,
+    foundation,
+    losses,
+    mace_interface,
+    named_models,
+    optimisers,
+    report,
+    schedules,
+    stages,
+    trackers,
+)
 from zoo.mace_host import accelerate, accelerated, check_kernels
 
 
@@ -26,9 +37,10 @@ def check_run(run):
     """Find everything that is wrong with a run's options before reading data or making a folder."""
     args = run.args
     schedules.check_schedule(args)
-    if args.model not in ("MACE", "ScaleShiftMACE"):
+    if args.model not in ("MACE", "ScaleShiftMACE", *named_models.NAMES):
         raise InputError(
-            f"--model: phi-mace-train trains MACE and ScaleShiftMACE; {args.model} is another architecture."
+            f"--model: phi-mace-train trains MACE, ScaleShiftMACE, {', '.join(named_models.NAMES)}; {args.model} is "
+            "another architecture."
         )
     optimisers.check_optimizer(args)
     stages.check_stages(args)
@@ -100,7 +112,9 @@ def build(run, run_data):
 def _build_host(args, run_data, order):
     """A fresh host or one with trained weights, in the layout of the kernels that were asked for."""
     arguments = (args, run_data.statistics_pass(order), run_data.e0s, run_data.atomic_numbers, run_data.settings)
-    if run_data.foundation is None:
+    if named_models.is_named(args):
+        host, outputs = named_models.build_host(*arguments)
+    elif run_data.foundation is None:
         host, outputs = mace_interface.build_host(*arguments)
     else:
         host, outputs = mace_interface.fine_tuned_host(*arguments, run_data.foundation.model)

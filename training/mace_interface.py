@@ -223,6 +223,34 @@ def build_host(options, loader, energies, atomic_numbers, heads):
     return model, {name: outputs[name] for name in ("forces", "stress", "virials")}
 
 
+def statistics(options, loader, energies, atomic_numbers, heads):
+    """What a host with a scale and a shift takes from the training set, by mace's options for it.
+
+    Parameters
+    ----------
+    options, loader, energies, atomic_numbers, heads : as for :func:`build_host`
+
+    Returns
+    -------
+    avg_num_neighbors, scales, shifts
+        The last two by head, in eV per atom.
+
+    Raises
+    ------
+    InputError
+        Where mace cannot compute them.
+    """
+    options = copy.copy(options)
+    options.model, options.distributed = "ScaleShiftMACE", False
+    energies = np.array([[energies[head.name][number] for number in atomic_numbers] for head in heads])
+    try:
+        neighbours = scripts_utils.get_avg_num_neighbors(heads, options, loader, torch.device("cpu"))
+        means, scales = _mean_and_scale(options, loader, energies, heads)
+    except (AssertionError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"mace cannot take statistics from the training set: {error}") from error
+    return float(neighbours), scales, means
+
+
 def _mean_and_scale(options, loader, energies, heads):
     """Shift and scale of each head: what was given for it, the rest from the training set by mace's ``--scaling``."""
     if options.scaling == "no_scaling":
@@ -361,11 +389,11 @@ def fine_tuned_host(options, loader, energies, atomic_numbers, heads, trained):
         basis.register_buffer("bessel_weights", weights)
     if readouts:
         check_energies(model, trained, [(i, 0) for i in range(len(names))])
-    return model, _outputs(options)
+    return model, derivatives(options)
 
 
-def _outputs(options):
-    """Which derivatives the loss needs, as mace decides."""
+def derivatives(options):
+    """Which derivatives the loss needs, as mace decides: {forces, stress, virials: bool}."""
     stress = options.loss in ("stress", "huber", "universal")
     return {"forces": True, "stress": stress, "virials": options.loss == "virials"}
 

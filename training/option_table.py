@@ -34,7 +34,7 @@ HONOURED = {
     "wandb_entity": "its entity",
     "wandb_name": "name of the run there",
     "wandb_log_hypers": "options that it records",
-    "model": "MACE or ScaleShiftMACE",
+    "model": "MACE, ScaleShiftMACE, or a size of the zoo: phi-mace-small, …; options of the host then change its size",
     **dict.fromkeys(
         (
             "r_max",

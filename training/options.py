@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 
 from phi_equivariant.errors import InputError
-from training import datasets, embeddings, heads, mace_interface, phi_options
+from training import datasets, embeddings, heads, mace_interface, named_models, phi_options
 from training.option_table import HONOURED, MEANINGLESS, REFUSED
+from zoo.architectures import ARCHITECTURES
 
 #: Options that may be lists in a file, which mace takes as text.
 LISTS = ("train_file", "valid_file", "test_file", "atomic_numbers")
@@ -59,9 +60,12 @@ class _Parser:
         parser = mace_interface.argument_parser()
         names = mace_interface.option_names(parser)
         self.mace_names = set(names)
+        self.mace_default = {action.dest: action.default for action in parser._actions}.get
         for action in parser._actions:
             if action.dest == "name":
                 action.required = False
+            if action.dest == "model":
+                action.choices = [*action.choices, *named_models.NAMES]
         add = parser.add_argument
         add("--dataset", help="a data set from the registry; its preset are the defaults of all other options")
         add("--data_dir", help="folder that holds the data set's files: nothing is downloaded")
@@ -259,7 +263,11 @@ def parse(words=None):
     if content.get("amsgrad") is False and "--amsgrad" not in rest:
         args.amsgrad = False  # mace's parser leaves it on
 
-    bare = args.no_phi or (has_section and section is None) or not (name or has_section or args.phi)
+    bare = (
+        args.no_phi
+        or (has_section and section is None)
+        or not (name or has_section or args.phi or named_models.is_named(args))
+    )
     if args.no_phi and (args.phi or (section is not None and not early.no_phi)):
         raise InputError("--no_phi trains the bare host, --phi and a phi: section set Φ: give one of them.")
     if args.compare and (args.phi or section is not None):
@@ -267,6 +275,8 @@ def parse(words=None):
     phi = None
     if not bare:
         merged = phi_options.check_mapping(section) if has_section else dict(preset_section or {})
+        if named_models.is_named(args):
+            merged = {**ARCHITECTURES[args.model].phi, **merged}
         merged.update(phi_options.from_command_line(args.phi or []))
         phi = phi_options.validate(merged, section_lines, args.foundation_model is not None)
     elif not args.compare:
@@ -276,10 +286,14 @@ def parse(words=None):
     if args.swa_dipole_weight is None:
         args.swa_dipole_weight = args.dipole_weight
     _refuse_unhonoured(args, parser.parser, given)
+    if named_models.is_named(args):
+        settings = named_models.take_settings(args, given, parser.mace_default)
     check(args, phi)
     if args.embedding_specs is not None:
         embeddings.check_specs(args.embedding_specs)
     _settle_width(args)
+    if named_models.is_named(args):
+        named_models.put_settings(args, settings)
     heads.read_heads(args)
     for folder in FOLDERS:  # mace fills in its own
         if folder not in given:

@@ -43,6 +43,7 @@ def _mace(hidden_irreps, description):
             "gate": "silu",
             "readout_cls": "NonLinearReadoutBlock",
             "edge_irreps": None,
+            "use_reduced_cg": False,
             "interaction_cls": "RealAgnosticResidualInteractionBlock",
             "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
         },
@@ -54,13 +55,8 @@ ARCHITECTURES = {
     "phi-mace-small": _mace("32x0e+32x1o", "MACE, 32 channels, l = 1, two layers"),
     "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
 }
-#: What depends on the data: arguments of ``create_model`` and what hosts call them.
-STATISTICS = {
-    "E0s": "atomic_energies",
-    "avg_num_neighbors": "avg_num_neighbors",
-    "scale": "atomic_inter_scale",
-    "shift": "atomic_inter_shift",
-}
+#: Overrides that every size takes, because they depend on the data.
+STATISTICS = ("E0s", "avg_num_neighbors", "scale", "shift")
 _FIXED = ("class",)
 
 
@@ -119,10 +115,10 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
         "atomic_numbers": numbers,
         "atomic_energies": _energies(overrides.pop("E0s", None), numbers),
         "avg_num_neighbors": 16.0,
-        "atomic_inter_scale": 1.0,
-        "atomic_inter_shift": 0.0,
+        "atomic_inter_scale": _per_head(overrides.pop("scale", 1.0)),
+        "atomic_inter_shift": _per_head(overrides.pop("shift", 0.0)),
     }
-    arguments |= {STATISTICS.get(key, key): value for key, value in overrides.items()}
+    arguments |= overrides
     if phi is None or isinstance(phi, dict):
         phi = PhiConfig.from_dict({**size.phi, **(phi or {})})
     check_dtype(dtype)
@@ -155,10 +151,15 @@ def _elements(elements):
     return numbers
 
 
+def _per_head(value):
+    """A number for the one head that a fresh model has, in the shape that mace's own models have."""
+    return [value] if isinstance(value, int | float) else value
+
+
 def _energies(given, numbers):
-    """Isolated-atom energies in the order of the elements."""
+    """Isolated-atom energies in the order of the elements, for one head: (1, n_elements)."""
     if given is None:
-        return [0.0] * len(numbers)
+        return [[0.0] * len(numbers)]
     if not isinstance(given, dict):
         raise InputError(f"E0s is {given!r}; give a dictionary {{atomic number: energy in eV}}.")
     missing = [z for z in numbers if z not in given]
@@ -167,4 +168,4 @@ def _energies(given, numbers):
     values = [given[z] for z in numbers]
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         raise InputError(f"E0s is {given!r}; give a finite number in eV for each of {numbers}.")
-    return [float(value) for value in values]
+    return [[float(value) for value in values]]

@@ -1,0 +1,77 @@
+"""``phi-mace-train --model phi-…``: sizes of the zoo in the same loop as mace."""
+
+import json
+
+import numpy as np
+import torch
+from training_runs import keep_default_dtype, refused, words, write_molecules  # noqa: F401  (a fixture)
+
+from training import options
+from training.build import build, prepare
+from training.train import main
+from zoo import load_pretrained
+
+SIZE = {
+    "r_max": 3.0,
+    "hidden_irreps": "4x0e",
+    "max_ell": 1,
+    "correlation": 1,
+    "radial_MLP": "[8]",
+    "MLP_irreps": "4x0e",
+    "num_radial_basis": 3,
+}
+
+
+def line(tmp_path, **given):
+    file = tmp_path / "molecules.xyz"
+    if not file.exists():
+        write_molecules(file, count=12)
+    return words(tmp_path, **{"train_file": file, "name": "run", "valid_fraction": 0.25, **SIZE, **given})
+
+
+def built(line):
+    run = options.parse(line)
+    return run, build(run, prepare(run)).model
+
+
+def test_it_is_the_model_that_mace_options_make(tmp_path):
+    """The same settings, statistics and seed give the same weights."""
+    mine, named = built(line(tmp_path, model="phi-mace-small"))
+    theirs, mace = built(line(tmp_path, model="ScaleShiftMACE", phi=["operator=coulomb"]))
+    assert mine.phi.config == theirs.phi.config
+    state = mace.state_dict()
+    assert named.state_dict().keys() == state.keys()
+    for name, value in named.state_dict().items():
+        assert value.numel() == state[name].numel(), name
+        np.testing.assert_allclose(value.numpy(), state[name].numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
+    assert mace.host.scale_shift.scale.item() != 1.0 and mace.host.interactions[0].avg_num_neighbors != 1.0
+
+
+def test_settings_are_the_sizes_own_unless_given(tmp_path):
+    own = dict.fromkeys(SIZE)
+    run = options.parse(line(tmp_path, model="phi-mace-small", **own))
+    resolved = run.resolved()
+    assert resolved["hidden_irreps"] == "32x0e+32x1o" and resolved["r_max"] == 5.0 and resolved["num_radial_basis"] == 8
+    assert run.phi.config.operator == "coulomb" and "num_channels" not in resolved and "radial_type" not in resolved
+    preset = options.parse(["--dataset", "ala3_gfn2", "--model", "phi-mace-medium", "--max_ell", "2", "--no_phi"])
+    assert preset.args.hidden_irreps == "64x0e+64x1o" and preset.args.r_max == 5.0 and preset.args.max_ell == 2
+    assert preset.args.lr == 0.01 and preset.phi is None
+
+
+def test_what_a_named_model_does_not_have_is_refused(tmp_path, capsys):
+    for given, message in (
+        ({"model": "phi-mace-smal"}, "phi-mace-small"),
+        ({"model": "phi-mace-small", "radial_type": "gaussian"}, "--radial_type: phi-mace-small has no such setting"),
+        ({"model": "phi-mace-small", "radial_MLP": "[8"}, "--radial_MLP: expected a list"),
+        ({"model": "phi-mace-small", "correlation": 9}, "correlation is 9"),
+    ):
+        assert message in refused(capsys, line(tmp_path, **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_trains_and_loads(tmp_path):
+    assert main(line(tmp_path, model="phi-mace-small", max_num_epochs=1)) == 0
+    errors = json.loads((tmp_path / "run" / "errors.json").read_text())
+    assert errors["sets"]["train"]["errors"]["forces"]["rmse"] > 0
+    model = load_pretrained(tmp_path / "run")
+    assert str(model.products[0].linear.irreps_out) == "4x0e" and next(model.parameters()).dtype == torch.float64

@@ -1,0 +1,104 @@
+"""Training a model of the zoo by its name: ``--model phi-<host>-<size>``."""
+
+import ast
+
+from phi_equivariant.errors import InputError
+from training import mace_interface
+from training.option_table import HONOURED
+from zoo.architectures import ARCHITECTURES, architecture, create_model
+
+#: mace's options that hosts have too, and their names there: given with a named model they change its size.
+SETTINGS = {
+    "r_max": "r_max",
+    "hidden_irreps": "hidden_irreps",
+    "num_interactions": "num_interactions",
+    "max_ell": "max_ell",
+    "correlation": "correlation",
+    "num_radial_basis": "num_bessel",
+    "num_cutoff_basis": "num_polynomial_cutoff",
+    "radial_MLP": "radial_MLP",
+    "MLP_irreps": "MLP_irreps",
+    "gate": "gate",
+}
+ARCHITECTURE_OPTIONS = [name for name, effect in HONOURED.items() if effect == HONOURED["r_max"]]
+NAMES = list(ARCHITECTURES)
+
+
+def is_named(args):
+    """Whether ``--model`` is a name of the zoo."""
+    return args.model in ARCHITECTURES
+
+
+def take_settings(args, given, default_of):
+    """Take a named model's settings out of the options, which are left as if they had not been given.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+    given : set of str
+        Options that the user gave; what a data set's preset says of mace's architecture does not count.
+    default_of : callable
+        mace's default of an option.
+
+    Returns
+    -------
+    dict
+        {option: value}: what the user gave, the size's own values for the rest.
+
+    Raises
+    ------
+    InputError
+        For an option that the model does not have.
+    """
+    size = architecture(args.model)
+    own = {option: size.arguments[name] for option, name in SETTINGS.items() if name in size.arguments}
+    for option in ARCHITECTURE_OPTIONS:
+        if option in given and option not in own:
+            raise InputError(
+                f"--{option}: {args.model} has no such setting. Leave it out, or choose --model ScaleShiftMACE; "
+                f"{args.model} has {', '.join(own)}."
+            )
+        if option in given:
+            own[option] = _read(option, getattr(args, option), size.arguments[SETTINGS[option]])
+        setattr(args, option, default_of(option))
+    return own
+
+
+def _read(option, value, like):
+    """A list from text, where the setting is a list."""
+    if not (isinstance(like, list) and isinstance(value, str)):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        raise InputError(f"--{option}: expected a list as in {like}, got {value!r}.") from error
+
+
+def put_settings(args, settings):
+    """The settings of :func:`take_settings` where data and the run's configuration look for them; no others."""
+    for option in ARCHITECTURE_OPTIONS:
+        setattr(args, option, settings.get(option))
+
+
+def build_host(args, loader, energies, atomic_numbers):
+    """A fresh host of a named size, with the statistics of the training set.
+
+    Returns
+    -------
+    model, outputs
+        As :func:`training.mace_interface.build_host`.
+    """
+    neighbours, scale, shift = mace_interface.statistics(args, loader, energies, atomic_numbers)
+    settings = {name: getattr(args, option) for option, name in SETTINGS.items() if getattr(args, option) is not None}
+    model = create_model(
+        args.model,
+        atomic_numbers,
+        with_phi=False,
+        E0s=energies,
+        avg_num_neighbors=neighbours,
+        scale=scale,
+        shift=shift,
+        **settings,
+    )
+    stress = args.loss in ("stress", "huber", "universal")
+    return model, {"forces": True, "stress": stress, "virials": args.loss == "virials"}
