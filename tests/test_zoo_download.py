@@ -224,15 +224,17 @@ def test_a_full_disk(server, path):
     assert fetch(path, INFO, [server.url + NAME]).read_bytes() == CONTENT
 
 
-def test_addresses_on_the_hub(monkeypatch):
+def test_addresses_on_the_hub(server, path, monkeypatch):
     assert hub.address_of("https://a.org/x") == ("https://a.org/x", {})
     with pytest.raises(InputError, match="hf://owner/repository"):
         hub.address_of("hf://owner")
-    pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT + "/", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    address, headers = hub.address_of("hf://group/zoo@v1/phi-mace-small.x/model.safetensors")
-    assert address == "https://huggingface.co/group/zoo/resolve/v1/phi-mace-small.x/model.safetensors"
-    assert headers["authorization"] == "Bearer hf_secret"
+    server.files["group/zoo/resolve/v1/phi-mace-small.x/model.safetensors"] = CONTENT
+    fetch(path, INFO, ["hf://group/zoo@v1/phi-mace-small.x/model.safetensors"])
+    assert path.read_bytes() == CONTENT and server.headers[0]["authorization"] == "Bearer hf_secret"
 
 
 def test_the_hub_without_its_library(monkeypatch):

@@ -18,7 +18,7 @@ import zoo.mace_host
 from phi_equivariant import PhiCalculator, PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model
-from zoo import card, download, export, list_models, load_pretrained, model_info, registry
+from zoo import card, download, export, list_models, load_pretrained, model_info, publish, registry
 from zoo.cli import main
 from zoo.reference import compute
 from zoo.registry import FILE_LIMITS, read_registry
@@ -55,7 +55,7 @@ def folder(exported, tmp_path):
 def shared(exported, tmp_path_factory):
     """A registry with the model beside it."""
     root = tmp_path_factory.mktemp("zoo")
-    export.add(exported, root)
+    publish.add(exported, root)
     return root
 
 
@@ -160,13 +160,13 @@ def test_a_registry_beside_the_model(shared, monkeypatch, tmp_path):
 def test_what_a_registry_does_not_take(folder, shared, tmp_path):
     text = yaml.safe_load((folder / "card.yaml").read_text())
     (folder / "card.yaml").write_text(yaml.safe_dump({**text, "licence": None}, allow_unicode=True))
-    refuses("does not state licence", export.add, folder, tmp_path / "new")
+    refuses("does not state licence", publish.add, folder, tmp_path / "new")
     (folder / "card.yaml").write_text(yaml.safe_dump({**text, "licence": "CC0"}, allow_unicode=True))
     before = (shared / "registry.json").read_bytes()
-    refuses("another phi-mace-tiny.emt already", export.add, folder, shared / "registry.json")
-    refuses("url is 'ftp://x'", export.add, folder, tmp_path / "new", urls=["ftp://x"])
+    refuses("another phi-mace-tiny.emt already", publish.add, folder, shared / "registry.json")
+    refuses("url is 'ftp://x'", publish.add, folder, tmp_path / "new", urls=["ftp://x"])
     (folder / "reference.json").unlink()
-    refuses("has no reference.json", export.add, folder, tmp_path / "new")
+    refuses("has no reference.json", publish.add, folder, tmp_path / "new")
     assert (shared / "registry.json").read_bytes() == before and not (tmp_path / "new").exists()
 
 
@@ -411,8 +411,8 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
 def test_the_package_has_what_its_registry_says():
     """Every folder is registered, and every model gives its stored energy, forces and charges (``load_pretrained``)."""
     known = registry.shipped()
-    folders = {path.name for path in registry.SHIPPED.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {name for name, entry in known.items() if not entry.urls} | (folders & known.keys())
-    for name, entry in known.items():
-        load_pretrained(name, offline=name in folders)
-        card.check_stated(card.read(entry.folders[0] / "card.yaml"), entry.folders[0])
+    folders = {path.name for path in registry.SHIPPED.iterdir() if path.is_dir()}
+    assert folders <= known.keys() and folders >= {name for name, entry in known.items() if not entry.urls}
+    for name in folders:
+        card.check_stated(card.read(registry.SHIPPED / name / "card.yaml"), registry.SHIPPED / name)
+        load_pretrained(name, offline=True)

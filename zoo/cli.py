@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phi_equivariant.errors import InputError
-from zoo import card, export
+from zoo import card, export, publish
 from zoo.architectures import ARCHITECTURES, matching
 from zoo.catalogue import model_info, place_of
 from zoo.pretrained import entries, files_of, find, load_folder, locate
@@ -82,7 +82,7 @@ def export_command(args):
 
 def add_command(args):
     """A folder into a registry file."""
-    entry = export.add(args.folder, args.registry, args.url, args.replace)
+    entry = publish.add(args.folder, args.registry, args.url, args.replace)
     say(
         f"{args.registry}: {entry.name} added. Others load it with PHI_ZOO_URL set to the registry's folder or address."
     )

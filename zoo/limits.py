@@ -101,13 +101,13 @@ def check_arguments(arguments):
         For the first that is not.
     """
     for name in LISTS:
-        if not isinstance(arguments.get(name, []), list) or len(arguments.get(name, [])) > 118:
+        if not isinstance(arguments.get(name, []), list | tuple) or len(arguments.get(name, [])) > 118:
             raise InputError(f"{name} is {_short(arguments[name])}; expected a list of whole numbers")
     for name, (low, high) in WHOLE.items():
         values = arguments.get(name)
-        for value in values if isinstance(values, list) else [values]:
+        for value in values if isinstance(values, list | tuple) else [values]:
             whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-            if not (whole or value is None) or (isinstance(values, list) and len(values) > 118):
+            if not (whole or value is None) or (isinstance(values, list | tuple) and len(values) > 118):
                 raise InputError(f"{name} is {_short(value)}; expected whole numbers from {low} to {high}")
     for name, (low, high) in LENGTHS.items():
         value = arguments.get(name)
@@ -119,7 +119,7 @@ def check_arguments(arguments):
             _check_irreps(name, arguments[name])
     orders, max_ell = arguments.get("correlation"), arguments.get("max_ell")
     if orders is not None and max_ell is not None:
-        order = max(orders) if isinstance(orders, list) else orders
+        order = max(orders) if isinstance(orders, list | tuple) else orders
         if (max_ell + 1) ** (2 * order) > MOST_COUPLINGS:
             raise InputError(f"correlation {order} with max_ell {max_ell} makes too many couplings")
     hidden = _check_irreps("hidden_irreps", arguments["hidden_irreps"])
