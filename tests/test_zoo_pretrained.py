@@ -136,6 +136,7 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
     refuses(
         "no finished run .* no config.yaml, data.json, errors.json", export.export, tmp_path / "run", tmp_path / NAME
     )
+    refuses("bare: .* was trained with Φ", export.export, finished, tmp_path / NAME, bare=[finished])
     (tmp_path / "no.xyz").write_text("nothing")
     refuses("structure: .*cannot be read", export.export, finished, tmp_path / NAME, structure=tmp_path / "no.xyz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["no.xyz", "run"]

@@ -21,6 +21,8 @@ SETTINGS = {
     "gate": "gate",
 }
 ARCHITECTURE_OPTIONS = [name for name, effect in HONOURED.items() if effect == HONOURED["r_max"]]
+#: Options that act on models made from mace's options only.
+MACE_ONLY = ("foundation_model", "heads", "freeze", "enable_cueq", "only_cueq", "enable_oeq", "compare")
 NAMES = list(ARCHITECTURES)
 
 
@@ -51,6 +53,12 @@ def take_settings(args, given, default_of):
         For an option that the model does not have.
     """
     size = architecture(args.model)
+    for option in MACE_ONLY:
+        if option in given and getattr(args, option):
+            raise InputError(
+                f"--{option} acts on models that mace's options describe; leave it out with --model {args.model}, or "
+                "choose --model ScaleShiftMACE."
+            )
     own = {option: size.arguments[name] for option, name in SETTINGS.items() if name in size.arguments}
     for option in ARCHITECTURE_OPTIONS:
         if option in given and option not in own:

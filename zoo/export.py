@@ -54,7 +54,10 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
     check_name(folder.name)
     if folder.exists():
         raise InputError(f"{folder} exists already; nothing in it was touched. Choose another name or delete it.")
-    runs = {path: _read_run(Path(path)) for path in (run, *more, *bare)}
+    runs = {Path(path): _read_run(Path(path)) for path in (run, *more, *bare)}
+    for path in bare:
+        if runs[Path(path)]["config"].get("phi"):
+            raise InputError(f"bare: {path} was trained with Φ; give runs of the bare host (--no_phi).")
     model = load_model(run)
     notes = json.loads((run / CONFIG_FILE).read_text())["notes"]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
             "name": folder.name,
             "elements": [chemical_symbols[z] for z in numbers],
             "speed": {**_speed(model, atoms), **runs[run]["speed"]},
-            "errors": _errors(runs, run, more, bare),
+            "errors": _errors(runs.values()),
             **_from_run(runs[run], json.loads((temporary / CONFIG_FILE).read_text())["versions"]),
         }
         content |= {name: value for name, value in stated.items() if value is not None}
@@ -139,25 +142,21 @@ def _short(value):
     return f"{len(value)} of them" if isinstance(value, list) and len(value) > 20 else value
 
 
-def _errors(runs, run, more, bare):
+def _errors(runs):
     """Test errors of every run, with its seed; of the validation set where there is no test set."""
     rows = []
-    for kind, paths in (("phi", (run, *more)), ("bare host", bare)):
-        for path in paths:
-            sets = runs[path]["errors"]["sets"]
-            split = "test" if "test" in sets else "valid"
-            rows.append(
-                {
-                    "model": kind if runs[path]["config"].get("phi") else "bare host",
-                    "seed": runs[path]["config"].get("seed"),
-                    "set": f"{split}, {sets[split]['structures']} structures",
-                    **{
-                        name: f"MAE {found['mae']:.4g}, RMSE {found['rmse']:.4g} {found['unit']}"
-                        for name, found in sets[split]["errors"].items()
-                        if found
-                    },
-                }
-            )
+    for run in runs:
+        sets = run["errors"]["sets"]
+        split = "test" if "test" in sets else "valid"
+        found = {name: error for name, error in sets[split]["errors"].items() if error}
+        rows.append(
+            {
+                "model": "phi" if run["config"].get("phi") else "bare host",
+                "seed": run["config"].get("seed"),
+                "set": f"{split}, {sets[split]['structures']} structures",
+                **{k: f"MAE {e['mae']:.4g}, RMSE {e['rmse']:.4g} {e['unit']}" for k, e in found.items()},
+            }
+        )
     return rows
 
 
