@@ -88,25 +88,29 @@ def put_settings(args, settings):
         setattr(args, option, settings.get(option))
 
 
-def build_host(args, loader, energies, atomic_numbers):
-    """A fresh host of a named size, with the statistics of the training set.
+def build_host(args, loader, energies, atomic_numbers, heads):
+    """A fresh host of a named size, with the statistics of the training set; it has one head.
+
+    Parameters
+    ----------
+    args, loader, energies, atomic_numbers, heads
+        As for :func:`training.mace_interface.build_host`.
 
     Returns
     -------
     model, outputs
         As :func:`training.mace_interface.build_host`.
     """
-    neighbours, scale, shift = mace_interface.statistics(args, loader, energies, atomic_numbers)
+    neighbours, (scale,), (shift,) = mace_interface.statistics(args, loader, energies, atomic_numbers, heads)
     settings = {name: getattr(args, option) for option, name in SETTINGS.items() if getattr(args, option) is not None}
     model = create_model(
         args.model,
         atomic_numbers,
         with_phi=False,
-        E0s=energies,
+        E0s=energies[heads[0].name],
         avg_num_neighbors=neighbours,
         scale=scale,
         shift=shift,
         **settings,
     )
-    stress = args.loss in ("stress", "huber", "universal")
-    return model, {"forces": True, "stress": stress, "virials": args.loss == "virials"}
+    return model, mace_interface.derivatives(args)
