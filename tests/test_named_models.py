@@ -2,14 +2,18 @@
 
 import json
 
+import ase.io
 import numpy as np
+import pytest
 import torch
-from training_runs import keep_default_dtype, refused, words, write_molecules  # noqa: F401  (a fixture)
+from training_runs import keep_default_dtype, metrics, refused, words, write_molecules  # noqa: F401  (a fixture)
 
-from training import options
+from phi_equivariant import PhiCalculator
+from training import evaluate, options
 from training.build import build, prepare
 from training.train import main
 from zoo import load_pretrained
+from zoo.nequip import NequIP
 
 SIZE = {
     "r_max": 3.0,
@@ -68,6 +72,32 @@ def test_what_a_named_model_does_not_have_is_refused(tmp_path, capsys):
     ):
         assert message in refused(capsys, line(tmp_path, **given))
     assert not (tmp_path / "run").exists()
+
+
+def test_nequip_trains_loads_and_predicts(tmp_path):
+    """The other host by the same command; what mace has and NequIP has not is refused."""
+    given = dict.fromkeys(SIZE) | {"hidden_irreps": "4x0e+4x1o", "radial_MLP": "[8]", "num_interactions": 2}
+    given |= {"model": "phi-nequip-small", "r_max": 3.0, "num_cutoff_basis": 5, "max_num_epochs": 3, "lr": 0.02}
+    assert main(line(tmp_path, **given)) == 0
+    rows = metrics(tmp_path / "run")
+    assert 0 < rows[-1]["train_loss"] < rows[0]["train_loss"]
+    model = load_pretrained(tmp_path / "run")
+    assert isinstance(model.host, NequIP) and str(model.host.phi_taps["interactions.0"]) == "4x0e+4x1o"
+    assert model.host.radial_basis.p == 5, "what mace has as a default too, but NequIP has not"
+    assert model.host.arguments["max_ell"] is None and len(model.host.arguments["radial_MLP"]) == 1
+    assert model.host.scale.tolist() != [1.0] * 4 and model.host.arguments["avg_num_neighbors"] > 1.5
+    atoms = ase.io.read(tmp_path / "molecules.xyz", 0)
+    words = ["--configs", tmp_path / "molecules.xyz", "--model", tmp_path / "run", "--output", tmp_path / "out.xyz"]
+    assert evaluate.main([str(word) for word in words] + ["--return_descriptors"]) == 0
+    found = ase.io.read(tmp_path / "out.xyz", 0)
+    atoms.calc = PhiCalculator(model)
+    assert found.info["MACE_energy"] == pytest.approx(atoms.get_potential_energy(), rel=1e-9)
+    assert found.arrays["MACE_descriptors"].shape == (len(atoms), 8)  # scalars of two layers
+
+
+def test_what_nequip_does_not_have_is_refused(tmp_path, capsys):
+    given = dict.fromkeys(SIZE) | {"model": "phi-nequip-small", "correlation": 2}
+    assert "--correlation: phi-nequip-small has no such setting" in refused(capsys, line(tmp_path, **given))
 
 
 def test_it_trains_and_loads(tmp_path):

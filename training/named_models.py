@@ -31,14 +31,15 @@ def is_named(args):
     return args.model in ARCHITECTURES
 
 
-def take_settings(args, given, default_of):
+def take_settings(args, given, said, default_of):
     """Take a named model's settings out of the options, which are left as if they had not been given.
 
     Parameters
     ----------
     args : argparse.Namespace
-    given : set of str
-        Options that the user gave; what a data set's preset says of mace's architecture does not count.
+    given, said : set of str
+        Options that the user gave another value than the default, and all that the user gave; what a data set's preset
+        says of mace's architecture does not count.
     default_of : callable
         mace's default of an option.
 
@@ -66,7 +67,7 @@ def take_settings(args, given, default_of):
                 f"--{option}: {args.model} has no such setting. Leave it out, or choose --model ScaleShiftMACE; "
                 f"{args.model} has {', '.join(own)}."
             )
-        if option in given:
+        if option in said and option in own:
             own[option] = _read(option, getattr(args, option), size.arguments[SETTINGS[option]])
         setattr(args, option, default_of(option))
     return own

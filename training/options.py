@@ -287,7 +287,7 @@ def parse(words=None):
         args.swa_dipole_weight = args.dipole_weight
     _refuse_unhonoured(args, parser.parser, given)
     if named_models.is_named(args):
-        settings = named_models.take_settings(args, given, parser.mace_default)
+        settings = named_models.take_settings(args, given, said, parser.mace_default)
     check(args, phi)
     if args.embedding_specs is not None:
         embeddings.check_specs(args.embedding_specs)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from e3nn import o3
 
 from phi_equivariant import PhiPotential
+from phi_equivariant.attach import find_taps
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.batches import collate
@@ -65,10 +65,11 @@ class Predictor:
                 "phi_energy are its parts, and are always written."
             )
         count = self.wanted.descriptor_num_layers
-        if self.wanted.descriptors and count != -1 and not 1 <= count <= len(model.products):
+        self.layers = list(find_taps(host).values())  # irreps of the node features
+        if self.wanted.descriptors and count != -1 and not 1 <= count <= len(self.layers):
             raise InputError(
-                f"--descriptor_num_layers is {count}; give 1 to {len(model.products)}, the number of the model's "
-                "layers, or -1 for all."
+                f"--descriptor_num_layers is {count}; give 1 to {len(self.layers)}, the number of the model's layers, "
+                "or -1 for all."
             )
 
     @property
@@ -131,8 +132,7 @@ class Predictor:
         """Node features of the first layers, (n_atoms, n): all of them, or the scalars."""
         kept, start = [], 0
         count = self.wanted.descriptor_num_layers
-        for block in list(self.model.products)[: None if count == -1 else count]:
-            irreps = o3.Irreps(str(block.linear.irreps_out))
+        for irreps in self.layers[: None if count == -1 else count]:
             for (_, irrep), place in zip(irreps, irreps.slices(), strict=True):
                 if irrep.l == 0 or not self.wanted.descriptor_invariants_only:
                     kept.append(features[:, start + place.start : start + place.stop])

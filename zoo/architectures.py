@@ -50,10 +50,31 @@ def _mace(hidden_irreps, description):
     )
 
 
+def _nequip(hidden_irreps, description):
+    """NequIP's own defaults, but for the channels."""
+    return Architecture(
+        description,
+        "nequip",
+        {
+            "r_max": 5.0,
+            "hidden_irreps": hidden_irreps,
+            "num_interactions": 4,
+            "max_ell": None,  # that of hidden_irreps
+            "parity": True,
+            "num_bessel": 8,
+            "num_polynomial_cutoff": 6,
+            "radial_MLP": [64, 64],
+            "train_scale_shift": False,
+        },
+    )
+
+
 #: {name: architecture}. A new one is one more item; tests take it from here.
 ARCHITECTURES = {
     "phi-mace-small": _mace("32x0e+32x1o", "MACE, 32 channels, l = 1, two layers"),
     "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
+    "phi-nequip-small": _nequip("32x0e+32x1o", "NequIP, 32 channels, l = 1, four layers"),
+    "phi-nequip-medium": _nequip("32x0e+32x1o+32x2e", "NequIP, 32 channels, l = 2, four layers"),
 }
 #: Overrides that every size takes, because they depend on the data.
 STATISTICS = ("E0s", "avg_num_neighbors", "scale", "shift")
