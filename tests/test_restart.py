@@ -200,6 +200,8 @@ def test_checkpoint_of_other_options_or_data_is_refused(uninterrupted, tmp_path,
     same_run = {"name": "run", "train_file": data, "restart_latest": True, **FAST}
     message = refused(capsys, words(tmp_path, hidden_irreps="8x0e", **{**same_run}))
     assert "hidden_irreps was '4x0e' and is '8x0e'" in message
+    message = refused(capsys, words(tmp_path, **same_run | {"r_max": 3.5}))
+    assert "r_max was" in message and "data was" not in message
     message = refused(capsys, words(tmp_path, phi=["operator=graph"], **same_run))
     assert "phi was None" in message
     other = write_molecules(data.with_name("other.xyz"), seed=2)

@@ -103,7 +103,7 @@ def test_files_go_where_options_say(molecules, tmp_path, capsys, monkeypatch):
         "elsewhere/checkpoints_dir/first": ("best.safetensors", "last.ckpt"),
         "elsewhere/log_dir": ("first.log", "second.log"),
         "elsewhere/model_dir/first": ("config.json", "model.safetensors"),
-        "work/first": ("config.yaml", "data.json"),
+        "work/first": (".lock", "config.yaml", "data.json"),
     }
     for place, names in expected.items():
         assert sorted(contents(tmp_path / place)) == list(names)

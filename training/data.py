@@ -221,9 +221,11 @@ def _graphs(parts, make, sha):
 
 
 def _digest(graphs, sha):
+    """What the structures are, whatever the cut-off: mace makes up a cell for an open one, as large as that needs."""
     for graph in graphs.graphs:
+        made = ("edge_index", "shifts", "unit_shifts", *(() if graph["pbc"].any() else ("cell",)))
         for key, value in sorted(graph.items()):
-            if isinstance(value, torch.Tensor) and key not in ("edge_index", "shifts", "unit_shifts"):
+            if isinstance(value, torch.Tensor) and key not in made:
                 sha.update(value.numpy().tobytes())
 
 
