@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import difflib
-import math
 import re
 import shlex
 import sys
@@ -12,13 +11,19 @@ from pathlib import Path
 import yaml
 
 from phi_equivariant.errors import InputError
-from training import datasets, embeddings, heads, mace_interface, named_models, phi_options
-from training.option_table import HONOURED, MEANINGLESS, REFUSED
+from training import (
+    configuration_file,
+    datasets,
+    embeddings,
+    heads,
+    mace_interface,
+    named_models,
+    option_checks,
+    phi_options,
+)
+from training.option_table import HONOURED
 from zoo.architectures import ARCHITECTURES
 
-#: Options that may be lists in a file, which mace takes as text.
-LISTS = ("train_file", "valid_file", "test_file", "atomic_numbers")
-LONGEST_NAME = 200  # bytes: most file systems take 255, of which suffixes need some
 #: Options that name other places than the run's folder for some of its files.
 FOLDERS = ("log_dir", "model_dir", "checkpoints_dir", "results_dir", "downloads_dir")
 
@@ -150,77 +155,6 @@ def option_parser():
     return _Parser().parser
 
 
-def read_configuration(path):
-    """The file's options and its ``phi:`` section with the lines where keys stand.
-
-    Returns
-    -------
-    options, section, has_section, lines, section_lines
-
-    Raises
-    ------
-    InputError
-        If the file is missing, is not YAML (with line and column) or is no mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"--config: there is no file {path}.")
-    try:
-        text = path.read_text()
-        content = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        raise InputError(f"--config: {path} is not valid YAML{place}: {getattr(error, 'problem', error)}.") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise InputError(f"--config: {path} holds a {type(content).__name__}; expected 'option: value' lines.")
-    if root is not None:
-        _refuse_twice(root, path)
-    for key, _ in root.value if root is not None else []:
-        if key.value not in content and key.tag != "tag:yaml.org,2002:merge":
-            raise InputError(
-                f"--config: {key.value} in line {key.start_mark.line + 1} of {path} is no name of an option, but a "
-                "number, a date or the like."
-            )
-    if "config" in content:
-        raise InputError(f"--config: {path} names another configuration, which would not be read. Give one file.")
-    for name in LISTS:  # mace's parser takes text only
-        if isinstance(content.get(name), list):
-            content[name] = str(content[name])
-    lines = {} if root is None else _lines(root, path)
-    section_lines = {}
-    for key, value in root.value if root is not None else []:
-        if key.value == "phi" and isinstance(value, yaml.MappingNode):
-            section_lines = _lines(value, path)
-    has_section = "phi" in content
-    return content, content.pop("phi", None), has_section, lines, section_lines
-
-
-def _refuse_twice(node, path):
-    """YAML keeps the last of two equal keys in silence."""
-    inner = node.value if isinstance(node, yaml.SequenceNode) else []
-    if isinstance(node, yaml.MappingNode):
-        seen = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
-                raise InputError(
-                    f"--config: {key.value} is given twice in {path}, in lines {seen[key.value]} and {line}. Take one "
-                    "out."
-                )
-        inner = [value for _, value in node.value]
-    for value in inner:
-        _refuse_twice(value, path)
-
-
-def _lines(mapping, path):
-    """{key: where it stands}, for messages."""
-    return {key.value: f" (line {key.start_mark.line + 1} of {path})" for key, _ in mapping.value}
-
-
 def parse(words=None):
     """Options from the command line (``sys.argv`` by default).
 
@@ -242,7 +176,7 @@ def parse(words=None):
         raise InputError(f"--config: {len(early.config)} files were given, and only one is read. Join them.")
     early.config = early.config[0] if early.config else None
     content, section, has_section, lines, section_lines = (
-        read_configuration(early.config) if early.config else ({}, None, False, {}, {})
+        configuration_file.read_configuration(early.config) if early.config else ({}, None, False, {}, {})
     )
     rest = _without_config(words)
     file_text = yaml.safe_dump(content) if content else None
@@ -263,35 +197,20 @@ def parse(words=None):
     if content.get("amsgrad") is False and "--amsgrad" not in rest:
         args.amsgrad = False  # mace's parser leaves it on
 
-    bare = (
-        args.no_phi
-        or (has_section and section is None)
-        or not (name or has_section or args.phi or named_models.is_named(args))
-    )
-    if args.no_phi and (args.phi or (section is not None and not early.no_phi)):
-        raise InputError("--no_phi trains the bare host, --phi and a phi: section set Φ: give one of them.")
-    if args.compare and (args.phi or section is not None):
-        raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi and phi: out.")
-    phi = None
-    if not bare:
-        merged = phi_options.check_mapping(section) if has_section else dict(preset_section or {})
-        if named_models.is_named(args):
-            merged = {**ARCHITECTURES[args.model].phi, **merged}
-        merged.update(phi_options.from_command_line(args.phi or []))
-        phi = phi_options.validate(merged, section_lines, args.foundation_model is not None)
-    elif not args.compare:
+    phi = _settings_of_phi(args, early.no_phi, (section, has_section, section_lines), preset_section)
+    if phi is None and not args.compare:
         for weight in ("charges_weight", "dipole_weight"):
             if weight not in given:
                 setattr(args, weight, 0.0)
     if args.swa_dipole_weight is None:
         args.swa_dipole_weight = args.dipole_weight
-    _refuse_unhonoured(args, parser.parser, given)
+    option_checks.refuse_unhonoured(args, parser.parser, given)
     if named_models.is_named(args):
         settings = named_models.take_settings(args, given, said, parser.mace_default)
-    check(args, phi)
+    option_checks.check(args, phi)
     if args.embedding_specs is not None:
         embeddings.check_specs(args.embedding_specs)
-    _settle_width(args)
+    option_checks.settle_width(args)
     if named_models.is_named(args):
         named_models.put_settings(args, settings)
     heads.read_heads(args)
@@ -304,25 +223,21 @@ def parse(words=None):
     return RunOptions(args, phi, given, said, command)
 
 
-def _settle_width(args):
-    """mace's own checks, which also fill in hidden_irreps, num_channels and max_L from each other.
-
-    Raises
-    ------
-    InputError
-        Where mace refuses the options, or would drop one of the three for another.
-    """
-    names = ("hidden_irreps", "num_channels", "max_L")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    mace_interface.check_options(args)
-    for name, value in given.items():
-        value = mace_interface.irreps(value) if name == "hidden_irreps" else value
-        made = mace_interface.irreps(args.hidden_irreps) if name == "hidden_irreps" else getattr(args, name)
-        if value != made:
-            told = ", ".join(f"{name} {value}" for name, value in given.items())
-            raise InputError(
-                f"--{name}: {told} contradict each other. Give hidden_irreps alone, or num_channels and max_L."
-            )
+def _settings_of_phi(args, no_phi_in_words, from_file, preset_section):
+    """PhiSettings of a run, or None for the bare host; ``from_file``: section, whether there is one, its lines."""
+    section, has_section, lines = from_file
+    named = named_models.is_named(args)
+    if args.no_phi and (args.phi or (section is not None and not no_phi_in_words)):
+        raise InputError("--no_phi trains the bare host, --phi and a phi: section set Φ: give one of them.")
+    if args.compare and (args.phi or section is not None):
+        raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi and phi: out.")
+    if args.no_phi or (has_section and section is None) or not (args.dataset or has_section or args.phi or named):
+        return None
+    merged = phi_options.check_mapping(section) if has_section else dict(preset_section or {})
+    if named:
+        merged = {**ARCHITECTURES[args.model].phi, **merged}
+    merged.update(phi_options.from_command_line(args.phi or []))
+    return phi_options.validate(merged, lines, args.foundation_model is not None)
 
 
 def _without_config(words):
@@ -341,55 +256,3 @@ def _without_config(words):
 def _derived_name(args, phi):
     stem = args.dataset or Path(heads.read_heads(args)[0].train_files[0]).stem
     return f"{stem}_{'compare' if args.compare else 'mace' if phi is None else 'phi'}"
-
-
-def _refuse_unhonoured(args, parser, given):
-    """An option that is understood but that the trainer does not act on is refused by name."""
-    for name, value in vars(args).items():
-        if name not in HONOURED and name in given and value != parser.get_default(name):
-            reason = {**REFUSED, **MEANINGLESS}.get(name, "phi-mace-train does not act on it")
-            raise InputError(f"--{name}: {reason}. Leave it out (got {value!r}).")
-
-
-def check(args, phi):
-    """Values and combinations that mace's parser lets through.
-
-    Raises
-    ------
-    InputError
-    """
-    positive = ("r_max", "lr", "max_num_epochs", "batch_size", "valid_batch_size", "patience", "eval_interval")
-    positive += ("swa_lr", "clip_grad", "lr_factor", "lr_scheduler_gamma", "huber_delta")
-    for name in (*positive, "num_interactions", "num_radial_basis", "num_cutoff_basis", "correlation", "time_limit"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name}: expected a number above zero, got {value}.")
-    terms = ("energy", "forces", "stress", "virials", "dipole")
-    weights = ("charges_weight", *(f"{stage}{name}_weight" for stage in ("", "swa_") for name in terms))
-    counts = ("warmup_epochs", "num_workers", "scheduler_patience", "seed")
-    for name in (*weights, "weight_decay", "compare_pde_weight", *counts):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise InputError(f"--{name}: expected zero or more, got {getattr(args, name)}.")
-    for name in ("ema_decay", "final_lr_factor"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"--{name}: expected a number from 0 to 1, got {getattr(args, name)}.")
-    for name in ("beta", "beta1_schedulefree", "beta2_schedulefree", "lr_factor"):
-        if not 0 <= getattr(args, name) < 1:
-            raise InputError(f"--{name}: expected a number from 0 to less than 1, got {getattr(args, name)}.")
-    name = args.name
-    if name is not None and (not name or Path(name).name != name or name == ".." or len(name.encode()) > LONGEST_NAME):
-        raise InputError(f"--name: {name!r} cannot be the name of a folder; expected a word, without slashes.")
-    if (args.dataset is None) == (args.train_file is None and args.heads is None):
-        what = "both were given" if args.dataset else "neither was given"
-        raise InputError(f"--dataset and --train_file: exactly one of them says what to train on; {what}.")
-    if phi is None and not args.compare:
-        for name in ("charges_weight", "dipole_weight", "swa_dipole_weight"):
-            if getattr(args, name):
-                raise InputError(
-                    f"--{name}: the bare host predicts neither charges nor dipoles, so this weight would do nothing. "
-                    "Leave it out, or train with Φ (a phi: section or --phi operator=coulomb)."
-                )
-    if args.warmup_epochs and args.scheduler != "CosineAnnealingLR":
-        raise InputError(
-            f"--warmup_epochs acts with --scheduler CosineAnnealingLR only; the scheduler is {args.scheduler}."
-        )
