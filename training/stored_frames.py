@@ -150,12 +150,14 @@ class Hdf5Frames(_OpenedPerProcess):
         self.ends = np.cumsum([len(file[name]) for name in groups])
 
     def open(self):
+        """The file, for reading, in this process."""
         return h5py.File(self.path, "r")
 
     def __len__(self):
         return int(self.ends[-1])
 
     def read(self, file, index, where):
+        """The structure of that number; ``where`` names it in messages."""
         part = int(np.searchsorted(self.ends, index, side="right"))
         stored = file[self.groups[part]][f"config_{index - (int(self.ends[part - 1]) if part else 0)}"]
         atoms = Atoms(stored["atomic_numbers"][()], stored["positions"][()])
@@ -203,6 +205,7 @@ class LmdbFrames(_OpenedPerProcess):
             raise InputError(f"{path} holds no structure.")
 
     def open(self):
+        """The file, for reading, in this process."""
         # LMDB refuses to open a file twice in a process: several data sets share it.
         place = (os.getpid(), self.path.resolve())
         database = _DATABASES.get(place)
@@ -214,6 +217,7 @@ class LmdbFrames(_OpenedPerProcess):
         return self.length
 
     def read(self, database, index, where):
+        """The structure of that number; ``where`` names it in messages."""
         atoms = database.atoms(index)
         results = {} if atoms.calc is None else atoms.calc.results
         keys: Mapping[str, str] = {
