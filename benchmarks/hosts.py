@@ -34,7 +34,8 @@ MACE = {
 }
 ROWS = {
     "mace": {},
-    "nequip": {"hidden_irreps": "32x0e+32x1o+32x2e", "num_interactions": 4},
+    "nequip": {"hidden_irreps": "20x0e+20x1o+20x2e", "num_interactions": 4},  # as many parameters as mace's
+    "nequip, 32 channels": {"hidden_irreps": "32x0e+32x1o+32x2e", "num_interactions": 4},
     "nequip, l = 1": {"hidden_irreps": "32x0e+32x1o", "num_interactions": 4},
 }
 BUDGET = {

@@ -73,7 +73,7 @@ def _nequip(hidden_irreps, description):
 ARCHITECTURES = {
     "phi-mace-small": _mace("32x0e+32x1o", "MACE, 32 channels, l = 1, two layers"),
     "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
-    "phi-nequip-small": _nequip("32x0e+32x1o", "NequIP, 32 channels, l = 1, four layers"),
+    "phi-nequip-small": _nequip("20x0e+20x1o+20x2e", "NequIP, 20 channels, l = 2, four layers"),
     "phi-nequip-medium": _nequip("32x0e+32x1o+32x2e", "NequIP, 32 channels, l = 2, four layers"),
 }
 #: Overrides that every size takes, because they depend on the data.
