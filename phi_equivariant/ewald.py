@@ -6,7 +6,7 @@ import torch
 from torchpme import CoulombPotential
 
 # Both sums end where a Gaussian has fallen to e^(−reach²/2): 2e-11 of its height in double precision, 3e-7 in single.
-_REACH = {torch.float64: 7.0, torch.float32: 5.5}
+REACH = {torch.float64: 7.0, torch.float32: 5.5}
 _CHUNK = 2_000_000  # distances looked at together while neighbours are searched
 
 
@@ -49,7 +49,7 @@ def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant):
     own = coulomb_constant / (math.sqrt(math.pi) * width.where(mask, torch.ones_like(width)))
     potential = potential + torch.diag_embed(own - coulomb.self_contribution())
 
-    radius = _REACH[place.dtype] * max(splitting, float(spread.detach().amax().sqrt()))
+    radius = REACH[place.dtype] * max(splitting, float(spread.detach().amax().sqrt()))
     structure, first, second, images = pairs_within(radius, fractional.detach(), mask, cell.detach())
     vectors = place[structure, second] - place[structure, first] + (images[:, None, :] @ cell[structure])[:, 0]
     distance = vectors.norm(dim=-1)  # (n_pairs,)
@@ -70,14 +70,32 @@ def cell_volume(cell):
 
 def _long_range(fractional, inverse, mask, splitting, coulomb):
     """Σ_{k≠0} v(k) cos k·r_ij, with torch-pme's v(k) of the smooth part: (n_structures, n_max, n_max) in V·Å³/e."""
-    indices = reciprocal_indices(_REACH[fractional.dtype] / splitting, inverse.detach())  # (n_structures, n_k, 3)
-    k_squared = (2 * math.pi * indices @ inverse.mT).square().sum(-1)  # (n_structures, n_k)
+    _, weights, cosine, sine = waves(fractional, inverse, mask, splitting, coulomb)
+    both = torch.cat([cosine, sine], dim=1)
+    return both.mT @ (weights.repeat(1, 2)[:, :, None] * both)
+
+
+def waves(fractional, inverse, mask, splitting, coulomb):
+    """Reciprocal vectors k ≠ 0 up to where the smooth part ends, one of each pair ±k, and their waves at the atoms.
+
+    Parameters
+    ----------
+    fractional: (n_structures, n_max, 3); inverse: (n_structures, 3, 3), inverse of the cells; mask: (n_structures,
+        n_max); splitting: s in Å; coulomb: torch-pme's potential of that smearing
+
+    Returns
+    -------
+    vectors: k (n_structures, n_k, 3) in 1/Å, filled up with zeros
+    weights: 2 v(k) (n_structures, n_k) in V·Å³/e: one of k and −k stands for both
+    cosine, sine: of k·r (n_structures, n_k, n_max), zero where there is no atom
+    """
+    indices = reciprocal_indices(REACH[fractional.dtype] / splitting, inverse.detach())  # (n_structures, n_k, 3)
+    vectors = 2 * math.pi * indices @ inverse.mT
     # Whole cells do not change a wave, but large arguments would lose digits.
     phase = 2 * math.pi * indices @ (fractional - fractional.detach().round()).mT  # (n_structures, n_k, n_max)
-    waves = torch.cat([phase.cos(), phase.sin()], dim=1) * mask[:, None, :]
-    # One of k and −k stands for both; torch-pme's kernel is zero at k = 0, with which shorter lists are filled up.
-    weights = 2 * coulomb.lr_from_k_sq(k_squared).repeat(1, 2)[:, :, None]
-    return waves.mT @ (weights * waves)
+    # torch-pme's kernel is zero at k = 0, with which shorter lists are filled up.
+    weights = 2 * coulomb.lr_from_k_sq(vectors.square().sum(-1))
+    return vectors, weights, phase.cos() * mask[:, None, :], phase.sin() * mask[:, None, :]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 
 from phi_equivariant.alpha_net import AlphaNet
 from phi_equivariant.batching import PaddedLayout
-from phi_equivariant.cells import all_or_none, check_open
+from phi_equivariant.cells import all_or_none
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators import GaussianCoulomb, GraphLaplacian
 from phi_equivariant.spectral import LowPass, ModeWindow
@@ -41,8 +41,7 @@ class PhiModule(torch.nn.Module):
     ------
     InputError
         If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``, or for a
-        structure that is periodic in one or two directions with ``operator="coulomb"``, or in any with
-        ``multipoles=1``.
+        structure that is periodic in one or two directions with ``operator="coulomb"``.
 
     Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
     """
@@ -136,7 +135,7 @@ class PhiModule(torch.nn.Module):
         own, atomic_dipoles = 0.0, None
         if self.config.multipoles:
             potential, own, atomic_dipoles = self._with_dipoles(
-                layers, positions, species, layout, pbc, potential, charges
+                layers, positions, species, layout, cell, periodic, potential, charges
             )
         node_energy = 0.5 * (potential * charges).sum(-1) + own  # (n_atoms,)
         out = {
@@ -150,7 +149,9 @@ class PhiModule(torch.nn.Module):
             "charge_penalty": (net - wanted).square().sum(-1),
         }
         if atomic_dipoles is not None:
-            out |= {"atomic_dipoles": atomic_dipoles, "dipole": out["dipole"] + layout.sum(atomic_dipoles)}
+            out["atomic_dipoles"] = atomic_dipoles
+            if out["dipole"] is not None:
+                out["dipole"] = out["dipole"] + layout.sum(atomic_dipoles)
         return out
 
     def _graph(self, fields, edge_index, edge_lengths, layout, second_order):
@@ -220,11 +221,10 @@ class PhiModule(torch.nn.Module):
             matrix = -matrix
         return mean + self.response.apply(matrix, columns, layout, second_order)
 
-    def _with_dipoles(self, layers, positions, species, layout, pbc, potential, charges):
+    def _with_dipoles(self, layers, positions, species, layout, cell, periodic, potential, charges):
         """φ (n_atoms, channels) with that of the atomic dipoles, their own ½ μ·∇φ (n_atoms,) and μ of channel 0."""
-        check_open(pbc, "multipoles=1 sums dipoles over open structures only; use multipoles=0")
         dipoles = self.alpha_net.dipoles(layers)  # (n_atoms, channels, 3)
-        added, gradient = self.operator.dipole_terms(positions, species, layout, charges, dipoles)
+        added, gradient = self.operator.dipole_terms(positions, species, layout, charges, dipoles, cell, periodic)
         return potential + added, 0.5 * (dipoles * gradient).sum((-2, -1)), dipoles[:, 0]
 
     def _dipole(self, charges, positions, species, layout, periodic):

@@ -1,8 +1,12 @@
-"""Gaussian dipoles beside Gaussian charges in free space: what they add to potentials and energy."""
+"""Gaussian dipoles beside Gaussian charges, in free space and in periodic cells: what they add to potentials and
+energy."""
 
 import math
 
 import torch
+from torchpme import CoulombPotential
+
+from phi_equivariant.ewald import REACH, cell_volume, pairs_within, waves
 
 _SERIES_TERMS = {torch.float64: 18, torch.float32: 10}  # of F_m at x ≤ 1, to rounding
 
@@ -33,16 +37,91 @@ def dipole_terms(place, width, mask, charges, dipoles, coulomb_constant):
     difference = place[:, :, None] - place[:, None, :]  # (n_structures, n_max, n_max, 3)
     spread = width.square()[:, :, None] + width.square()[:, None, :]
     spread = spread.where(mask[:, :, None] & mask[:, None, :], spread.new_ones(()))  # γ²
-    x = difference.square().sum(-1) / (2 * spread)
-    scale = coulomb_constant * math.sqrt(2 / math.pi) * spread.rsqrt()  # g = scale F₀(r²/2γ²)
-    first = -scale / spread * boys(1, x)  # g₁
-    second = scale / spread.square() * boys(2, x)  # g₂
+    first, second = _kernels(difference.square().sum(-1), spread, coulomb_constant)
 
     along = torch.einsum("gijx,gjcx->gijc", difference, dipoles)  # d·μ_j
     potential = -torch.einsum("gij,gijc->gic", first, along)
     radial = first[..., None] * charges[:, None] - second[..., None] * along  # (n_structures, n_max, n_max, c)
     gradient = torch.einsum("gijc,gijx->gicx", radial, difference) - torch.einsum("gij,gjcx->gicx", first, dipoles)
     return potential, gradient
+
+
+def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant):
+    """What ``dipole_terms`` gives in free space, of structures that are periodic in three directions.
+
+    g(r) is summed over all cells as in ``phi_equivariant.ewald``: smooth Gaussians of width s by reciprocal vectors,
+
+        φ_i = Σ_k v(k)/V [sin(k·r_i) C_k − cos(k·r_i) S_k],   C_k, S_k = Σ_j (k·μ_j) (cos, sin)(k·r_j),
+
+    with k = 0 left out, so that there is no field of the whole cell's dipole (conducting surroundings), and what
+    differs from them near each atom by pairs.
+
+    Parameters
+    ----------
+    cell: (n_structures, 3, 3), rows are the cell vectors in Å; splitting: s in Å; others as in ``dipole_terms``
+
+    Returns
+    -------
+    as ``dipole_terms``; differentiable to any order in place, width and cell
+    """
+    coulomb = CoulombPotential(smearing=splitting, prefactor=coulomb_constant)
+    inverse = torch.linalg.inv(cell)
+    fractional = place @ inverse
+    vectors, weights, cosine, sine = waves(fractional, inverse, mask, splitting, coulomb)
+    weights = weights / cell_volume(cell)[:, None]
+    along = torch.einsum("gkx,gjcx->gkjc", vectors, dipoles)  # k·μ_j
+    cos_mu, sin_mu = torch.einsum("gkj,gkjc->gkc", cosine, along), torch.einsum("gkj,gkjc->gkc", sine, along)
+    cos_q, sin_q = cosine @ charges, sine @ charges  # (n_structures, n_k, c)
+    potential = torch.einsum("gk,gkn,gkc->gnc", weights, sine, cos_mu)
+    potential = potential - torch.einsum("gk,gkn,gkc->gnc", weights, cosine, sin_mu)
+    gradient = torch.einsum("gk,gkx,gkn,gkc->gncx", weights, vectors, cosine, sin_q + cos_mu)
+    gradient = gradient + torch.einsum("gk,gkx,gkn,gkc->gncx", weights, vectors, sine, sin_mu - cos_q)
+
+    near_potential, near_gradient = _near_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant)
+    return potential + near_potential, gradient + near_gradient
+
+
+def _near_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant):
+    """Sums over pairs of g less that of Gaussians of width s: potential and gradient as in ``dipole_terms``."""
+    spread = width.square()[:, :, None] + width.square()[:, None, :]  # γ²
+    radius = REACH[place.dtype] * max(splitting, float(spread.detach().amax().sqrt()))
+    fractional = (place @ torch.linalg.inv(cell)).detach()
+    structure, left, right, images = pairs_within(radius, fractional, mask, cell.detach())
+    difference = place[structure, left] - place[structure, right] - (images[:, None, :] @ cell[structure])[:, 0]
+    squared, smooth = difference.square().sum(-1), place.new_tensor(splitting**2)
+    first, second = (
+        exact - gaussian
+        for exact, gaussian in zip(
+            _kernels(squared, spread[structure, left, right], coulomb_constant),
+            _kernels(squared, smooth, coulomb_constant),
+            strict=True,
+        )
+    )
+    n_structures, n, channels = charges.shape
+    flat_q, flat_mu = charges.flatten(0, 1), dipoles.flatten(0, 1)
+    potential, gradient = torch.zeros_like(flat_q), torch.zeros_like(flat_mu)
+    for sign, here, there in ((1, left, right), (-1, right, left)):
+        here, there = structure * n + here, structure * n + there
+        d, mu = sign * difference[:, None, :], flat_mu[there]  # (n_pairs, 1, 3), (n_pairs, c, 3)
+        along = (d * mu).sum(-1)  # d·μ_j
+        radial = first[:, None] * flat_q[there] - second[:, None] * along
+        potential = potential.index_add(0, here, -first[:, None] * along)
+        gradient = gradient.index_add(0, here, radial[..., None] * d - first[:, None, None] * mu)
+
+    # An atom and itself in the same cell: only g₁(0) is left.
+    own, _ = _kernels(
+        torch.zeros_like(width), (2 * width.square()).where(mask, torch.ones_like(width)), coulomb_constant
+    )
+    own = own - _kernels(torch.zeros_like(smooth), smooth, coulomb_constant)[0]
+    gradient = gradient.reshape(dipoles.shape) - own[:, :, None, None] * dipoles
+    return potential.reshape(n_structures, n, channels), gradient
+
+
+def _kernels(squared, spread, coulomb_constant):
+    """g₁ in V/Å²/e and g₂ in V/Å⁴/e at distances r² for γ²."""
+    x = squared / (2 * spread)
+    scale = coulomb_constant * math.sqrt(2 / math.pi) * spread.rsqrt()  # g = scale F₀(r²/2γ²)
+    return -scale / spread * boys(1, x), scale / spread.square() * boys(2, x)
 
 
 def boys(order, x):

@@ -7,7 +7,7 @@ import torch
 
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.ewald import ewald_matrix
-from phi_equivariant.multipoles import dipole_terms
+from phi_equivariant.multipoles import dipole_terms, lattice_dipole_terms
 
 COULOMB_CONSTANT = 14.399645  # eV·Å/e², 1/(4πε₀)
 
@@ -116,12 +116,25 @@ class GaussianCoulomb(torch.nn.Module):
             return lattice
         return self._open(place, width, layout).index_copy(0, inside, lattice)
 
-    def dipole_terms(self, positions, species, layout, charges, dipoles):
-        """Potential (n_atoms, c) in V of atomic dipoles in free space, and gradient (n_atoms, c, 3) in V/Å of the
-        potential of charges and dipoles: charges (n_atoms, c), dipoles (n_atoms, c, 3), see
-        ``phi_equivariant.multipoles``."""
+    def dipole_terms(self, positions, species, layout, charges, dipoles, cell=None, periodic=None):
+        """Potential (n_atoms, c) in V of atomic dipoles, and gradient (n_atoms, c, 3) in V/Å of that of charges and
+        dipoles: charges (n_atoms, c), dipoles (n_atoms, c, 3), see ``phi_equivariant.multipoles``; others as in
+        ``matrix``."""
         place, width = layout.pad(positions), layout.pad(self.widths()[species])
-        terms = dipole_terms(place, width, layout.mask, layout.pad(charges), layout.pad(dipoles), COULOMB_CONSTANT)
+        moments = layout.pad(charges), layout.pad(dipoles)
+        if periodic is None or not bool(periodic.any()):
+            terms = dipole_terms(place, width, layout.mask, *moments, COULOMB_CONSTANT)
+            return tuple(layout.unpad(term) for term in terms)
+        inside, outside = periodic.nonzero()[:, 0], (~periodic).nonzero()[:, 0]
+        inner = [term[inside] for term in (place, width, layout.mask)]
+        terms = lattice_dipole_terms(
+            *inner, cell[inside], self.splitting, *(moment[inside] for moment in moments), COULOMB_CONSTANT
+        )
+        if len(outside):
+            outer = [term[outside] for term in (place, width, layout.mask, *moments)]
+            order = torch.cat([inside, outside]).argsort()
+            pairs = zip(terms, dipole_terms(*outer, COULOMB_CONSTANT), strict=True)
+            terms = (torch.cat(pair)[order] for pair in pairs)
         return tuple(layout.unpad(term) for term in terms)
 
     def _open(self, place, width, layout):

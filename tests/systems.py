@@ -76,6 +76,14 @@ def potential(seed=0, host=None, **config):
     return model
 
 
+def enlarge_dipoles(model):
+    """Make atomic dipoles, where the model has them, so large, about 0.5 e·Å, that mistakes in them show."""
+    with torch.no_grad():
+        for head in getattr(model.phi.alpha_net, "vector_heads", {}).values():
+            head.vectors.weight.mul_(20.0)
+            head.weights.out.weight.mul_(100.0)
+
+
 def distorted(atoms, seed=0, size=0.05):
     """A copy with normally distributed displacements."""
     atoms = atoms.copy()

@@ -13,7 +13,7 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from mace.calculators import MACECalculator
-from systems import batch_of, distorted, ethanol, mace_host, potential
+from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
@@ -29,6 +29,7 @@ CONFIGS = {
     "coulomb-learned-k3": dict(operator="coulomb", poisson="learned", num_modes=3),
     "coulomb-exact-low-pass": dict(operator="coulomb", poisson="exact", low_pass=0.2),
     "coulomb-learned-penalty": dict(operator="coulomb", poisson="learned", charge_constraint="penalty"),
+    "coulomb-dipoles": dict(operator="coulomb", multipoles=1, channels=2),
 }
 
 
@@ -45,7 +46,9 @@ def small_host(irreps, layers):
 
 def made(irreps="4x0e+4x1o", layers=2, **config):
     """A potential on a copy of a host that is built once: building takes longer than most tests here."""
-    return potential(host=copy.deepcopy(small_host(irreps, layers)), **config)
+    model = potential(host=copy.deepcopy(small_host(irreps, layers)), **config)
+    enlarge_dipoles(model)
+    return model
 
 
 def run(model, *structures, **asked):
@@ -151,7 +154,8 @@ def test_open_and_periodic_structures_in_one_batch(model):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_gradients_of_a_loss_on_forces_and_stress(config):
     """d(loss)/d(parameter) against a central difference, for the largest entry of every tensor of Φ."""
-    model, batch = made("4x0e", layers=1, **config), batch_of(crystal(), molecule("H2O"), crystal(1))
+    irreps, layers = ("4x0e+4x1o", 2) if "multipoles" in config else ("4x0e", 1)  # the last layer has scalars only
+    model, batch = made(irreps, layers, **config), batch_of(crystal(), molecule("H2O"), crystal(1))
 
     def loss():
         out = model(dict(batch), training=True, compute_stress=True)
