@@ -59,7 +59,7 @@ def test_a_kept_neighbour_list_gives_the_energies_of_a_fresh_one():
     for _ in range(12):
         atoms.positions += 0.04 * rng.normal(size=atoms.positions.shape)
         energy = atoms.get_potential_energy()
-        builds.append(id(atoms.calc._list))
+        builds.append(id(atoms.calc.input.lists[0].built_at))
         fresh = atoms.copy()
         fresh.calc = PhiCalculator(model, skin=0.0)
         assert energy == pytest.approx(fresh.get_potential_energy(), rel=1e-13)
