@@ -14,6 +14,7 @@ class LocalServer:
     redirect : name -> address to go to instead
     ranges : whether the server can send the rest of a file; ``ranged`` keeps the (name, first byte) of such requests
     kinds : name -> Content-Type
+    unannounced : names that are sent without their length
     """
 
     def __init__(self):
@@ -26,6 +27,7 @@ class LocalServer:
         self.answers: dict[str, list[int]] = {}
         self.redirect: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
+        self.unannounced: set[str] = set()
         self.ranges = False
         self.headers = []
         self.paused, self.resume = threading.Event(), threading.Event()
@@ -58,7 +60,8 @@ class LocalServer:
                     content = content[start:]
                 else:
                     self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
+                if name not in server.unannounced:
+                    self.send_header("Content-Length", str(len(content)))
                 if name in server.kinds:
                     self.send_header("Content-Type", server.kinds[name])
                 self.end_headers()

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -72,6 +73,7 @@ def test_a_file_is_fetched_once_and_checked_at_every_use(server, path):
         ("stalls", "did not answer in time", download.ATTEMPTS),
         ("corrupts", "its sha256 is [0-9a-f]{64}, not", 1),
         ("page", "announced 30 bytes, a web page, but 512000 were expected", 1),
+        ("portal", "the server sent a web page", 1),
         ("longer", "announced 512001 bytes", 1),
         ("404", "the server answered 404", 1),
         ("403", "the server answered 403", 1),
@@ -89,9 +91,10 @@ def test_a_bad_server_leaves_one_clear_error_and_a_good_one_helps(server, path, 
     elif fault == "loop":
         server.redirect[NAME] = server.url + NAME
     else:
-        bad = {"corrupts": CONTENT[::-1], "page": b"<html>Please log in, or else</html>"[:30], "longer": CONTENT + b"x"}
-        server.files[NAME] = bad[fault]
-        server.kinds[NAME] = "text/html; charset=utf-8" if fault == "page" else "application/octet-stream"
+        page = b"<html>Please log in, or else</html>"[:30]
+        server.files[NAME] = {"corrupts": CONTENT[::-1], "longer": CONTENT + b"x"}.get(fault, page)
+        server.kinds[NAME] = "text/html; charset=utf-8" if fault in ("page", "portal") else "application/octet-stream"
+        server.unannounced = {NAME} if fault == "portal" else set()
     message = refuses(match, path, INFO, [server.url + NAME])
     assert server.url + NAME in message and len(server.requests) == tries
     assert not path.exists()
@@ -169,6 +172,30 @@ def test_killed_half_way(server, path):
     assert path.read_bytes() == CONTENT and server.ranged == [(NAME, arrived)] and parts(path) == [NAME]
 
 
+def _serve_half(urls):
+    server = LocalServer()
+    server.files[NAME] = CONTENT
+    server.pause.add(NAME)
+    urls.put(server.url)
+    server.paused.wait(20)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_server_is_killed_half_way(server, path):
+    server.ranges = True
+    urls = FORK.Queue()
+    process = FORK.Process(target=_serve_half, args=(urls,))
+    process.start()
+    dying = urls.get(timeout=20) + NAME
+    refuses("no connection|connection broke", path, INFO, [dying])
+    process.join()
+    partial = path.with_name(f"{NAME}.{INFO.sha256[:16]}.part")
+    arrived = partial.stat().st_size
+    assert 0 < arrived < len(CONTENT) and not path.exists()
+    fetch(path, INFO, [dying, server.url + NAME])
+    assert path.read_bytes() == CONTENT and server.ranged == [(NAME, arrived)] and parts(path) == [NAME]
+
+
 def _fetch_and_report(path, url, results):
     try:
         results.put(hashlib.sha256(fetch(path, INFO, [url]).read_bytes()).hexdigest())
@@ -185,6 +212,21 @@ def test_twenty_processes_download_once(server, path):
     for process in processes:
         process.join()
     assert server.requests == [NAME] and parts(path) == [NAME]
+
+
+def test_a_terminal_shows_progress(server, path, monkeypatch):
+    master, slave = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    shown = []
+    with open(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        fetch(path, INFO, [server.url + NAME])
+        while select.select([master], [], [], 0.1)[0]:
+            shown.append(os.read(master, 4096))
+    os.close(master)
+    text = b"".join(shown).decode()
+    assert NAME in text and "512.0/512.0 kB" in text
 
 
 @pytest.fixture
