@@ -10,5 +10,6 @@ from phi_equivariant.calculator import PhiCalculator  # noqa: E402
 from phi_equivariant.config import PhiConfig  # noqa: E402
 from phi_equivariant.module import PhiModule  # noqa: E402
 from phi_equivariant.potential import PhiPotential  # noqa: E402
+from phi_equivariant.taps import Tap  # noqa: E402
 
-__all__ = ["PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "attach_phi"]
+__all__ = ["PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "attach_phi"]

@@ -6,7 +6,8 @@ from e3nn import o3
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.module import PhiModule
-from phi_equivariant.potential import FeatureTap, PhiPotential
+from phi_equivariant.potential import PhiPotential
+from phi_equivariant.taps import RecordedOutput, irreps_of, read_taps, submodules
 
 
 def attach_phi(host, config=None, taps=None):
@@ -16,8 +17,9 @@ def attach_phi(host, config=None, taps=None):
     ----------
     host: model with mace's call signature that has ``r_max`` and ``atomic_numbers``
     config: ``PhiConfig`` or a dictionary of its fields; its defaults where None
-    taps: {"submodule.name": irreps} of the blocks whose output are node features, in the order they run. Not needed for
-        mace-like hosts (``products[i].linear.irreps_out``) nor for hosts that declare ``phi_taps``.
+    taps: {"submodule.name": irreps, a width, a ``Tap`` or a list of these} of the blocks whose outputs are node
+        features, in the order they run. Not needed for mace-like hosts (``products[i].linear.irreps_out``) nor for
+        hosts that declare ``phi_taps``.
 
     Returns
     -------
@@ -26,8 +28,8 @@ def attach_phi(host, config=None, taps=None):
     Raises
     ------
     InputError
-        If the blocks to tap are not found, have no scalar channel, or already carry Φ; with ``multipoles=1``, if they
-        run on cuequivariance's kernels.
+        If the host is no such model, or the blocks to tap are not found, have no scalar channel, or already carry Φ;
+        with ``multipoles=1``, if they run on cuequivariance's kernels.
     """
     if isinstance(host, PhiPotential):
         raise InputError("the model already carries Φ; call detach() on it first.")
@@ -38,41 +40,47 @@ def attach_phi(host, config=None, taps=None):
         )
     if not isinstance(config, PhiConfig):
         config = PhiConfig() if config is None else PhiConfig.from_dict(config)
-    taps = find_taps(host) if taps is None else _read_taps(taps)
+    missing = [name for name in ("r_max", "atomic_numbers") if not hasattr(host, name)]
+    if missing:
+        raise InputError(
+            f"{type(host).__name__} has no {' and no '.join(missing)}: it is not called as a mace model is. Make a "
+            "host of it by zoo.GenericModel."
+        )
+    taps = find_taps(host) if taps is None else read_taps(taps)
     modules = dict(host.named_modules())
-    for name in taps:
+    for name in submodules(taps):
         if name not in modules:
             near = ", ".join(n for n in modules if n.count(".") <= 1)[:300]
             raise InputError(f"tap {name!r} is no submodule of {type(host).__name__}; it has {near}.")
-        if any(isinstance(hook, FeatureTap) for hook in modules[name]._forward_hooks.values()):
+        if any(isinstance(hook, RecordedOutput) for hook in modules[name]._forward_hooks.values()):
             raise InputError(
                 f"{type(host).__name__} already carries Φ; call detach() on that potential, and copy hosts before they "
                 "are given one."
             )
-        if config.multipoles:
+        if config.multipoles and name in taps:
             _check_layout(name, modules[name])
     reference = next(host.parameters())
     phi = PhiModule(
-        list(taps.values()),
+        [irreps_of(parts) for parts in taps.values()],
         [int(z) for z in host.atomic_numbers],
         float(host.r_max),
         config,
     )
-    return PhiPotential(host, phi.to(device=reference.device, dtype=reference.dtype), tuple(taps)).train(host.training)
+    return PhiPotential(host, phi.to(device=reference.device, dtype=reference.dtype), taps).train(host.training)
 
 
 def find_taps(host):
-    """{"submodule.name": irreps} of a host that declares them (``phi_taps``) or is built like mace."""
+    """{"submodule.name": (Tap, …)} of a host that declares them (``phi_taps``) or is built like mace."""
     declared = getattr(host, "phi_taps", None)
     if declared is not None:
-        return dict(declared)
+        return read_taps(declared)
     products = getattr(host, "products", None)
     if isinstance(products, torch.nn.ModuleList) and all(
         hasattr(getattr(block, "linear", None), "irreps_out") for block in products
     ):
         # As text: a host on cuequivariance's kernels has irreps of that library, and in each block of its features
         # (ir, mul) where e3nn has (mul, ir). Blocks stand in the same places, and scalars, which Φ reads, look alike.
-        return {f"products.{i}": o3.Irreps(str(block.linear.irreps_out)) for i, block in enumerate(products)}
+        return read_taps({f"products.{i}": str(block.linear.irreps_out) for i, block in enumerate(products)})
     raise InputError(
         f"{type(host).__name__} is not built like mace (products[i].linear.irreps_out) and declares no phi_taps; give "
         "attach_phi(host, config, taps={'submodule.name': irreps, ...})."
@@ -87,13 +95,3 @@ def _check_layout(name, block):
             f"multipoles is 1, but {name!r} runs on cuequivariance's kernels, where the components of vectors stand in "
             "another order. Leave the kernels (enable_cueq, only_cueq) out, or choose multipoles=0."
         )
-
-
-def _read_taps(taps):
-    """{"submodule.name": Irreps} from what a user gave."""
-    if not isinstance(taps, dict) or not taps:
-        raise InputError(f"taps is {taps!r}; give a dictionary {{'submodule.name': irreps, ...}}.")
-    try:
-        return {name: o3.Irreps(irreps) for name, irreps in taps.items()}
-    except ValueError as error:
-        raise InputError(f"taps holds what are no irreps ({error}); write them as '32x0e+32x1o'.") from error

@@ -7,21 +7,7 @@ import torch
 from phi_equivariant.cells import read_cells
 from phi_equivariant.errors import InputError
 from phi_equivariant.strain import slopes, strain, stress_of
-
-
-class FeatureTap:
-    """Forward hook that keeps what a submodule returns, while its potential's forward pass lasts.
-
-    A plain object, not a closure: hooks then survive ``copy.deepcopy`` and ``torch.save``.
-    """
-
-    def __init__(self):
-        self.active = False
-        self.features = None
-
-    def __call__(self, module, arguments, output):
-        if self.active:
-            self.features = output
+from phi_equivariant.taps import RecordedOutput, read_layers, submodules
 
 
 class PhiPotential(torch.nn.Module):
@@ -34,7 +20,7 @@ class PhiPotential(torch.nn.Module):
     ----------
     host: model with mace's call signature
     phi: ``PhiModule``
-    taps: names of the host's submodules whose output are the node features, in order
+    taps: {"submodule.name": (Tap, …)}, the node features of each layer, in order
     """
 
     host_lr_factor = 1.0  # the host's part of the learning rate, which Φ has in full
@@ -43,11 +29,9 @@ class PhiPotential(torch.nn.Module):
         super().__init__()
         self.host = host
         self.phi = phi
-        self.tap_names = tuple(taps)
-        self._taps = [FeatureTap() for _ in taps]
-        self._handles = [
-            host.get_submodule(name).register_forward_hook(tap) for name, tap in zip(taps, self._taps, strict=True)
-        ]
+        self.taps = dict(taps)
+        self._recorded = {name: RecordedOutput() for name in submodules(taps)}
+        self._handles = [host.get_submodule(name).register_forward_hook(hook) for name, hook in self._recorded.items()]
 
     def detach(self):
         """Take the hooks off and give the host back, as it was; this potential cannot be called any more."""
@@ -120,7 +104,8 @@ class PhiPotential(torch.nn.Module):
         directions, None if there is no other or it is not asked for; virials (n_structures, 3, 3) in eV or None;
         charges (n_atoms,) in e; potential (n_atoms,) in V, in a periodic cell relative to the cell's mean; dipole
         (n_structures, 3) in e·Å, NaN for periodic structures and None if there is no other; pde_residual, net_charge,
-        charge_penalty (n_structures,); node_feats, the host's features.
+        charge_penalty (n_structures,); node_feats (n_atoms, any), the host's features, or where it gives none those
+        that Φ reads.
 
         Raises
         ------
@@ -181,35 +166,25 @@ class PhiPotential(torch.nn.Module):
             cell=cell,
             pbc=pbc,
         )
-        energy = host["energy"] + phi["phi_energy"]
+        energy, features = host["energy"] + phi["phi_energy"], host.get("node_feats")
         return {
             **phi,
             "energy": energy,
             "host_energy": host["energy"],
             "node_energy": host["node_energy"] + phi["node_energy"],
-            "node_feats": host.get("node_feats"),
+            "node_feats": torch.cat(layers, dim=-1) if features is None else features,
         }
 
     def _run_host(self, data, training):
         """The host's output without derivatives, and the tapped node features."""
-        for tap in self._taps:
-            tap.active = True
+        for recorded in self._recorded.values():
+            recorded.active = True
         try:
             host = self.host(data, training=training, compute_force=False)
-            layers = [tap.features for tap in self._taps]
+            layers = read_layers(self.taps, {name: one.take(name) for name, one in self._recorded.items()})
         finally:
-            for tap in self._taps:
-                tap.active, tap.features = False, None
-        for name, head, features in zip(self.tap_names, self.phi.alpha_net.heads, layers, strict=True):
-            expected = head.scalars.irreps_in
-            if not torch.is_tensor(features):
-                raise InputError(
-                    f"tap {name!r} gave {type(features).__name__}; expected a tensor (n_atoms, irreps.dim)."
-                )
-            if features.shape[-1] != expected.dim:
-                raise InputError(
-                    f"tap {name!r} gave features of width {features.shape[-1]}; irreps {expected} have {expected.dim}."
-                )
+            for recorded in self._recorded.values():
+                recorded.active, recorded.outputs = False, []
         return host, layers
 
 

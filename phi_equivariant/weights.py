@@ -11,6 +11,7 @@ from phi_equivariant.attach import attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from phi_equivariant.potential import PhiPotential
+from phi_equivariant.taps import write_taps
 
 FORMAT_VERSION = 2  # 1 had no "tensors": all of them
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -37,7 +38,7 @@ def describe_model(model):
     return {
         "format_version": FORMAT_VERSION,
         "host": {"type": name, "arguments": host_type.describe(host)},
-        "phi": {"config": model.phi.config.to_dict(), "taps": _taps(model)} if phi else None,
+        "phi": {"config": model.phi.config.to_dict(), "taps": write_taps(model.taps)} if phi else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
     }
@@ -54,7 +55,7 @@ def portable(model):
         return model
     if not isinstance(model, PhiPotential):
         return plain.train(model.training)
-    copied = attach_phi(plain, model.phi.config, _taps(model))
+    copied = attach_phi(plain, model.phi.config, model.taps)
     copied.phi.load_state_dict(model.phi.state_dict())
     return copied.train(model.training)
 
@@ -131,8 +132,13 @@ def load_model(folder, device="cpu", dtype=None):
 
 
 def _tensors(model, kind):
-    """{name: tensor} that a file holds: ``all``, or ``parameters`` alone."""
-    return model.state_dict() if kind == "all" else dict(model.named_parameters())
+    """{name: tensor} that a file holds: ``all``, or ``parameters`` alone; one that has several names by its first."""
+    if kind == "parameters":
+        return dict(model.named_parameters())
+    first = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
 
 
 def _load_tensors(model, kind, folder):
@@ -158,7 +164,7 @@ def _load_tensors(model, kind, folder):
             f"{path} holds values that are not finite (NaN or infinity), in {broken[0]} for one; nobody can compute "
             "with these weights."
         )
-    model.load_state_dict(state, strict=kind == "all")
+    model.load_state_dict(state, strict=False)  # the names were compared above
 
 
 def check_dtype(dtype):
@@ -200,11 +206,6 @@ def _build(config, folder):
     finally:
         torch.set_default_dtype(previous)
     return model.to(dtype)
-
-
-def _taps(potential):
-    irreps = [str(head.scalars.irreps_in) for head in potential.phi.alpha_net.heads]
-    return dict(zip(potential.tap_names, irreps, strict=True))
 
 
 def _version(package):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from checks import check_forces, check_gradients, check_symmetries, force_loss, phi_forces, residual_loss, run
 from systems import (
-    ELEMENTS,
     R_MAX,
     batch_of,
     distorted,
@@ -19,11 +19,6 @@ from systems import (
     potential,
     regular_tetrahedron,
 )
-
-from phi_equivariant.weights import load_model, save_model
-from zoo import create_model, list_models
-
-from e3nn import o3  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -47,11 +42,6 @@ ON_HOSTS = {
     "graph": dict(operator="graph", poisson="learned", num_modes=3, channels=2),
     "coulomb": dict(operator="coulomb", poisson="learned", channels=2),
 }
-HOST_TENSORS = {
-    "ScaleShiftMACE": ("node_embedding.linear.weight", "interactions.0.conv_tp_weights.layer0.weight"),
-    "NequIP": ("embedding.weight", "interactions.0.radial.layer0.weight"),
-}
-HOST_TENSORS["MACE"] = HOST_TENSORS["ScaleShiftMACE"]
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -67,82 +57,6 @@ def model_on_host(request):
     return potential(host=HOSTS[host](), **ON_HOSTS[config])
 
 
-def run(model, *structures):
-    return {k: v.detach().numpy() for k, v in model(batch_of(*structures)).items() if torch.is_tensor(v)}
-
-
-def check_symmetries(model):
-    atoms = ethanol()
-    want = run(model, atoms)
-    rotation = -o3.rand_matrix().numpy()  # improper: a reflection too
-    order = np.random.default_rng(0).permutation(len(atoms))
-    moved = atoms[order]
-    moved.positions = moved.positions @ rotation.T + [3.0, -2.0, 1.0]
-    got = run(model, moved)
-    np.testing.assert_allclose(got["energy"], want["energy"], rtol=1e-10)
-    np.testing.assert_allclose(got["phi_energy"], want["phi_energy"], rtol=1e-9)
-    np.testing.assert_allclose(got["forces"], want["forces"][order] @ rotation.T, atol=1e-9)
-    np.testing.assert_allclose(got["charges"], want["charges"][order], atol=1e-10)
-    np.testing.assert_allclose(got["dipole"], want["dipole"] @ rotation.T, atol=1e-9)
-
-
-def check_forces(model, atoms, n_components=4, step=1e-4):
-    """Forces against a fourth-order central difference of the total energy."""
-    forces = run(model, atoms)["forces"]
-    for index in np.random.default_rng(1).permutation(3 * len(atoms))[:n_components]:
-        i, c = divmod(int(index), 3)
-        energies = []
-        for factor in (-2, -1, 1, 2):
-            moved = atoms.copy()
-            moved.positions[i, c] += factor * step
-            energies.append(run(model, moved)["energy"][0])
-        slope = (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * step)
-        assert abs(forces[i, c] + slope) < 1e-6 * max(1.0, np.abs(forces).max())
-
-
-def phi_forces(model, batch):
-    """Φ's share of the forces of a training step, F + ∂E_host/∂r (n_atoms, 3) with its graph; and the outputs."""
-    batch["positions"].requires_grad_(True)
-    out = model(batch, training=True)
-    (host_slope,) = torch.autograd.grad(out["host_energy"].sum(), batch["positions"], create_graph=True)
-    return out["forces"] + host_slope, out
-
-
-def force_loss(model, *structures):
-    """Σ|F_Φ|², without the host's forces, beside which Φ's would not be seen."""
-    return phi_forces(model, batch_of(*structures))[0].square().sum()
-
-
-def residual_loss(model, *structures):
-    return model(batch_of(*structures), training=True)["pde_residual"].sum()
-
-
-def check_gradients(model, loss, atoms, step=5e-5):
-    """d(loss)/d(parameter) against a central difference: the largest entry of every tensor of Φ and of two of the host.
-
-    Every slope counts by its own size, down to a thousandth of the largest.
-    """
-    model.zero_grad()
-    loss(model, atoms).backward()
-    parameters = dict(model.phi.named_parameters())
-    largest = max(float(p.grad.abs().max()) for p in parameters.values() if p.grad is not None)
-    assert largest > 0
-    of_host = {name: model.host.get_parameter(name) for name in HOST_TENSORS[type(model.host).__name__]}
-    for name, parameter in (parameters | of_host).items():
-        if parameter.grad is None:  # the residual does not depend on it
-            parameter.grad = torch.zeros_like(parameter)
-        assert torch.isfinite(parameter.grad).all(), name
-        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
-        index, values = int(gradient.abs().argmax()), []
-        kept = flat[index].item()
-        for change in (step, -step):
-            flat[index] = kept + change
-            values.append(loss(model, atoms).item())
-        flat[index] = kept
-        slope = (values[0] - values[1]) / (2 * step)
-        assert abs(slope - gradient[index].item()) < 1e-5 * max(1e-3 * largest, abs(slope)), name
-
-
 def test_symmetries(model):
     check_symmetries(model)
 
@@ -151,31 +65,6 @@ def test_symmetries_forces_and_gradients_on_every_kind_of_host(model_on_host):
     check_symmetries(model_on_host)
     check_forces(model_on_host, ethanol(), n_components=2)
     check_gradients(model_on_host, force_loss, ethanol())
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_every_model_of_the_zoo(name, tmp_path):
-    """Symmetries, forces, batches, a copy from parameters alone, and the bare host bit for bit."""
-    torch.manual_seed(0)
-    model = create_model(name, ELEMENTS, r_max=R_MAX)
-    fresh = run(model, ethanol())
-    assert 0.01 < np.abs(fresh["charges"]).mean() < 0.6 and abs(fresh["energy"][0]) < 50.0  # not keV
-    with torch.no_grad():
-        for head in model.phi.alpha_net.heads:
-            head.out.weight.mul_(10.0)
-    check_symmetries(model)
-    check_forces(model, ethanol(), n_components=2)
-    want, n = run(model, ethanol()), len(ethanol())
-    mixed = run(model, ethanol(), molecule("H2O"))
-    np.testing.assert_allclose(mixed["energy"][0], want["energy"][0], rtol=1e-10)
-    np.testing.assert_allclose(mixed["forces"][:n], want["forces"], atol=1e-9)
-    save_model(model, tmp_path, parameters_only=True)
-    copy = run(load_model(tmp_path), ethanol())
-    np.testing.assert_allclose(copy["forces"], want["forces"], atol=1e-9)
-    torch.manual_seed(0)
-    bare = create_model(name, ELEMENTS, r_max=R_MAX, with_phi=False)
-    for key in ("energy", "forces"):
-        assert torch.equal(model.host(batch_of(ethanol()))[key], bare(batch_of(ethanol()))[key])
 
 
 @pytest.mark.parametrize(

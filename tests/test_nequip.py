@@ -208,7 +208,7 @@ def test_phi_detaches_bit_for_bit(bare):
     run(bare, ethanol())  # TorchScript runs the backward pass of a first call in another way
     want = run(bare, ethanol())
     attached = potential(host=copy.deepcopy(bare))
-    assert len(attached.tap_names) == 3 and attached(batch_of(ethanol()))["phi_energy"].abs() > 1e-3
+    assert len(attached.taps) == 3 and attached(batch_of(ethanol()))["phi_energy"].abs() > 1e-3
     host = attached.detach()
     run(host, ethanol())
     got = run(host, ethanol())

@@ -8,6 +8,7 @@ import torch
 from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
 from phi_equivariant.errors import InputError
+from phi_equivariant.taps import irreps_of
 from training import mace_interface
 from training.batches import collate
 from training.labels import LABELS
@@ -65,7 +66,8 @@ class Predictor:
                 "phi_energy are its parts, and are always written."
             )
         count = self.wanted.descriptor_num_layers
-        self.layers = list(find_taps(host).values())  # irreps of the node features
+        taps = model.taps if self.has_phi else find_taps(host)
+        self.layers = [irreps_of(parts) for parts in taps.values()]  # of the node features
         if self.wanted.descriptors and count != -1 and not 1 <= count <= len(self.layers):
             raise InputError(
                 f"--descriptor_num_layers is {count}; give 1 to {len(self.layers)}, the number of the model's layers, "

@@ -2,7 +2,8 @@
 
 from zoo.architectures import create_model
 from zoo.catalogue import list_models, model_info
+from zoo.generic import GenericModel
 from zoo.hosts import Host, parameter_groups
 from zoo.pretrained import load_pretrained
 
-__all__ = ["Host", "create_model", "list_models", "load_pretrained", "model_info", "parameter_groups"]
+__all__ = ["GenericModel", "Host", "create_model", "list_models", "load_pretrained", "model_info", "parameter_groups"]

@@ -59,9 +59,9 @@ class EnergyModel(torch.nn.Module, abc.ABC):
                 self.register_buffer(name, values)
 
     @abc.abstractmethod
-    def atom_terms(self, node_attrs, edge_index, vectors):
-        """ε (n_atoms,) and node features (n_atoms, any) from elements (n_atoms, n_elements), edges (2, n_edges) and
-        the vectors from sender to receiver (n_edges, 3) in Å."""
+    def atom_terms(self, data, vectors):
+        """ε (n_atoms,) and node features (n_atoms, any), or None, from the batch and the vectors from sender to
+        receiver (n_edges, 3) in Å."""
 
     def forward(
         self,
@@ -91,7 +91,7 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         dict of energy, interaction_energy (n_structures,) and node_energy (n_atoms,) in eV; forces (n_atoms, 3) in
         eV/Å; virials −∂E/∂strain in eV; stress (n_structures, 3, 3) in eV/Å³, NaN for structures that are not periodic
         in all three directions and None if there is no other; all three None where not asked for; displacement, the
-        strain that was differentiated by; node_feats (n_atoms, any).
+        strain that was differentiated by; node_feats (n_atoms, any), None from a model that gives none.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         """Energies per structure and per atom, and the node features."""
         sender, receiver = data["edge_index"]
         vectors = data["positions"][receiver] - data["positions"][sender] + data["shifts"]  # (n_edges, 3)
-        terms, features = self.atom_terms(data["node_attrs"], data["edge_index"], vectors)
+        terms, features = self.atom_terms(data, vectors)
         species = data["node_attrs"].argmax(-1)
         atoms = self.atomic_energies_fn(data["node_attrs"]).squeeze(-1)
         interaction = self.scale[species] * terms + self.shift[species]

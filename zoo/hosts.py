@@ -2,9 +2,13 @@
 
 import abc
 
+import torch
+
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import host_type_of
+
+from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 
 
 class Host(abc.ABC):
@@ -34,6 +38,41 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def parameter_groups(model):
         """List of {"name", "params", "decay"} that holds every parameter of ``model`` once."""
+
+
+class EnergyModelHost(Host):
+    """A type of host for one class of ``EnergyModel`` that keeps its constructor's arguments as ``arguments``."""
+
+    model_class = None
+
+    @classmethod
+    def matches(cls, model):
+        """Whether ``model`` is of the class, not a subclass with other physics."""
+        return type(model) is cls.model_class
+
+    @staticmethod
+    def describe(model):
+        """Constructor arguments as JSON can hold them, E0, scale and shift as they are now."""
+        now = {
+            "atomic_energies": model.atomic_energies_fn.atomic_energies[0],
+            "atomic_inter_scale": model.scale.detach(),
+            "atomic_inter_shift": model.shift.detach(),
+        }
+        return {name: _plain(value) for name, value in {**model.arguments, **now}.items()}
+
+    @classmethod
+    def build(cls, arguments):
+        """A fresh model from what ``describe`` gave."""
+        return cls.model_class(**arguments)
+
+    @staticmethod
+    def parameter_groups(model):
+        """Weight decay on the matrices of linear layers, and on nothing else."""
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
+        return [
+            {"name": name, "params": [p for p in model.parameters() if (id(p) in linear) == decay], "decay": decay}
+            for name, decay in (("linear", True), ("others", False))
+        ]
 
 
 def parameter_groups(model):
@@ -66,3 +105,12 @@ def parameter_groups(model):
     if missing or len(grouped) != len(set(grouped)):
         raise InputError(f"host type {host_type.__name__} groups parameters wrongly; missing: {missing or 'none'}.")
     return [group for group in groups if group["params"]]
+
+
+def _plain(value):
+    """Lists for arrays and tuples, Python's numbers for others', text for irreps."""
+    if isinstance(value, o3.Irreps):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value

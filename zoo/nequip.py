@@ -203,14 +203,14 @@ class NequIP(EnergyModel):
         """{"submodule.name": irreps} of the node features that Φ reads."""
         return {f"interactions.{i}": layer.irreps_out for i, layer in enumerate(self.interactions)}
 
-    def atom_terms(self, node_attrs, edge_index, vectors):
+    def atom_terms(self, data, vectors):
         """ε (n_atoms,) and the features of all layers side by side (n_atoms, any)."""
-        node_attrs = node_attrs * node_attrs.shape[1] ** 0.5  # of variance 1, as e3nn's maps expect
+        node_attrs = data["node_attrs"] * data["node_attrs"].shape[1] ** 0.5  # of variance 1, as e3nn's maps expect
         edge_attrs = self.spherical_harmonics(vectors)  # (n_edges, (max_ell + 1)²)
         edge_feats = self.radial_basis(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))  # (n_edges, num_bessel)
         features, layers = self.embedding(node_attrs), []
         for interaction in self.interactions:
-            features = interaction(features, node_attrs, edge_attrs, edge_feats, edge_index)
+            features = interaction(features, node_attrs, edge_attrs, edge_feats, data["edge_index"])
             layers.append(features)
         return self.readout(features).squeeze(-1), torch.cat(layers, dim=-1)
 

@@ -1,33 +1,13 @@
 """NequIP as a type of host."""
 
-from zoo.hosts import Host
+from zoo.hosts import EnergyModelHost
 from zoo.nequip import NequIP
 
-from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 
-
-class NequIPHost(Host):
+class NequIPHost(EnergyModelHost):
     """``zoo.nequip.NequIP``."""
 
-    @staticmethod
-    def matches(model):
-        """Whether ``model`` is a ``NequIP``, not a subclass with other physics."""
-        return type(model) is NequIP
-
-    @staticmethod
-    def describe(model):
-        """Constructor arguments as JSON can hold them, E0, scale and shift as they are now."""
-        now = {
-            "atomic_energies": model.atomic_energies_fn.atomic_energies[0],
-            "atomic_inter_scale": model.scale.detach(),
-            "atomic_inter_shift": model.shift.detach(),
-        }
-        return {name: _plain(value) for name, value in {**model.arguments, **now}.items()}
-
-    @staticmethod
-    def build(arguments):
-        """A fresh model from what ``describe`` gave."""
-        return NequIP(**arguments)
+    model_class = NequIP
 
     @staticmethod
     def parameter_groups(model):
@@ -43,12 +23,3 @@ class NequIPHost(Host):
         return [
             {"name": name, "params": params, "decay": name == "interactions_decay"} for name, params in groups.items()
         ]
-
-
-def _plain(value):
-    """Lists for arrays and tuples, Python's numbers for others', text for irreps."""
-    if isinstance(value, o3.Irreps):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value

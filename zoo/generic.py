@@ -1,0 +1,100 @@
+"""Any network as a host: mace's batch dictionary and output around a module that knows nothing of them."""
+
+import dataclasses
+
+import torch
+
+from phi_equivariant.cells import check_open, read_cells
+from phi_equivariant.errors import InputError
+from zoo.energy_model import EnergyModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """What a network may read of a batch of structures.
+
+    numbers: atomic numbers (n_atoms,)
+    positions: (n_atoms, 3) in Å
+    batch: (n_atoms,), structure of each atom
+    edge_index: (2, n_edges), sender and receiver; all pairs within the cut-off, in both directions, periodic images too
+    vectors: (n_edges, 3), from sender to receiver in Å; lengths: (n_edges,) in Å
+    """
+
+    numbers: torch.Tensor
+    positions: torch.Tensor
+    batch: torch.Tensor
+    edge_index: torch.Tensor
+    vectors: torch.Tensor
+
+    @property
+    def lengths(self):
+        """(n_edges,) in Å."""
+        return torch.linalg.vector_norm(self.vectors, dim=-1)
+
+
+class GenericModel(EnergyModel):
+    """A network as a host: E = Σ_i E0_(Z_i) + shift_(Z_i) + scale_(Z_i) ε_i with ε = energies(network, graph).
+
+    Forces and stress are derivatives of E; they are exact if ε is a differentiable function of the graph's positions
+    and vectors, and continuous at the cut-off if the network's messages end there with their first derivative.
+
+    Parameters
+    ----------
+    network: the module, a submodule of the model by the name ``network``
+    energies: function of network and ``Graph`` → ε (n_atoms,) or (n_atoms, 1); with ``per="structure"`` (n_structures,)
+        or (n_structures, 1). Defined at the top of a module, so that copies and ``torch.save`` find it.
+    atomic_numbers: elements that the model knows
+    atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift: see ``EnergyModel``
+    taps: what ``attach_phi`` taps where it is not told: {"network.submodule": irreps, a width, a ``Tap`` or a list of
+        these}
+    per: ``atom``, or ``structure`` for a network that has added its energies up: its atoms then have equal parts
+    periodic: whether ε depends on positions through the graph's vectors or lengths alone, so that images count;
+        without, periodic structures are refused
+
+    Raises
+    ------
+    InputError
+        As ``EnergyModel`` does; in the forward pass for energies of another shape, or a periodic structure.
+    """
+
+    def __init__(
+        self,
+        network,
+        energies,
+        atomic_numbers,
+        atomic_energies=0.0,
+        r_max=5.0,
+        taps=None,
+        per="atom",
+        periodic=False,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+        train_scale_shift=False,
+    ):
+        super().__init__(
+            atomic_numbers, atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift
+        )
+        if per not in ("atom", "structure"):
+            raise InputError(f"per is {per!r}; give 'atom' or 'structure'.")
+        if per == "structure" and (train_scale_shift or len(self.scale.unique()) > 1):
+            raise InputError("per='structure' knows no energies of elements: give one atomic_inter_scale, not trained.")
+        self.network, self.energies, self.per, self.periodic = network, energies, per, periodic
+        self.phi_taps = taps
+
+    def atom_terms(self, data, vectors):
+        """ε (n_atoms,); no node features, which Φ finds by its taps."""
+        if not self.periodic:
+            _, pbc = read_cells(data)
+            check_open(pbc, f"{type(self.network).__name__} sees no periodic images (GenericModel's periodic is False)")
+        numbers, batch = self.atomic_numbers[data["node_attrs"].argmax(-1)], data["batch"]
+        energies = self.energies(self.network, Graph(numbers, data["positions"], batch, data["edge_index"], vectors))
+        n_structures = len(data["ptr"]) - 1
+        n = len(numbers) if self.per == "atom" else n_structures
+        if not torch.is_tensor(energies) or energies.shape not in ((n,), (n, 1)):
+            given = tuple(energies.shape) if torch.is_tensor(energies) else type(energies).__name__
+            raise InputError(
+                f"energies(network, graph) gave {given} for {len(numbers)} atoms in {n_structures} structures; with "
+                f"per={self.per!r} expected ({n},)."
+            )
+        energies = energies.reshape(n)
+        return (energies if self.per == "atom" else (energies / data["ptr"].diff())[batch]), None
