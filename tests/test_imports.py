@@ -13,7 +13,7 @@ MACE = {"zoo/mace_host.py", "training/mace_interface.py"}
 LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
 FILES = {"filelock", "requests", "rich", "yaml"}  # for downloads, cards and the command line
 ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | FILES | {"mace", "zoo"}}
-OPTIONAL = {"torch_scatter", "torch_sim", "huggingface_hub"}  # only where its absence is handled
+OPTIONAL = {"torch_scatter", "torch_sim", "torch_geometric", "huggingface_hub"}  # only where its absence is handled
 
 
 def imported(tree):

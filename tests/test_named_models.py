@@ -95,6 +95,32 @@ def test_nequip_trains_loads_and_predicts(tmp_path):
     assert found.arrays["MACE_descriptors"].shape == (len(atoms), 8)  # scalars of two layers
 
 
+@pytest.mark.parametrize("name", ["phi-schnet-small", "phi-visnet-small"])
+def test_networks_of_pytorch_geometric_train_restart_and_load(tmp_path, name, capsys):
+    """Ended after two epochs and gone on for a third, as if in one go; then loaded, used and evaluated."""
+    given = dict.fromkeys(SIZE) | {"model": name, "r_max": 3.0, "num_channels": 8, "num_radial_basis": 8, "lr": 0.02}
+    given |= {"num_interactions": 2, "seed": 3}
+    assert main(line(tmp_path, name="whole", max_num_epochs=3, **given)) == 0
+    assert main(line(tmp_path, max_num_epochs=2, **given)) == 0
+    assert main(line(tmp_path, max_num_epochs=3, restart_latest=True, **given)) == 0
+    rows = metrics(tmp_path / "run")
+    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in metrics(tmp_path / "whole")]
+    assert 0 < rows[-1]["train_loss"] < rows[0]["train_loss"]
+    model = load_pretrained(tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert model.host.arguments["hidden_channels"] == 8 and described["host"]["type"] in name
+    assert model.host.scale.tolist() != [1.0] * 3 and len(model.taps) == 2
+    atoms = ase.io.read(tmp_path / "molecules.xyz", 0)
+    words = ["--configs", tmp_path / "molecules.xyz", "--model", tmp_path / "run", "--output", tmp_path / "out.xyz"]
+    assert evaluate.main([str(word) for word in words] + ["--return_descriptors"]) == 0
+    found = ase.io.read(tmp_path / "out.xyz", 0)
+    atoms.calc = PhiCalculator(model)
+    assert found.info["MACE_energy"] == pytest.approx(atoms.get_potential_energy(), rel=1e-9)
+    assert found.arrays["MACE_descriptors"].shape == (len(atoms), 16)  # scalars of two layers
+    message = refused(capsys, line(tmp_path, **{**given, "hidden_irreps": "8x0e"}))
+    assert f"--hidden_irreps: {name} has no such setting" in message
+
+
 def test_what_nequip_does_not_have_is_refused(tmp_path, capsys):
     given = dict.fromkeys(SIZE) | {"model": "phi-nequip-small", "correlation": 2}
     assert "--correlation: phi-nequip-small has no such setting" in refused(capsys, line(tmp_path, **given))

@@ -297,6 +297,9 @@ def test_hostile_weights(folder, no_building, weights):
         ("phi.config.channels", 10**9, "phi: channels needs at least"),
         ("phi.config.operator", "magic", "operator is 'magic'"),
         ("phi.taps", {f"a{i}": "1x0e" for i in range(100)}, "at most 64"),
+        ("phi.taps", {"a": {"irreps": "1000000000x0e"}}, "at most 8192 channels"),
+        ("phi.taps", {"a": ["1x0e"] * 100}, "has 100 parts; at most 8"),
+        ("phi.taps", {"a": ["1x0e", {"irreps": "1x0e", "element": [0]}]}, "element is"),
         ("phi", 3, "no configuration"),
     ],
 )  # fmt: skip

@@ -118,7 +118,7 @@ def _build_host(args, run_data, order):
         host, outputs = mace_interface.build_host(*arguments)
     else:
         host, outputs = mace_interface.fine_tuned_host(*arguments, run_data.foundation.model)
-    if accelerated(host) is None and (args.enable_cueq or args.only_cueq or args.enable_oeq):
+    if (args.enable_cueq or args.only_cueq or args.enable_oeq) and accelerated(host) is None:
         host = accelerate(host, "oeq" if args.enable_oeq else "cueq", args.device)
     if args.freeze:
         mace_interface.freeze_layers(host, args.freeze)

@@ -5,17 +5,20 @@ import ast
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.option_table import HONOURED
-from zoo.architectures import ARCHITECTURES, architecture, create_model
+from zoo.architectures import ARCHITECTURES, architecture, check_installed, create_model
 
-#: mace's options that hosts have too, and their names there: given with a named model they change its size.
+#: Settings of hosts that are options of mace too, and their names there: given with a named model they change its size.
 SETTINGS = {
     "r_max": "r_max",
     "hidden_irreps": "hidden_irreps",
+    "hidden_channels": "num_channels",
     "num_interactions": "num_interactions",
     "max_ell": "max_ell",
     "correlation": "correlation",
-    "num_radial_basis": "num_bessel",
-    "num_cutoff_basis": "num_polynomial_cutoff",
+    "num_bessel": "num_radial_basis",
+    "num_gaussians": "num_radial_basis",
+    "num_rbf": "num_radial_basis",
+    "num_polynomial_cutoff": "num_cutoff_basis",
     "radial_MLP": "radial_MLP",
     "MLP_irreps": "MLP_irreps",
     "gate": "gate",
@@ -54,13 +57,15 @@ def take_settings(args, given, said, default_of):
         For an option that the model does not have.
     """
     size = architecture(args.model)
+    check_installed(args.model)
     for option in MACE_ONLY:
         if option in given and getattr(args, option):
             raise InputError(
                 f"--{option} acts on models that mace's options describe; leave it out with --model {args.model}, or "
                 "choose --model ScaleShiftMACE."
             )
-    own = {option: size.arguments[name] for option, name in SETTINGS.items() if name in size.arguments}
+    own = {SETTINGS[name]: value for name, value in size.arguments.items() if name in SETTINGS}
+    sizes = dict(own)
     for option in ARCHITECTURE_OPTIONS:
         if option in given and option not in own:
             raise InputError(
@@ -68,7 +73,7 @@ def take_settings(args, given, said, default_of):
                 f"{args.model} has {', '.join(own)}."
             )
         if option in said and option in own:
-            own[option] = _read(option, getattr(args, option), size.arguments[SETTINGS[option]])
+            own[option] = _read(option, getattr(args, option), sizes[option])
         setattr(args, option, default_of(option))
     return own
 
@@ -103,13 +108,16 @@ def build_host(args, loader, energies, atomic_numbers, heads):
         As :func:`training.mace_interface.build_host`.
     """
     neighbours, (scale,), (shift,) = mace_interface.statistics(args, loader, energies, atomic_numbers, heads)
-    settings = {name: getattr(args, option) for option, name in SETTINGS.items() if getattr(args, option) is not None}
+    size = architecture(args.model).arguments
+    given = {name: getattr(args, option) for name, option in SETTINGS.items() if name in size}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "avg_num_neighbors" in size:
+        settings["avg_num_neighbors"] = neighbours
     model = create_model(
         args.model,
         atomic_numbers,
         with_phi=False,
         E0s=energies[heads[0].name],
-        avg_num_neighbors=neighbours,
         scale=scale,
         shift=shift,
         **settings,

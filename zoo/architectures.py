@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 from fnmatch import fnmatchcase
 
@@ -16,12 +17,18 @@ from zoo import limits
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A size of a host: the type that builds it, its constructor arguments, and Φ's settings."""
+    """A size of a host: the type that builds it, its constructor arguments, Φ's settings, and the extra it needs."""
 
     description: str
     host: str
     arguments: dict
     phi: dict = dataclasses.field(default_factory=dict)
+    extra: str | None = None
+
+    @property
+    def installed(self):
+        """Whether the package of the extra is there."""
+        return self.extra is None or importlib.util.find_spec(_PACKAGES[self.extra]) is not None
 
 
 def _mace(hidden_irreps, description):
@@ -46,6 +53,7 @@ def _mace(hidden_irreps, description):
             "use_reduced_cg": False,
             "interaction_cls": "RealAgnosticResidualInteractionBlock",
             "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+            "avg_num_neighbors": 16.0,
         },
     )
 
@@ -64,20 +72,45 @@ def _nequip(hidden_irreps, description):
             "num_bessel": 8,
             "num_polynomial_cutoff": 6,
             "radial_MLP": [64, 64],
+            "avg_num_neighbors": 16.0,
             "train_scale_shift": False,
         },
     )
 
 
+def _pyg(host, description, **arguments):
+    """A network of PyTorch Geometric."""
+    arguments = {"r_max": 5.0, **arguments, "train_scale_shift": False}
+    return Architecture(description, host, arguments, extra="pyg")
+
+
+_PACKAGES = {"pyg": "torch_geometric"}
 #: {name: architecture}. A new one is one more item; tests take it from here.
 ARCHITECTURES = {
     "phi-mace-small": _mace("32x0e+32x1o", "MACE, 32 channels, l = 1, two layers"),
     "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
     "phi-nequip-small": _nequip("20x0e+20x1o+20x2e", "NequIP, 20 channels, l = 2, four layers"),
     "phi-nequip-medium": _nequip("32x0e+32x1o+32x2e", "NequIP, 32 channels, l = 2, four layers"),
+    "phi-schnet-small": _pyg(
+        "schnet",
+        "SchNet of PyTorch Geometric, 64 channels, three layers",
+        hidden_channels=64,
+        num_filters=64,
+        num_interactions=3,
+        num_gaussians=50,
+    ),
+    "phi-visnet-small": _pyg(
+        "visnet",
+        "ViSNet of PyTorch Geometric, 64 channels, l = 1, three layers",
+        hidden_channels=64,
+        num_heads=8,
+        num_interactions=3,
+        max_ell=1,
+        num_rbf=32,
+    ),
 }
 #: Overrides that every size takes, because they depend on the data.
-STATISTICS = ("E0s", "avg_num_neighbors", "scale", "shift")
+STATISTICS = ("E0s", "scale", "shift")
 _FIXED = ("class",)
 
 
@@ -90,6 +123,16 @@ def architecture(name):
     if "." in str(name):
         hint += " A trained model is loaded by load_pretrained."
     raise InputError(f"there is no model {name!r} to create; {hint}")
+
+
+def check_installed(name):
+    """InputError, with the command that helps, if a size needs a package that is not there."""
+    size = architecture(name)
+    if not size.installed:
+        raise InputError(
+            f"{name} needs {_PACKAGES[size.extra]}, which is not installed: pip install "
+            f"'phi-equivariant[{size.extra}]'."
+        )
 
 
 def matching(names, pattern):
@@ -110,8 +153,8 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
     dtype: ``float32`` or ``float64``; torch's default where None
     overrides: arguments of the host that change the size's own, such as ``r_max`` or ``hidden_irreps``; and what
         depends on the data: ``E0s``, {Z: energy of the isolated atom in eV} (0 where not given),
-        ``avg_num_neighbors``, mean number of neighbours (16 where not given), ``scale`` and ``shift`` of the energies
-        per atom in eV (1 and 0)
+        ``scale`` and ``shift`` of the energies per atom in eV (1 and 0), and, of hosts that have it,
+        ``avg_num_neighbors``, mean number of neighbours (16)
 
     Returns
     -------
@@ -120,9 +163,11 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
     Raises
     ------
     InputError
-        For an unknown name, element or override (with the nearest name), or a value that cannot be used.
+        For an unknown name, element or override (with the nearest name), a value that cannot be used, or a size whose
+        extra is not installed.
     """
     size = architecture(name)
+    check_installed(name)
     numbers = _elements(elements)
     known = [key for key in size.arguments if key not in _FIXED] + list(STATISTICS)
     for key in overrides:
@@ -135,7 +180,6 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
     arguments = size.arguments | {
         "atomic_numbers": numbers,
         "atomic_energies": _energies(overrides.pop("E0s", None), numbers),
-        "avg_num_neighbors": 16.0,
         "atomic_inter_scale": _per_head(overrides.pop("scale", 1.0)),
         "atomic_inter_shift": _per_head(overrides.pop("shift", 0.0)),
     }

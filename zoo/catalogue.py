@@ -9,7 +9,7 @@ from zoo.registry import CARD_FILE, SHIPPED, is_address, shipped
 
 
 def list_models(filter=None, trained=False, offline=False):
-    """Names of the sizes that ``create_model`` makes, or of the trained models that ``load_pretrained`` loads.
+    """Names of the sizes that ``create_model`` can make here, or of the trained models that ``load_pretrained`` loads.
 
     Parameters
     ----------
@@ -17,15 +17,16 @@ def list_models(filter=None, trained=False, offline=False):
     trained: list trained models: those of the package, and those of the registry that ``PHI_ZOO_URL`` names
     offline: do not ask that registry's server, but take what it said last
     """
-    return matching(entries(offline) if trained else ARCHITECTURES, filter)
+    fresh = [name for name, size in ARCHITECTURES.items() if size.installed]
+    return matching(entries(offline) if trained else fresh, filter)
 
 
 def model_info(name, offline=False):
     """What is known of a size or of a trained model, as a dictionary.
 
-    ``kind`` is ``architecture``, with host, arguments, phi and the names of trained models of that size; or
-    ``trained``, with files (size, sha256), addresses, place and card (None where it would have to be downloaded
-    although ``offline`` is set).
+    ``kind`` is ``architecture``, with host, arguments, phi, extra (what it needs beside the library) and the names of
+    trained models of that size; or ``trained``, with files (size, sha256), addresses, place and card (None where it
+    would have to be downloaded although ``offline`` is set).
 
     Raises
     ------
@@ -41,6 +42,7 @@ def model_info(name, offline=False):
             "host": size.host,
             "arguments": dict(size.arguments),
             "phi": dict(size.phi),
+            "extra": size.extra,
             "trained": [other for other in shipped() if other.startswith(f"{name}.")],
         }
     entry = find(name, offline, refresh=True)

@@ -20,11 +20,16 @@ WHOLE = {
     "num_elements": (1, 118),
     "atomic_numbers": (1, 118),
     "radial_MLP": (1, 8192),
+    "hidden_channels": (1, 8192),
+    "num_filters": (1, 8192),
+    "num_gaussians": (1, 512),
+    "num_rbf": (1, 512),
+    "num_heads": (1, 512),
 }
 LISTS = ("atomic_numbers", "radial_MLP")
 LENGTHS = {"r_max": (0.0, 100.0), "avg_num_neighbors": (0.0, 1e5)}
 IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
-MOST_CHANNELS, MOST_L, MOST_LAYERS = 8192, 6, 64
+MOST_CHANNELS, MOST_L, MOST_LAYERS, MOST_PARTS = 8192, 6, 64, 8
 MOST_COUPLINGS = 2e5  # (max_ell + 1)^(2 correlation), entries of mace's largest coupling matrix for each of its outputs
 _IRREP = re.compile(r"((?P<mul>[0-9]{1,18})x)?(?P<l>[0-9]{1,9})(?P<p>[eo])")
 MOST_VALUES, LONGEST_TEXT = 50_000, 1000
@@ -122,17 +127,26 @@ def check_arguments(arguments):
         order = max(orders) if isinstance(orders, list | tuple) else orders
         if (max_ell + 1) ** (2 * order) > MOST_COUPLINGS:
             raise InputError(f"correlation {order} with max_ell {max_ell} makes too many couplings")
-    hidden = _check_irreps("hidden_irreps", arguments["hidden_irreps"])
-    channels, largest = sum(mul for mul, l_p in hidden if l_p == "0e"), max(mul for mul, _ in hidden)
-    if channels == 0:
-        raise InputError(f"hidden_irreps is {arguments['hidden_irreps']}; without 0e channels nothing gives energies")
+    channels, largest = _channels(arguments)
     widths = arguments.get("radial_MLP") or []
     return {
         "num_interactions": arguments["num_interactions"] * channels**2,
-        "hidden_irreps": largest**2 // 16,
+        "hidden_irreps" if "hidden_irreps" in arguments else "hidden_channels": largest**2 // 16,
         "atomic_numbers": channels * len(arguments["atomic_numbers"]),
+        "num_filters": arguments.get("num_filters", 0) ** 2,
         "radial_MLP": sum(a * b for a, b in zip(widths, widths[1:], strict=False)),
     }
+
+
+def _channels(arguments):
+    """Number of scalar channels of a host, and the largest number of any kind."""
+    if "hidden_irreps" not in arguments:
+        return arguments["hidden_channels"], arguments["hidden_channels"]
+    hidden = _check_irreps("hidden_irreps", arguments["hidden_irreps"])
+    channels = sum(mul for mul, l_p in hidden if l_p == "0e")
+    if channels == 0:
+        raise InputError(f"hidden_irreps is {arguments['hidden_irreps']}; without 0e channels nothing gives energies")
+    return channels, max(mul for mul, _ in hidden)
 
 
 def _phi_needs(phi):
@@ -140,8 +154,12 @@ def _phi_needs(phi):
     config = PhiConfig.from_dict(phi["config"])
     if len(phi["taps"]) > MOST_LAYERS:
         raise InputError(f"taps are {len(phi['taps'])}; at most {MOST_LAYERS} are allowed")
-    for name, irreps in phi["taps"].items():
-        _check_irreps(f"the tap {name}", irreps)
+    for name, given in phi["taps"].items():
+        parts = given if isinstance(given, list) else [given]
+        if len(parts) > MOST_PARTS:
+            raise InputError(f"the tap {name} has {len(parts)} parts; at most {MOST_PARTS} are allowed")
+        for part in parts:
+            _check_irreps(f"the tap {name}", part["irreps"] if isinstance(part, dict) else part)
     return {"phi: hidden": len(phi["taps"]) * config.hidden**2, "phi: channels": config.hidden * config.channels}
 
 
