@@ -7,6 +7,7 @@ import safetensors
 
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
+from phi_equivariant.taps import read_taps
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, host_types
 from zoo.registry import FILE_LIMITS, read_json
 
@@ -160,6 +161,7 @@ def _phi_needs(phi):
             raise InputError(f"the tap {name} has {len(parts)} parts; at most {MOST_PARTS} are allowed")
         for part in parts:
             _check_irreps(f"the tap {name}", part["irreps"] if isinstance(part, dict) else part)
+    read_taps(phi["taps"])
     return {"phi: hidden": len(phi["taps"]) * config.hidden**2, "phi: channels": config.hidden * config.channels}
 
 
