@@ -34,8 +34,9 @@ class PhiCalculator(Calculator):
     Raises
     ------
     InputError
-        For an element or head the model does not know, a total charge that is not a number, positions or a cell that
-        are not finite, a singular cell, or with ``operator="coulomb"`` one or two periodic directions.
+        For an element or head the model does not know, a total charge that is not a number, or that a host which
+        embeds it was not made for, positions or a cell that are not finite, a singular cell, or with
+        ``operator="coulomb"`` one or two periodic directions.
     """
 
     def __init__(self, model, device="cpu", dtype=None, head=None, skin=0.5, **kwargs):

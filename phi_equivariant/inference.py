@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from phi_equivariant.cells import check_cells
+from phi_equivariant.embedded import check_classes
 from phi_equivariant.errors import InputError
 from phi_equivariant.neighbours import NeighbourList
 from phi_equivariant.potential import PhiPotential
@@ -35,10 +36,14 @@ def ready_model(model, device="cpu", dtype=None):
     return model.to(device).eval()
 
 
+def host_of(model):
+    """The host of a potential; a bare host itself."""
+    return model.host if isinstance(model, PhiPotential) else model
+
+
 def embedded_by(model):
     """Names of the quantities of a structure that a model's host embeds."""
-    host = model.host if isinstance(model, PhiPotential) else model
-    return set(getattr(host, "embedding_specs", None) or {})
+    return set(getattr(host_of(model), "embedding_specs", None) or {})
 
 
 class ModelInput:
@@ -82,7 +87,7 @@ class ModelInput:
         ------
         InputError
             For a structure without atoms, with elements that the model does not know, positions or a cell that are not
-            finite, a singular cell, or a total charge that is no number.
+            finite, a singular cell, a total charge that is no number, or one that is no class of the host's embedding.
         """
         self._check(structures)
         reference = next(self.model.parameters())
@@ -94,6 +99,8 @@ class ModelInput:
         edges, images, shifts = self._edges(structures, cells, ptr)
         species = torch.tensor([self._elements[z] for atoms in structures for z in atoms.numbers.tolist()], **whole)
         values = [self.read(atoms.info) for atoms in structures]
+        info = {name: torch.tensor([value[name] for value in values], **number) for name in self._info}
+        check_classes(host_of(self.model), info)
         return {
             "positions": torch.tensor(np.concatenate([atoms.positions for atoms in structures]), **number),
             "node_attrs": torch.nn.functional.one_hot(species, len(self._elements)).to(reference.dtype),
@@ -105,7 +112,7 @@ class ModelInput:
             "batch": torch.tensor(np.repeat(np.arange(len(structures)), counts), **whole),
             "ptr": torch.tensor(ptr, **whole),
             "head": torch.full((len(structures),), self.head, **whole),
-            **{name: torch.tensor([value[name] for value in values], **number) for name in self._info},
+            **info,
         }
 
     def _edges(self, structures, cells, ptr):

@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from phi_equivariant.cells import read_cells
+from phi_equivariant.embedded import check_classes
 from phi_equivariant.errors import InputError
 from phi_equivariant.strain import slopes, strain, stress_of
 from phi_equivariant.taps import RecordedOutput, read_layers, submodules
@@ -110,9 +111,10 @@ class PhiPotential(torch.nn.Module):
         Raises
         ------
         InputError
-            For positions, cells or total charges that are not finite, a cell that nothing can be computed in, with
-            ``operator="coulomb"`` a structure periodic in one or two directions, a quantity that is not computed,
-            derivatives in inference mode, or if Φ was detached. A charged periodic cell gives a warning.
+            For positions, cells or total charges that are not finite, a charge or spin that is no class of the host's
+            embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a structure periodic in one
+            or two directions, a quantity that is not computed, derivatives in inference mode, or if Φ was detached. A
+            charged periodic cell gives a warning.
         """
         _refuse(
             compute_hessian=compute_hessian,
@@ -177,6 +179,7 @@ class PhiPotential(torch.nn.Module):
 
     def _run_host(self, data, training):
         """The host's output without derivatives, and the tapped node features."""
+        check_classes(self.host, data)
         for recorded in self._recorded.values():
             recorded.active = True
         try:

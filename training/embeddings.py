@@ -8,6 +8,7 @@ from training.nested import literal
 
 EXAMPLE = "{'total_spin': {'type': 'categorical', 'per': 'graph', 'num_classes': 5, 'emb_dim': 8}}"
 SIZES = {"categorical": "num_classes", "continuous": "in_dim"}
+ENTRIES = ("type", "per", *SIZES.values(), "emb_dim", "offset", "use_bias", "key")  # that mace reads
 
 
 def check_specs(given):
@@ -21,6 +22,10 @@ def check_specs(given):
     if not isinstance(specs, dict) or not all(isinstance(spec, dict) for spec in specs.values()):
         raise InputError(f"--embedding_specs: expected a specification by name as in {EXAMPLE}, got {given!r}.")
     for name, spec in specs.items():
+        if unknown := sorted(set(spec) - set(ENTRIES)):
+            raise InputError(
+                f"--embedding_specs: {name}: unknown entry {unknown[0]!r}; valid are {', '.join(ENTRIES)}."
+            )
         for key, choices in (("type", tuple(SIZES)), ("per", ("graph", "atom"))):
             if spec.get(key) not in choices:
                 raise InputError(
