@@ -10,7 +10,7 @@ REACH = {torch.float64: 7.0, torch.float32: 5.5}
 _CHUNK = 2_000_000  # distances looked at together while neighbours are searched
 
 
-def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant):
+def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant, find_pairs):
     """P of structures that are periodic in three directions, in V/e.
 
         P_ij / k_e = (4π/V) Σ_{k≠0} e^{−k²s²/2}/k² cos k·r_ij + Σ'_n [erf(r/√2γ_ij) − erf(r/√2s)]/r
@@ -28,6 +28,7 @@ def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant):
     cell: (n_structures, 3, 3), rows are the cell vectors in Å
     splitting: s in Å; P depends on it by rounding only
     coulomb_constant: k_e in eV·Å/e²
+    find_pairs: ``pairs_within`` or a ``KeptPairs``
 
     Returns
     -------
@@ -50,8 +51,9 @@ def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant):
     potential = potential + torch.diag_embed(own - coulomb.self_contribution())
 
     radius = REACH[place.dtype] * max(splitting, float(spread.detach().amax().sqrt()))
-    structure, first, second, images = pairs_within(radius, fractional.detach(), mask, cell.detach())
-    vectors = place[structure, second] - place[structure, first] + (images[:, None, :] @ cell[structure])[:, 0]
+    pairs = find_pairs(radius, fractional.detach(), mask, cell.detach())
+    structure, first, second, images = pairs
+    vectors = vectors_between(place, cell, pairs)
     distance = vectors.norm(dim=-1)  # (n_pairs,)
     near = coulomb_constant * torch.erf(distance * (2 * spread[structure, first, second]).rsqrt()) / distance
     near = near - coulomb.lr_from_dist(distance)
@@ -159,3 +161,48 @@ def pairs_within(radius, fractional, mask, cell):
             which = torch.full_like(pair, index)
             found.append((which, first[pair], second[pair], part[image].to(cell.dtype) - nearest[pair]))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def vectors_between(place, cell, pairs):
+    """Vectors from the first to the second atom of every pair: (n_pairs, 3) in Å."""
+    structure, first, second, images = pairs
+    return place[structure, second] - place[structure, first] + (images[:, None, :] @ cell[structure])[:, 0]
+
+
+class KeptPairs:
+    """``pairs_within`` for simulations: a list that reaches further is kept while atoms move less than half the excess.
+
+    Each call gives the pairs that a fresh search would find.
+    """
+
+    skin = 0.5  # Å
+
+    def __init__(self):
+        self._kept = None
+
+    def __getstate__(self):
+        """Copies and files do without the list."""
+        return {"_kept": None}
+
+    @torch.no_grad()
+    def __call__(self, radius, fractional, mask, cell):
+        """As ``pairs_within``."""
+        kept = self._kept
+        if kept is None or not self._serves(kept, radius, fractional, mask, cell):
+            pairs = pairs_within(radius + self.skin, fractional, mask, cell)
+            self._kept = kept = (radius, fractional.clone(), mask, cell.clone(), pairs)
+        pairs = kept[-1]
+        near = vectors_between(fractional @ cell, cell, pairs).square().sum(-1) < radius**2
+        return tuple(part[near] for part in pairs)
+
+    def _serves(self, kept, radius, fractional, mask, cell):
+        built_radius, built_at, built_mask, built_cell, _ = kept
+        same_kind = (
+            fractional.shape == built_at.shape and cell.dtype == built_cell.dtype and cell.device == built_cell.device
+        )
+        if radius != built_radius or not same_kind:
+            return False
+        if not (torch.equal(mask, built_mask) and torch.equal(cell, built_cell)):
+            return False
+        moved = ((fractional - built_at) @ cell).norm(dim=-1)[mask]
+        return bool(moved.max() < self.skin / 2)

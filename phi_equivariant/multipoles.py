@@ -6,7 +6,7 @@ import math
 import torch
 from torchpme import CoulombPotential
 
-from phi_equivariant.ewald import REACH, cell_volume, pairs_within, waves
+from phi_equivariant.ewald import REACH, cell_volume, vectors_between, waves
 
 _SERIES_TERMS = {torch.float64: 18, torch.float32: 10}  # of F_m at x ≤ 1, to rounding
 
@@ -46,7 +46,7 @@ def dipole_terms(place, width, mask, charges, dipoles, coulomb_constant):
     return potential, gradient
 
 
-def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant):
+def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant, find_pairs):
     """What ``dipole_terms`` gives in free space, of structures that are periodic in three directions.
 
     g(r) is summed over all cells as in ``phi_equivariant.ewald``: smooth Gaussians of width s by reciprocal vectors,
@@ -58,7 +58,8 @@ def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, 
 
     Parameters
     ----------
-    cell: (n_structures, 3, 3), rows are the cell vectors in Å; splitting: s in Å; others as in ``dipole_terms``
+    cell: (n_structures, 3, 3), rows are the cell vectors in Å; splitting: s in Å; find_pairs: ``pairs_within`` or a
+        ``KeptPairs`` of ``phi_equivariant.ewald``; others as in ``dipole_terms``
 
     Returns
     -------
@@ -77,17 +78,20 @@ def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, 
     gradient = torch.einsum("gk,gkx,gkn,gkc->gncx", weights, vectors, cosine, sin_q + cos_mu)
     gradient = gradient + torch.einsum("gk,gkx,gkn,gkc->gncx", weights, vectors, sine, sin_mu - cos_q)
 
-    near_potential, near_gradient = _near_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant)
+    near_potential, near_gradient = _near_terms(
+        place, width, mask, cell, splitting, charges, dipoles, coulomb_constant, find_pairs
+    )
     return potential + near_potential, gradient + near_gradient
 
 
-def _near_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant):
+def _near_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant, find_pairs):
     """Sums over pairs of g less that of Gaussians of width s: potential and gradient as in ``dipole_terms``."""
     spread = width.square()[:, :, None] + width.square()[:, None, :]  # γ²
     radius = REACH[place.dtype] * max(splitting, float(spread.detach().amax().sqrt()))
     fractional = (place @ torch.linalg.inv(cell)).detach()
-    structure, left, right, images = pairs_within(radius, fractional, mask, cell.detach())
-    difference = place[structure, left] - place[structure, right] - (images[:, None, :] @ cell[structure])[:, 0]
+    pairs = find_pairs(radius, fractional, mask, cell.detach())
+    structure, left, right, _ = pairs
+    difference = -vectors_between(place, cell, pairs)
     squared, smooth = difference.square().sum(-1), place.new_tensor(splitting**2)
     first, second = (
         exact - gaussian

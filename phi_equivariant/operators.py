@@ -6,7 +6,7 @@ import ase.data
 import torch
 
 from phi_equivariant.batching import segment_sum
-from phi_equivariant.ewald import ewald_matrix
+from phi_equivariant.ewald import KeptPairs, ewald_matrix, pairs_within
 from phi_equivariant.multipoles import dipole_terms, lattice_dipole_terms
 
 COULOMB_CONSTANT = 14.399645  # eV·Å/e², 1/(4πε₀)
@@ -81,10 +81,16 @@ class GaussianCoulomb(torch.nn.Module):
         start = torch.tensor([self.start_per_covalent_radius * ase.data.covalent_radii[z] for z in atomic_numbers])
         fraction = (start.to(torch.get_default_dtype()) - self.narrowest) / (self.widest - self.narrowest)
         self.width_logit = torch.nn.Parameter(torch.logit(fraction.clamp(0.05, 0.95)))
+        self.kept_pairs = KeptPairs()
 
     def widths(self):
         """σ of every element in Å: (n_elements,), always within the bounds."""
         return self.narrowest + (self.widest - self.narrowest) * torch.sigmoid(self.width_logit)
+
+    @property
+    def _find_pairs(self):
+        """Batches of training have no pairs in common, steps of a simulation have."""
+        return pairs_within if self.training else self.kept_pairs
 
     def matrix(self, positions, species, layout, cell=None, periodic=None):
         """P of every structure.
@@ -111,6 +117,7 @@ class GaussianCoulomb(torch.nn.Module):
             cell[inside],
             self.splitting,
             COULOMB_CONSTANT,
+            self._find_pairs,
         )
         if len(inside) == layout.n_structures:
             return lattice
@@ -128,7 +135,12 @@ class GaussianCoulomb(torch.nn.Module):
         inside, outside = periodic.nonzero()[:, 0], (~periodic).nonzero()[:, 0]
         inner = [term[inside] for term in (place, width, layout.mask)]
         terms = lattice_dipole_terms(
-            *inner, cell[inside], self.splitting, *(moment[inside] for moment in moments), COULOMB_CONSTANT
+            *inner,
+            cell[inside],
+            self.splitting,
+            *(moment[inside] for moment in moments),
+            COULOMB_CONSTANT,
+            self._find_pairs,
         )
         if len(outside):
             outer = [term[outside] for term in (place, width, layout.mask, *moments)]

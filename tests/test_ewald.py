@@ -1,5 +1,6 @@
 """The potential matrix of periodic cells: lattice sums that are known, and sums that nobody needs to split."""
 
+import copy
 import math
 
 import numpy as np
@@ -216,3 +217,29 @@ def test_heights_of_lattices_of_one_two_and_three_vectors():
     np.testing.assert_allclose(lattice_heights(torch.tensor([[0, 3.0, 4.0]])), [5.0])
     assert lattice_heights(torch.tensor([[1.0, 0, 0], [2.0, 1e-7, 0]])) is None
     assert lattice_heights(torch.zeros(1, 3)) is None
+
+
+def test_kept_pairs_give_the_matrix_of_a_fresh_search(monkeypatch):
+    """Atoms that walk, cross faces and are put back into the cell, two structures at once, then another cell."""
+    searches = []
+
+    def counted(*arguments):
+        searches.append(arguments[0])
+        return pairs_within(*arguments)
+
+    monkeypatch.setattr("phi_equivariant.ewald.pairs_within", counted)
+    keeps, fresh = operator_of(0.4, 0.9, 0.6, 0.5, 0.7).eval(), operator_of(0.4, 0.9, 0.6, 0.5, 0.7).train()
+    rng, structures, counts = np.random.default_rng(0), [triclinic(), triclinic(1, n=3)], []
+    for step in range(16):
+        for atoms in structures:
+            atoms.positions += 0.04 * rng.normal(size=atoms.positions.shape)
+        if step == 8:
+            structures[0].set_cell(1.01 * structures[0].cell)
+        if step == 12:
+            structures[0].wrap()
+        before = len(searches)
+        found = matrix_of(keeps, *structures)
+        counts.append(len(searches) - before)
+        torch.testing.assert_close(found, matrix_of(fresh, *structures), rtol=1e-13, atol=1e-12)
+    assert counts[0] == counts[8] == counts[12] == 1 and sum(counts) < 9
+    assert copy.deepcopy(keeps).kept_pairs._kept is None

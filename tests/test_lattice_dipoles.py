@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_multipoles import energy_of
 
-from phi_equivariant.ewald import ewald_matrix
+from phi_equivariant.ewald import ewald_matrix, pairs_within
 from phi_equivariant.multipoles import lattice_dipole_terms
 from phi_equivariant.operators import COULOMB_CONSTANT
 
@@ -32,8 +32,9 @@ def lattice_energy(place, width, charges, dipoles, cell, splitting=1.5):
     """½ Σ (qφ + μ·∇φ) of one cell, with P by ``ewald_matrix``."""
     mask = torch.ones((1, len(place)), dtype=torch.bool)
     about = place[None], width[None], mask, cell[None], splitting
-    matrix = ewald_matrix(*about, COULOMB_CONSTANT)[0]
-    added, gradient = lattice_dipole_terms(*about, charges[None, :, None], dipoles[None, :, None], COULOMB_CONSTANT)
+    matrix = ewald_matrix(*about, COULOMB_CONSTANT, pairs_within)[0]
+    moments = charges[None, :, None], dipoles[None, :, None]
+    added, gradient = lattice_dipole_terms(*about, *moments, COULOMB_CONSTANT, pairs_within)
     return 0.5 * (charges @ matrix @ charges + charges @ added[0, :, 0] + (dipoles * gradient[0, :, 0]).sum())
 
 

@@ -244,6 +244,26 @@ def test_ase_calculator(operator):
     np.testing.assert_allclose(other.get_forces(), atoms.get_forces(), atol=1e-9)
 
 
+@pytest.mark.parametrize("config", [dict(multipoles=1), dict(operator="graph")], ids=["coulomb", "graph"])
+def test_kept_neighbours_give_the_energies_and_forces_of_a_fresh_list(config):
+    """A walk in a cell thinner than the cut-off, across faces, with another cell half-way."""
+    model, atoms = made(**config), crystal()
+    atoms.calc = PhiCalculator(model, skin=0.5)
+    rng, lists = np.random.default_rng(0), []
+    for step in range(8):
+        atoms.positions += 0.03 * rng.normal(size=atoms.positions.shape)
+        if step == 4:
+            atoms.set_cell(1.02 * atoms.cell)
+        forces = atoms.get_forces()
+        lists.append(atoms.calc._list)
+        fresh = atoms.copy()
+        fresh.calc = PhiCalculator(copy.deepcopy(model), skin=0.0)
+        np.testing.assert_allclose(forces, fresh.get_forces(), rtol=0, atol=1e-11)
+        assert atoms.get_potential_energy() == pytest.approx(fresh.get_potential_energy(), rel=1e-13)
+    assert lists[4] is not lists[3], "the cell changed"
+    assert len({id(one) for one in lists}) < 6
+
+
 def test_an_open_structure_has_no_stress():
     atoms = ethanol()
     atoms.calc = PhiCalculator(made())

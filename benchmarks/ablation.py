@@ -1,0 +1,171 @@
+"""What each kind of Φ does for one small host, on seven sets of published data, trained on energies and forces only.
+
+    OMP_NUM_THREADS=1 python benchmarks/ablation.py --data ../shared/data --runs runs/ablation
+    python benchmarks/ablation.py --report
+
+Every run leaves one JSON file in ``--results``, and is not trained again while that is there; one that was stopped goes
+on from its last epoch. First all rows with one seed, then the finalists of every data set with two more: the bare host,
+the graph row with the lowest validation loss, and both Coulomb rows. ``--report`` makes the table and the figure from
+the files that are there, and says what is missing.
+
+The sign of charges is arbitrary where nothing in training fixes it: on neutral data, charges (and dipoles and
+Born effective charges) are turned over if they correlate negatively with the reference.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import runs
+from ablation_data import DATASETS
+from ablation_report import report
+
+from phi_equivariant import PhiCalculator, PhiPotential
+
+GRAPH = {
+    f"graph {kind}, {f'k = {k}' if k else 'all modes'}": [
+        "operator=graph", f"poisson={kind}", *([f"num_modes={k}"] if k else []),
+        *(["pde_weight=100"] if kind == "learned" else []),
+    ]
+    for kind in ("learned", "exact") for k in (4, 8, None)
+}  # fmt: skip
+#: Row → settings of Φ, None for the bare host. The residual of ``coulomb`` is in its energy norm, in which 1 ties the
+#: two heads as closely as 100 does those of ``graph``.
+ROWS = {
+    "no Φ": None,
+    **GRAPH,
+    "coulomb learned": ["operator=coulomb", "poisson=learned", "pde_weight=1"],
+    "coulomb exact": ["operator=coulomb", "poisson=exact"],
+    "no Φ, l = 1": None,
+    "coulomb exact, multipoles": ["operator=coulomb", "poisson=exact", "multipoles=1"],
+}
+WITH_VECTORS = ("no Φ, l = 1", "coulomb exact, multipoles")
+HOST = {"model": "ScaleShiftMACE", "r_max": 4.5, "max_ell": 2, "correlation": 2, "num_interactions": 2}
+BUDGET = {
+    "batch_size": 5, "valid_batch_size": 10, "lr": 0.01, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1,
+    "ema": True, "ema_decay": 0.99, "energy_weight": 100, "forces_weight": 100, "default_dtype": "float32",
+}  # fmt: skip
+SEEDS = (1, 2, 3)
+BORN_FRAMES = 10
+
+
+def words(dataset, row, seed):
+    """Options of phi-mace-train for one run."""
+    settings = {
+        **HOST, **BUDGET, "hidden_irreps": "16x0e+16x1o" if row in WITH_VECTORS else "16x0e",
+        "max_num_epochs": dataset.epochs, **dataset.options, "seed": seed,
+    }  # fmt: skip
+    phi = ["--no_phi"] if ROWS[row] is None else ["--phi", *ROWS[row]]
+    return [*runs.words_of(settings), *phi]
+
+
+def name_of(row, seed):
+    """Of a run's folder and file."""
+    plain = row.replace("no Φ", "bare").replace("l = 1", "vectors").replace("k = ", "k")
+    return f"{plain.replace(',', '').replace(' ', '_')}_{seed}"
+
+
+def measure(name, row, seed, folder, files):
+    """Train one run and collect everything that the table shows."""
+    dataset = DATASETS[name]
+    model, run_data, args, about = runs.run(words(dataset, row, seed), files, folder)
+    found = {"dataset": name, "row": row, "seed": seed, "host": args.hidden_irreps, **about}
+    if isinstance(model, PhiPotential):
+        found |= _charges(model, dataset, run_data, args, folder)
+    return found
+
+
+def _charges(model, dataset, run_data, args, folder):
+    """How charges, dipoles, charges of ions and Born effective charges compare with their references."""
+    pairs = runs.pairs_on_test(model, run_data, args, ("charges", "dipole"))
+    sign, found = 1.0, {}
+    if dataset.neutral and pairs:
+        labels, predictions = pairs["charges" if "charges" in pairs else "dipole"]
+        sign = float(np.sign(np.corrcoef(labels, predictions)[0, 1]))
+    for quantity, (labels, predictions) in pairs.items():
+        found[quantity] = runs.agreement(labels, sign * predictions)
+    frames = dataset.read_test(folder.parent)
+    calculator = PhiCalculator(model)
+    if "ion" in frames[0].arrays:
+        ions = np.array([_charge_of_first_ion(calculator, atoms) for atoms in frames])
+        sign = float(np.sign(ions.mean()))
+        deviation = float(np.sqrt(np.mean((sign * ions - 1) ** 2)))
+        found["ion_charge"] = {"mean": float(sign * ions.mean()), "rmse": deviation}
+    if "bec" in frames[0].arrays:
+        tensors = [
+            # The file has the atom's component first; this order rotates as ∂μ/∂r must, the other does not.
+            (atoms.arrays["bec"].reshape(-1, 3, 3).swapaxes(1, 2), calculator.get_born_effective_charges(atoms))
+            for atoms in frames[:BORN_FRAMES]
+        ]
+        labels, predictions = (np.concatenate(part) for part in zip(*tensors, strict=True))
+        found["born_effective_charges"] = runs.agreement(labels, sign * predictions)
+    return {**found, "sign": sign}
+
+
+def _charge_of_first_ion(calculator, atoms):
+    """Sum of the charges of the ion whose reference is +1, in e."""
+    return calculator.get_property("charges", atoms)[atoms.arrays["ion"] == 1].sum()
+
+
+def rows_of(name):
+    """Rows that a data set can have: the graph operator carries no net charge."""
+    return [row for row in ROWS if DATASETS[name].neutral or row not in GRAPH]
+
+
+def finalists(name, results):
+    """Rows that get more seeds, by validation errors so that the test set has no part in it."""
+
+    def loss(row):
+        errors = json.loads(path_of(results, name, row, SEEDS[0]).read_text())["errors"]["valid"]
+        weighted = ("energy_per_atom", BUDGET["energy_weight"]), ("forces", BUDGET["forces_weight"])
+        return sum(weight * errors[quantity]["rmse"] ** 2 for quantity, weight in weighted)
+
+    graph = [row for row in rows_of(name) if row in GRAPH]
+    best = [min(graph, key=loss)] if graph else []
+    return ["no Φ", *best, "coulomb learned", "coulomb exact"]
+
+
+def path_of(results, name, row, seed):
+    """Of a run's JSON file."""
+    return results / name / f"{name_of(row, seed)}.json"
+
+
+def train_all(arguments):
+    """Every run that has no file yet."""
+    for seed in SEEDS[: arguments.seeds]:
+        for name in arguments.datasets:
+            files = DATASETS[name].write(arguments.data, arguments.runs / name)
+            for row in rows_of(name) if seed == SEEDS[0] else finalists(name, arguments.results):
+                path = path_of(arguments.results, name, row, seed)
+                if path.is_file():
+                    continue
+                found = measure(name, row, seed, arguments.runs / name / name_of(row, seed), files)
+                runs.write_json(path, found)
+                errors = ", ".join(
+                    f"{q} {found['errors']['test'][q]['rmse']:.2f}" for q in ("energy_per_atom", "forces")
+                )
+                print(f"{name}, {row}, seed {seed}: {errors}", flush=True)
+
+
+def main():
+    """Train, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folders of the runs")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ablation")
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="1: all rows; more: finalists too")
+    parser.add_argument("--report", action="store_true", help="tables and figure of what is finished")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/ablation.png"))
+    arguments = parser.parse_args()
+    if not arguments.report:
+        train_all(arguments)
+        return
+    rows = {name: rows_of(name) for name in DATASETS}
+    report(arguments.results, rows, list(ROWS), arguments.page, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()

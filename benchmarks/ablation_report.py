@@ -1,0 +1,123 @@
+"""Table and figure of the ablation from the runs that are finished."""
+
+import json
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+TITLES = {
+    "dimers": "pairs of ions, beyond the training distances",
+    "spice_dipeptides": "SPICE dipeptides",
+    "acac": "acetylacetone",
+    "ag3": "Ag₃⁺ and Ag₃⁻, with charge input",
+    "carbon_chain": "carbon chains, charge 0 and +1",
+    "ala3": "Ac-Ala3-NHMe",
+}
+#: Column → (place in a run's file, factor, format).
+COLUMNS = {
+    "energy, meV/atom": (("errors", "test", "energy_per_atom", "rmse"), 1, ".2f"),
+    "forces, meV/Å": (("errors", "test", "forces", "rmse"), 1, ".1f"),
+    "charge of the cation, e": (("ion_charge", "mean"), 1, ".2f"),
+    "charges: r": (("charges", "correlation"), 1, ".2f"),
+    "slope": (("charges", "slope"), 1, ".2f"),
+    "RMSE, e": (("charges", "rmse"), 1, ".3f"),
+    "dipoles: r": (("dipole", "correlation"), 1, ".2f"),
+    "dipoles: slope": (("dipole", "slope"), 1, ".2f"),
+    "RMSE, e·Å": (("dipole", "rmse"), 1, ".2f"),
+    "R²": (("dipole", "r2"), 1, ".2f"),
+    "Born charges: r": (("born_effective_charges", "correlation"), 1, ".2f"),
+    "Born charges: RMSE, e": (("born_effective_charges", "rmse"), 1, ".3f"),
+    "ms per step": (("processor_seconds_per_step",), 1e3, ".0f"),
+}
+BARE, BARE_WITH_VECTORS = "no Φ", "no Φ, l = 1"
+COMPARED = {"coulomb exact, multipoles": BARE_WITH_VECTORS}  # with BARE unless named here
+BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
+
+
+def load(results):
+    """{data set: {row: runs in the order of their seeds}}."""
+    found = {}
+    for path in sorted(results.glob("*/*.json")):
+        run = json.loads(path.read_text())
+        found.setdefault(run["dataset"], {}).setdefault(run["row"], []).append(run)
+    return found
+
+
+def values_of(runs, place):
+    """The numbers at a place of every run's file; empty where a run has none."""
+    values = []
+    for run in runs:
+        for key in place:
+            run = run.get(key) if isinstance(run, dict) else None
+        values += [] if run is None else [run]
+    return np.array(values)
+
+
+def _cell(values, factor, style):
+    if len(values) == 0:
+        return "–"
+    mean = format(factor * values.mean(), style)
+    return f"{mean} ± {format(factor * values.std(ddof=1), style)}" if len(values) > 1 else mean
+
+
+def table(name, rows, found, refused):
+    """Markdown of one data set: mean ± standard deviation over seeds, and what is missing."""
+    columns = {
+        title: (place, factor, style)
+        for title, (place, factor, style) in COLUMNS.items()
+        if any(len(values_of(runs, place)) for runs in found.values())
+    }
+    lines = [f"**{TITLES[name]}** (`{name}`)", "", "| | " + " | ".join([*columns, "epochs", "seeds"]) + " |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for row in rows:
+        if runs := found.get(row):
+            cells = [_cell(values_of(runs, place), factor, style) for place, factor, style in columns.values()]
+            lines.append(f"| {row} | {' | '.join(cells)} | {runs[0]['epochs']} | {len(runs)} |")
+    missing = [row for row in rows if row not in found]
+    notes = [f"Not finished: {'; '.join(missing)}."] if missing else []
+    if refused:
+        notes.append(f"Left out, because the graph operator carries no net charge: {'; '.join(refused)}.")
+    return "\n".join([*lines, "", *notes, *([""] if notes else [])])
+
+
+def figure(path, found, all_rows):
+    """Errors relative to the bare host of the same width, one column per data set."""
+    names = [name for name in TITLES if BARE in found.get(name, {})]
+    quantities = list(COLUMNS.items())[:2]
+    shown = [row for row in all_rows if row not in (BARE, BARE_WITH_VECTORS)]
+    size = {"figsize": (2.0 + 1.9 * len(names), 6.0), "sharey": True, "squeeze": False}
+    picture, axes = plt.subplots(2, len(names), layout="constrained", **size)
+    for line, (title, (place, _, _)) in zip(axes, quantities, strict=True):
+        for axis, name in zip(line, names, strict=True):
+            axis.axvline(1, color="0.6", lw=1)
+            for height, row in enumerate(shown):
+                bare = found[name].get(COMPARED.get(row, BARE))
+                if row in found[name] and bare:
+                    ratio = values_of(found[name][row], place) / values_of(bare, place).mean()
+                    axis.errorbar(ratio.mean(), height, xerr=ratio.std(ddof=1) if len(ratio) > 1 else None, fmt="o")
+            axis.set_xlabel(f"{title.split(',')[0]} error / bare host's", fontsize=8)
+            axis.set_yticks(range(len(shown)), shown)
+            axis.tick_params(labelsize=8)
+        line[0].invert_yaxis()
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=130)
+    plt.close(picture)
+
+
+def report(results, rows_by_set, all_rows, page, figure_path):
+    """Write the tables between the marks of ``page`` and draw the figure."""
+    found = load(results)
+    text = "\n".join(
+        table(name, rows, found.get(name, {}), [row for row in all_rows if row not in rows])
+        for name, rows in rows_by_set.items()
+    )
+    before, rest = page.read_text().split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
+    if any(BARE in rows for rows in found.values()):
+        figure(figure_path, found, all_rows)
+    print(text)

@@ -1,0 +1,127 @@
+"""What the benchmarks that train have in common: frames with labels, one run that can go on, its results as JSON."""
+
+import json
+import time
+from importlib.metadata import version
+
+import ase.io
+import numpy as np
+from ase import Atoms
+
+from phi_equivariant.files import write_atomically
+from phi_equivariant.weights import load_model
+from training import build, options
+from training.errors import evaluate, predict
+from training.module import PotentialModule
+from training.train import main as train
+
+FORCES_ONLY = {"forces": True, "virials": False, "stress": False}
+WARM_STEPS, TIMED_STEPS = 4, 10  # TorchScript optimises the host during its first calls
+
+
+def frame(atoms, energy, forces, charges=None, dipole=None, **info):
+    """A copy that carries labels (eV, eV/Å, e, e·Å) under the trainer's names and nothing else."""
+    made = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell if atoms.pbc.any() else None, pbc=atoms.pbc)
+    made.info = {"REF_energy": float(energy), **info}
+    made.arrays["REF_forces"] = np.asarray(forces)
+    if charges is not None:
+        made.arrays["REF_charges"] = np.ravel(charges)
+    if dipole is not None:
+        made.info["REF_dipole"] = np.ravel(dipole)
+    return made
+
+
+def shuffled(frames, *fractions, seed=0):
+    """Disjoint random parts of these fractions, then the rest."""
+    order, parts, start = np.random.default_rng(seed).permutation(len(frames)), [], 0
+    for fraction in fractions:
+        stop = start + round(fraction * len(frames))
+        parts.append([frames[i] for i in order[start:stop]])
+        start = stop
+    return [*parts, [frames[i] for i in order[start:]]]
+
+
+def write_frames(folder, **splits):
+    """``<split>.xyz`` for every split, and the words that name them to phi-mace-train."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frames in splits.items():
+        write_atomically(
+            folder / f"{name}.xyz", lambda path, frames=frames: ase.io.write(path, frames, format="extxyz")
+        )
+    return [word for name in splits for word in (f"--{name}_file", str(folder / f"{name}.xyz"))]
+
+
+def words_of(settings):
+    """{option: value} as words of a command line; True gives a switch."""
+    return [
+        w for name, value in settings.items() for w in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
+
+
+def run(words, files, folder):
+    """Train by phi-mace-train, or go on with a run that was stopped.
+
+    Parameters
+    ----------
+    words: options of phi-mace-train that say what is trained; files: those that name files
+    folder: of the run
+
+    Returns
+    -------
+    model: with the best weights; run_data and options of the run; about: what a file of results says of any run
+    """
+    told = {"options": words}
+    words = [*words, *files, "--dipole_key", "REF_dipole", "--name", folder.name, "--work_dir", str(folder.parent)]
+    words += ["--restart_latest", "--log_level", "ERROR", "--plot", "False"]
+    if status := train(words):
+        raise SystemExit(status)
+    asked = options.parse(words)
+    run_data = build.prepare(asked)
+    errors = json.loads((folder / "errors.json").read_text())
+    about = told | {key: errors[key] for key in ("epochs", "best_epoch", "parameters", "training_seconds")}
+    about["structures"] = {name: found["structures"] for name, found in errors["sets"].items()}
+    about["errors"] = {name: found["errors"] for name, found in errors["sets"].items()}
+    about["processor_seconds_per_step"] = _step_seconds(asked, run_data)
+    packages = ("torch", "mace-torch", "e3nn", "phi-equivariant")
+    about["versions"] = {package: version(package) for package in packages}
+    return load_model(folder), run_data, asked.args, about
+
+
+def _step_seconds(asked, run_data):
+    """Processor time of a training step, the median of a few of a model that is thrown away."""
+    built = build.build(asked, run_data)
+    module = PotentialModule(built.model, built.objective, asked.args, built.outputs, len(built.order))
+    optimizer, times = module.configure_optimizers(), []
+    built.order.set_epoch(0)
+    for batch, _ in zip(run_data.train_loader(built.order, asked.args), range(WARM_STEPS + TIMED_STEPS), strict=False):
+        begin = time.process_time()
+        optimizer.zero_grad()
+        module.backward(built.objective(predict(built.model, batch, built.outputs, training=True), batch)[0])
+        optimizer.step()
+        times.append(time.process_time() - begin)
+    return float(np.median(times[WARM_STEPS:]))
+
+
+def pairs_on_test(model, run_data, args, quantities):
+    """{quantity: (labels, predictions)} on the test set, flat."""
+    (loader,) = run_data.loader("test", args).values()
+    pairs = evaluate(model, loader, FORCES_ONLY, "cpu", keep=quantities).pairs
+    return {name: np.concatenate(found, axis=1) for name, found in pairs.items() if found}
+
+
+def agreement(labels, predictions):
+    """Correlation, slope of prediction against label, RMSE and R² = 1 − Σ(p − l)²/Σ(l − l̄)²."""
+    labels, predictions = np.ravel(labels), np.ravel(predictions)
+    error, spread = predictions - labels, labels - labels.mean()
+    return {
+        "correlation": float(np.corrcoef(labels, predictions)[0, 1]),
+        "slope": float(spread @ predictions / (spread @ spread)),
+        "rmse": float(np.sqrt(np.mean(error**2))),
+        "r2": float(1 - error @ error / (spread @ spread)),
+    }
+
+
+def write_json(path, content):
+    """The file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False)))
