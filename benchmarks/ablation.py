@@ -30,8 +30,8 @@ GRAPH = {
     ]
     for kind in ("learned", "exact") for k in (4, 8, None)
 }  # fmt: skip
-#: Row → settings of Φ, None for the bare host. The residual of ``coulomb`` is in its energy norm, in which 1 ties the
-#: two heads as closely as 100 does those of ``graph``.
+#: Row → settings of Φ, None for the bare host. The residual of ``coulomb`` is an energy, about 10 V/e times the squared
+#: difference of two charges: its weight is smaller.
 ROWS = {
     "no Φ": None,
     **GRAPH,

@@ -96,7 +96,7 @@ def _plain(path):
 
 
 def read_ag3(data):
-    """Ag₃⁺ and Ag₃⁻."""
+    """Ag₃⁺ and Ag₃⁻; most geometries are there with either charge, and stay in one set."""
     frames = [
         frame(
             a,

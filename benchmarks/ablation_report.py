@@ -4,6 +4,7 @@ import json
 
 import matplotlib
 import numpy as np
+from runs import write_between
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -34,7 +35,6 @@ COLUMNS = {
 }
 BARE, BARE_WITH_VECTORS = "no Φ", "no Φ, l = 1"
 COMPARED = {"coulomb exact, multipoles": BARE_WITH_VECTORS}  # with BARE unless named here
-BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 
 
 def load(results):
@@ -79,8 +79,8 @@ def table(name, rows, found, refused):
     missing = [row for row in rows if row not in found]
     notes = [f"Not finished: {'; '.join(missing)}."] if missing else []
     if refused:
-        notes.append(f"Left out, because the graph operator carries no net charge: {'; '.join(refused)}.")
-    return "\n".join([*lines, "", *notes, *([""] if notes else [])])
+        notes.append("Rows of the graph operator are left out: it carries no net charge.")
+    return "\n".join([*(lines if found else lines[:2]), *([""] if found else []), *notes, *([""] if notes else [])])
 
 
 def figure(path, found, all_rows):
@@ -97,11 +97,13 @@ def figure(path, found, all_rows):
                 bare = found[name].get(COMPARED.get(row, BARE))
                 if row in found[name] and bare:
                     ratio = values_of(found[name][row], place) / values_of(bare, place).mean()
-                    axis.errorbar(ratio.mean(), height, xerr=ratio.std(ddof=1) if len(ratio) > 1 else None, fmt="o")
-            axis.set_xlabel(f"{title.split(',')[0]} error / bare host's", fontsize=8)
+                    axis.errorbar(
+                        ratio.mean(), height, xerr=ratio.std(ddof=1) if len(ratio) > 1 else None, fmt=f"oC{height}"
+                    )
+            axis.set_xlabel(f"{title.split(',')[0]}: error / bare host's", fontsize=8)
             axis.set_yticks(range(len(shown)), shown)
             axis.tick_params(labelsize=8)
-        line[0].invert_yaxis()
+    axes[0, 0].invert_yaxis()  # of all
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +118,7 @@ def report(results, rows_by_set, all_rows, page, figure_path):
         table(name, rows, found.get(name, {}), [row for row in all_rows if row not in rows])
         for name, rows in rows_by_set.items()
     )
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
+    write_between(page, "ablation", text.rstrip())
     if any(BARE in rows for rows in found.values()):
         figure(figure_path, found, all_rows)
     print(text)

@@ -83,13 +83,18 @@ def main():
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ag3")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="print the table of what is finished")
+    parser.add_argument("--report", action="store_true", help="the table of what is finished")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     arguments = parser.parse_args()
-    for row in () if arguments.report else ROWS:
+    if arguments.report:
+        text = table(arguments.results)
+        print(text)
+        runs.write_between(arguments.page, "ag3", text)
+        return
+    for row in ROWS:
         path = arguments.results / f"{name_of(row, arguments.seed)}.json"
         if not path.is_file():
             runs.write_json(path, measure(row, arguments))
-    print(table(arguments.results))
 
 
 if __name__ == "__main__":

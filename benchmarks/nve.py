@@ -175,20 +175,17 @@ def train_water(folder, data):
         print(f"water, {name}: " + ", ".join(f"{errors[q]['rmse']:.2f} {errors[q]['unit']}" for q in errors))
 
 
-def report(results, figure):
+def report(results, page, figure):
     """The table as Markdown, and the figure."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    print(
-        "| system | model | atoms | ps | K | slope, µeV/atom/ps | fluctuation, µeV/atom | ms per step |\n"
-        + "|---" * 8
-        + "|"
-    )
+    lines = ["| system | model | atoms | ps | K | slope, µeV/atom/ps | fluctuation, µeV/atom | ms per step |"]
+    lines.append("|---" * 8 + "|")
     picture, axes = plt.subplots(1, len(STEPS), figsize=(11, 3.8), layout="constrained")
     for axis, system in zip(axes, STEPS, strict=True):
         for one in (one for one in found if one["system"] == system):
             kind = "with Φ" if one["phi"] else "bare host"
             drift = f"{one['slope']:.3f} ± {one['slope_error']:.3f}"
-            print(
+            lines.append(
                 f"| {system} | {kind} | {one['atoms']} | {one['picoseconds']:g} | {one['temperature']:.0f} | {drift} | "
                 f"{one['fluctuation']:.0f} | {one['milliseconds_per_step']:.0f} |"
             )
@@ -197,6 +194,9 @@ def report(results, figure):
         axis.set(title=system, xlabel="time / ps", ylabel="total energy, change / µeV per atom")
     figure.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(figure, dpi=130)
+    plt.close(picture)
+    runs.write_between(page, "nve", "\n".join(lines))
+    print("\n".join(lines))
 
 
 def main():
@@ -211,6 +211,7 @@ def main():
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--train_water", type=Path, metavar="FOLDER")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/nve.png"))
     arguments = parser.parse_args()
     if arguments.train_water:
@@ -218,7 +219,7 @@ def main():
     for model in arguments.models:
         simulate(model, arguments)
     if arguments.report:
-        report(arguments.results, arguments.figure)
+        report(arguments.results, arguments.page, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the benchmarks that train have in common: frames with labels, one run that can go on, its results as JSON."""
 
 import json
+import shlex
 import time
 from importlib.metadata import version
 
@@ -32,13 +33,16 @@ def frame(atoms, energy, forces, charges=None, dipole=None, **info):
 
 
 def shuffled(frames, *fractions, seed=0):
-    """Disjoint random parts of these fractions, then the rest."""
-    order, parts, start = np.random.default_rng(seed).permutation(len(frames)), [], 0
-    for fraction in fractions:
-        stop = start + round(fraction * len(frames))
-        parts.append([frames[i] for i in order[start:stop]])
+    """Disjoint random parts of these fractions, then the rest; frames of one geometry stay together."""
+    geometries = {}
+    for atoms in frames:
+        geometries.setdefault(atoms.positions.tobytes(), []).append(atoms)
+    groups = list(geometries.values())
+    order, parts, start = np.random.default_rng(seed).permutation(len(groups)), [], 0
+    for stop in (*np.cumsum([round(fraction * len(groups)) for fraction in fractions]), len(groups)):
+        parts.append([atoms for i in order[start:stop] for atoms in groups[i]])
         start = stop
-    return [*parts, [frames[i] for i in order[start:]]]
+    return parts
 
 
 def write_frames(folder, **splits):
@@ -70,7 +74,7 @@ def run(words, files, folder):
     -------
     model: with the best weights; run_data and options of the run; about: what a file of results says of any run
     """
-    told = {"options": words}
+    told = {"options": shlex.join(words)}
     words = [*words, *files, "--dipole_key", "REF_dipole", "--name", folder.name, "--work_dir", str(folder.parent)]
     words += ["--restart_latest", "--log_level", "ERROR", "--plot", "False"]
     if status := train(words):
@@ -125,3 +129,10 @@ def write_json(path, content):
     """The file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False)))
+
+
+def write_between(page, name, text):
+    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
