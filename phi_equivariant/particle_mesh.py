@@ -6,6 +6,7 @@ import torch
 from torchpme import CoulombPotential
 
 from phi_equivariant.ewald import cell_volume
+from phi_equivariant.mesh import read, spread
 from phi_equivariant.pairs import pairs_in_boxes
 from phi_equivariant.partwise import sum_of_parts
 
@@ -46,10 +47,7 @@ class ParticleMesh:
         inverse = torch.linalg.inv(cell)
         fractional = positions @ inverse
         # Whole cells change nothing, but large arguments would lose digits.
-        scaled = (fractional - fractional.detach().floor()) * fractional.new_tensor(self.size)  # (n_atoms, 3)
-        first = scaled.detach().floor()
-        self.first = first.long()
-        self.weights = spline_weights(scaled - first, order).unbind(1)  # three of (n_atoms, order)
+        self.place = (fractional - fractional.detach().floor()) * fractional.new_tensor(self.size)  # (n_atoms, 3)
         self.influence = self._influence(inverse, order) / self.volume
         first, second, images = pairs_in_boxes(_REACH[cell.dtype] * splitting, positions.detach(), cell.detach())
         self.pairs = list(zip(first.split(_PAIRS), second.split(_PAIRS), images.split(_PAIRS), strict=True))
@@ -77,35 +75,10 @@ class ParticleMesh:
 
     def _smooth(self, charges):
         """(1/V) Σ_{k≠0} v(k) Σ_j cos k·r_ij q_j on the mesh."""
-        order = range(_ORDER[charges.dtype])
-        (mesh,) = sum_of_parts(self._spread, order, *self.weights, charges)  # (c, n_points)
-        mesh = mesh.unflatten(1, self.size)
-        waves = torch.fft.rfftn(mesh, dim=(1, 2, 3))
+        order = _ORDER[charges.dtype]
+        waves = torch.fft.rfftn(spread(self.place, charges, self.size, order), dim=(1, 2, 3))
         field = torch.fft.irfftn(waves * self.influence, s=self.size, dim=(1, 2, 3), norm="forward")
-        return sum_of_parts(self._read, order, *self.weights, field.flatten(1))[0]
-
-    def _spread(self, step, x, y, z, charges):
-        """Charges on the mesh, those that fall ``step`` points before each atom along the first vector."""
-        points, weights = self._points(step, x, y, z, charges.shape[1])
-        mesh = charges.new_zeros(charges.shape[1] * math.prod(self.size))
-        values = (charges.mT[:, :, None] * weights).flatten()
-        return (mesh.index_add(0, points, values).reshape(charges.shape[1], -1),)
-
-    def _read(self, step, x, y, z, field):
-        """The field (c, n_points) at the atoms, from the same points."""
-        points, weights = self._points(step, x, y, z, len(field))
-        values = field.flatten().index_select(0, points).reshape(len(field), *weights.shape)
-        return ((values * weights).sum(-1).mT,)
-
-    def _points(self, step, x, y, z, channels):
-        """Mesh points (channels · n_atoms · p²,) and their weights (n_atoms, p²)."""
-        a, b, c = self.size
-        behind = torch.arange(z.shape[1], device=z.device)
-        plane = ((self.first[:, 1:2] - behind) % b * c)[:, :, None] + ((self.first[:, 2:] - behind) % c)[:, None, :]
-        points = ((self.first[:, :1] - step) % a * (b * c) + plane.flatten(1)).flatten()
-        offset = a * b * c * torch.arange(channels, device=z.device)
-        weights = x[:, step, None, None] * y[:, :, None] * z[:, None, :]
-        return (offset[:, None] + points).flatten(), weights.flatten(1)
+        return read(self.place, field, order)
 
     def _influence(self, inverse, order):
         """v(k) Π_a sinc^{−2p}(m_a/n_a), zero at k = 0: (n_a, n_b, n_c/2 + 1), in V·Å³/e."""
@@ -116,23 +89,10 @@ class ParticleMesh:
         shapes = (-1, 1, 1), (1, -1, 1), (1, 1, -1)
         metric = (2 * math.pi) ** 2 * inverse.mT @ inverse
         m = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
-        k_squared = sum(metric[i, j] * m[i] * m[j] for i in range(3) for j in range(3))
+        # Terms that need the last axis come last, for only they are as large as the mesh.
+        k_squared = sum((2 - (i == j)) * metric[i, j] * m[i] * m[j] for j in range(3) for i in range(j + 1))
         sinc = [torch.sinc(axis / n).pow(-2 * order) for axis, n in zip(m, self.size, strict=True)]
         return self.coulomb.lr_from_k_sq(k_squared) * (sinc[0] * sinc[1] * sinc[2])
-
-
-def spline_weights(t, order):
-    """Cardinal B-splines M_p(t + j), j = 0…p − 1, the shares of the p points at and below a place t ∈ [0, 1) beyond
-    the highest: (...,) → (..., p). M_p has p − 2 continuous derivatives.
-
-    Source: the recursion M_n(x) = [x M_{n−1}(x) + (n − x) M_{n−1}(x − 1)]/(n − 1).
-    """
-    weights = torch.ones_like(t)[..., None]
-    for n in range(2, order + 1):
-        x = t[..., None] + torch.arange(n, dtype=t.dtype, device=t.device)
-        pad = torch.nn.functional.pad
-        weights = (x * pad(weights, (0, 1)) + (n - x) * pad(weights, (1, 0))) / (n - 1)
-    return weights
 
 
 def _smooth_number(n):
