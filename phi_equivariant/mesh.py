@@ -11,8 +11,8 @@ VALUE = (0, 0, 0)  # the orders of the splines' derivatives along the three cell
 def spread(place, values, size, order):
     """G_m = Σ_i q_i M_p(u_i − m), a mesh on which Σ_m G_m = Σ_i q_i.
 
-    M_p is the product of three cardinal B-splines, with p − 2 continuous derivatives. Both maps are linear in the values
-    and each other's adjoint; their derivatives in u are the same maps with splines' derivatives.
+    M_p is the product of three cardinal B-splines, with p − 2 continuous derivatives. This map and ``read`` are linear
+    in the values and each other's adjoint; their derivatives in u are the same maps with derivatives of the splines.
 
     Parameters
     ----------
@@ -116,7 +116,8 @@ def _points(first, size, order, channels):
 def splines(t, order, derivative=0):
     """M_p(t + j) or a derivative, j = 0…p − 1, for t in [0, 1): (n,) → (n, p).
 
-    M_1 is 1 on [0, 1); M_n(x) = [x M_{n−1}(x) + (n − x) M_{n−1}(x − 1)]/(n − 1), and M_n' = M_{n−1}(x) − M_{n−1}(x − 1).
+    M_1 is 1 on [0, 1), M_n(x) = [x M_{n−1}(x) + (n − x) M_{n−1}(x − 1)]/(n − 1), and the derivative of M_n(x) is
+    M_{n−1}(x) − M_{n−1}(x − 1).
     """
     pad = torch.nn.functional.pad
     weights = torch.ones_like(t)[:, None]

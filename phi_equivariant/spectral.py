@@ -21,7 +21,7 @@ class LowPass:
     def __init__(self, cutoff, inverse):
         self.cutoff = cutoff
         self.inverse = inverse
-        self._last = None  # species and solution of the last iteration
+        self._last = None  # species and solutions of the last iteration
 
     def apply(self, matrix, fields, layout, second_order):
         """f(L) applied to fields; differentiable to any order."""
@@ -46,15 +46,13 @@ class LowPass:
             rhs, system = fields, lambda values: product(values) + values / self.cutoff
         else:
             rhs, system = fields, lambda values: values + product(values) / self.cutoff
-        start = None
-        if species is not None and self._last is not None:
-            known, solution = self._last
-            same = solution.shape == rhs.shape and (solution.dtype, solution.device) == (rhs.dtype, rhs.device)
-            start = solution if same and torch.equal(known, species) else None
-        order = 0 if not torch.is_grad_enabled() else 2 if second_order else 1
-        solution = solve(system, rhs, order, start)
+        last = None
         if species is not None:
-            self._last = species, solution.detach()
+            if self._last is None or not torch.equal(self._last[0], species):
+                self._last = species, {}
+            last = self._last[1]
+        order = 0 if not torch.is_grad_enabled() else 2 if second_order else 1
+        solution = solve(system, rhs, order, last)
         return fields - solution / self.cutoff if self.inverse else solution
 
 
