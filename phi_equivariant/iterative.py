@@ -105,7 +105,7 @@ class _ConstantInverse(torch.autograd.Function):
             return conjugate_gradients(product, rhs, floor=floor)
         solution = conjugate_gradients(product, rhs, _guess(last, "derivative", rhs))
         if last is not None:
-            last["derivative"] = solution
+            last["derivative"] = solution.detach()  # what is returned becomes part of a graph
         return solution
 
     @staticmethod

@@ -118,8 +118,10 @@ class PhiModule(torch.nn.Module):
         layout = PaddedLayout(batch, ptr)
         pbc = torch.zeros((layout.n_structures, 3), dtype=torch.bool, device=ptr.device) if pbc is None else pbc
         self._check(layout, pbc, total_charge)
-        sender, receiver = edge_index
-        lengths = (positions[receiver] - positions[sender] + shifts).norm(dim=-1)  # (n_edges,)
+        lengths = None
+        if self.config.operator == "graph":
+            sender, receiver = edge_index
+            lengths = (positions[receiver] - positions[sender] + shifts).norm(dim=-1)  # (n_edges,)
         structures = Structures(
             positions, species, batch, ptr, edge_index, lengths, cell, pbc.all(1), total_charge.to(positions.dtype)
         )

@@ -12,15 +12,15 @@ from phi_equivariant.spectral import ModeWindow
 @dataclasses.dataclass(frozen=True)
 class Structures:
     """Atoms and cells of a batch: positions (n_atoms, 3) in Å, species (n_atoms,), batch (n_atoms,), ptr
-    (n_structures + 1,), edge_index (2, n_edges), edge_lengths (n_edges,) in Å, cell (n_structures, 3, 3) in Å or None,
-    periodic (n_structures,), total_charge (n_structures,) in e."""
+    (n_structures + 1,), edge_index (2, n_edges), edge_lengths (n_edges,) in Å or None where edges are not needed, cell
+    (n_structures, 3, 3) in Å or None, periodic (n_structures,), total_charge (n_structures,) in e."""
 
     positions: torch.Tensor
     species: torch.Tensor
     batch: torch.Tensor
     ptr: torch.Tensor
     edge_index: torch.Tensor
-    edge_lengths: torch.Tensor
+    edge_lengths: torch.Tensor | None
     cell: torch.Tensor | None
     periodic: torch.Tensor
     total_charge: torch.Tensor
@@ -49,7 +49,7 @@ class Structures:
             batch=torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
             ptr=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
             edge_index=(inside.cumsum(0) - 1)[self.edge_index[:, edges]],
-            edge_lengths=self.edge_lengths[edges],
+            edge_lengths=None if self.edge_lengths is None else self.edge_lengths[edges],
             cell=None if self.cell is None else self.cell[group],
             periodic=self.periodic[group],
             total_charge=self.total_charge[group],
