@@ -43,6 +43,9 @@ class PhiConfig:
         ``none`` (default of ``graph``, whose charges sum to zero by construction).
     init
         ``default``: charges of about 0.2 e. ``small``: start so low that a trained host's energies do not move.
+    dense_limit
+        Structures with more atoms are computed without matrices: sparse products, tiles, a particle mesh and conjugate
+        gradients. Results agree; ``num_modes`` and ``multipoles`` need dense algebra.
 
     Raises
     ------
@@ -59,12 +62,13 @@ class PhiConfig:
     charge_constraint: str | None = None
     init: str = "default"
     multipoles: int = 0
+    dense_limit: int = 2000
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, allowed))}.")
-        for name in ("num_modes", "channels", "hidden"):
+        for name in ("num_modes", "channels", "hidden", "dense_limit"):
             value = getattr(self, name)
             if value is None and name == "num_modes":
                 continue

@@ -1,4 +1,4 @@
-"""The one exception for input that cannot be used."""
+"""The exceptions for input that cannot be used."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Command lines print it as one paragraph and exit with status 2.
     """
+
+
+class ConvergenceError(InputError):
+    """Input for which an iteration did not converge: the message says what was asked, what was reached, what to do."""

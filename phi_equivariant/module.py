@@ -8,6 +8,7 @@ from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.cells import all_or_none
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators import GaussianCoulomb, GraphLaplacian
+from phi_equivariant.poisson import Structures, coulomb_fields, graph_fields
 from phi_equivariant.spectral import LowPass, ModeWindow
 
 
@@ -41,7 +42,9 @@ class PhiModule(torch.nn.Module):
     ------
     InputError
         If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``, or for a
-        structure that is periodic in one or two directions with ``operator="coulomb"``.
+        structure that is periodic in one or two directions with ``operator="coulomb"``; for one of more than
+        ``dense_limit`` atoms with ``num_modes`` or ``multipoles=1``, or for which conjugate gradients do not converge
+        (``ConvergenceError``).
 
     Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
     """
@@ -114,28 +117,21 @@ class PhiModule(torch.nn.Module):
         """
         layout = PaddedLayout(batch, ptr)
         pbc = torch.zeros((layout.n_structures, 3), dtype=torch.bool, device=ptr.device) if pbc is None else pbc
-        fields = self.alpha_net(layers, species)  # (n_atoms, n_fields, channels)
+        self._check(layout, pbc, total_charge)
+        lengths = None
         if self.config.operator == "graph":
-            if bool((total_charge != 0).any()):
-                raise InputError(
-                    f"total_charge is {total_charge.tolist()}, but the charges of operator='graph' sum to zero by "
-                    "construction; use operator='coulomb' for ions."
-                )
             sender, receiver = edge_index
             lengths = (positions[receiver] - positions[sender] + shifts).norm(dim=-1)  # (n_edges,)
-            potential, charges, residual = self._graph(fields, edge_index, lengths, layout, second_order)
-            net = layout.sum(charges)
-            wanted = torch.zeros_like(net)
-        else:
-            wanted = torch.zeros((layout.n_structures, self.config.channels), dtype=fields.dtype, device=fields.device)
-            wanted[:, 0] = total_charge
-            periodic = all_or_none(pbc)
-            matrix = self.operator.matrix(positions, species, layout, cell, periodic)  # (n_structures, n_max, n_max)
-            potential, charges, residual, net = self._coulomb(fields, matrix, periodic, wanted, layout, second_order)
+        structures = Structures(
+            positions, species, batch, ptr, edge_index, lengths, cell, pbc.all(1), total_charge.to(positions.dtype)
+        )
+        fields = self.alpha_net(layers, species)  # (n_atoms, n_fields, channels)
+        potential, charges, residual, net = self._solve(fields, structures, second_order)
+        wanted = torch.nn.functional.pad(structures.total_charge[:, None], (0, self.config.channels - 1))
         own, atomic_dipoles = 0.0, None
         if self.config.multipoles:
             potential, own, atomic_dipoles = self._with_dipoles(
-                layers, positions, species, layout, cell, periodic, potential, charges
+                layers, positions, species, layout, cell, structures.periodic, potential, charges
             )
         node_energy = 0.5 * (potential * charges).sum(-1) + own  # (n_atoms,)
         out = {
@@ -154,72 +150,36 @@ class PhiModule(torch.nn.Module):
                 out["dipole"] = out["dipole"] + layout.sum(atomic_dipoles)
         return out
 
-    def _graph(self, fields, edge_index, edge_lengths, layout, second_order):
-        """φ, ρ (n_atoms, channels) and each atom's share of the residual (n_atoms,)."""
-        weights = self.operator.edge_weights(edge_lengths)
-
-        def laplacian(field):
-            return self.operator.apply(weights, edge_index, field)
-
-        if self.response is not None:
-            matrix = self.operator.matrix(weights, edge_index, layout)
-            if self.config.low_pass is not None:
-                matrix = matrix * self.operator.log_weight.exp()
-            flat = layout.pad(fields.flatten(1))  # (n_structures, n_max, n_fields * channels)
-            fields = layout.unpad(self.response.apply(matrix, flat, layout, second_order)).reshape(fields.shape)
-        potential = fields[:, 0]
-        induced = laplacian(potential)
-        if self.config.poisson == "exact":
-            return potential, induced, torch.zeros_like(induced[:, 0])
-        charges = laplacian(fields[:, 1])
-        return potential, charges, (induced - charges).square().sum(-1)
-
-    def _coulomb(self, fields, matrix, periodic, wanted, layout, second_order):
-        """φ, ρ (n_atoms, channels), each atom's share of the residual (n_atoms,), Σρ before projection."""
-        n_fields, channels = fields.shape[1:]
-        project = self.config.charge_constraint == "project"
-        ones = torch.ones_like(fields[:, :1, 0])  # (n_atoms, 1)
-        columns = layout.pad(torch.cat([fields.flatten(1), ones], dim=1))
-        if self.response is not None:
-            columns = self._respond(matrix, columns, periodic, layout, second_order)
-        columns, direction = columns[..., :-1], columns[..., -1:]
-        net = columns.sum(1)  # (n_structures, n_fields * channels)
-        if project:
-            missing = wanted.repeat(1, n_fields) - net
-            columns = columns + direction * (missing / direction.sum(1))[:, None]
-        net = net.reshape(-1, n_fields, channels)[:, -1]
-        columns = columns.unflatten(-1, (n_fields, channels))  # (n_structures, n_max, n_fields, channels)
-        source, charges = columns[:, :, 0], columns[:, :, -1]  # Lφ and ρ, the same if exact
-        potential = matrix @ source
-        if self.config.poisson == "exact":
-            residual = torch.zeros_like(charges[..., 0])
+    def _check(self, layout, pbc, total_charge):
+        """InputError for structures that the settings cannot serve."""
+        if self.config.operator == "graph":
+            if bool((total_charge != 0).any()):
+                raise InputError(
+                    f"total_charge is {total_charge.tolist()}, but the charges of operator='graph' sum to zero by "
+                    "construction; use operator='coulomb' for ions."
+                )
         else:
-            difference = source - charges
-            residual = (difference * (potential - matrix @ charges)).sum(-1)
-        return layout.unpad(potential), layout.unpad(charges), layout.unpad(residual), net
+            all_or_none(pbc)
+        if self.config.multipoles and layout.n_max > self.config.dense_limit:
+            raise InputError(
+                f"multipoles is 1 and a structure has {layout.n_max} atoms, more than dense_limit="
+                f"{self.config.dense_limit}: atomic dipoles are summed by dense algebra. Use multipoles=0, or "
+                f"dense_limit={layout.n_max} where memory allows."
+            )
 
-    def _respond(self, matrix, columns, periodic, layout, second_order):
-        """f(L) applied to columns (n_structures, n_max, c).
-
-        Periodic structures: with Π = 1 − 11ᵀ/n, L is the inverse of ΠPΠ among neutral charges and zero on the uniform
-        one, f(L)a = ā + Π f(L) Πa. P itself will not do: next to the background it calls the uniform charge the
-        roughest of all, f(L)1 all but vanishes, and no total charge can be projected along it.
-        """
-        mean = torch.zeros_like(columns[:, :1])
-        if bool(periodic.any()):
-            inside = (layout.mask & periodic[:, None]).to(columns.dtype)  # (n_structures, n_max)
-            uniform = inside / inside.sum(1, keepdim=True).clamp(min=1).sqrt()  # of norm 1, or 0 where open
-            mean = uniform[:, :, None] * (uniform[:, None, :] @ columns)
-            columns = columns - mean
-            row = uniform[:, None, :] @ matrix
-            across = uniform[:, :, None] * (row - 0.5 * (row @ uniform[:, :, None]) * uniform[:, None, :])
-            # The uniform mode counts as one of k: it is put far above all others, where f = 1.
-            top = matrix.detach().abs().sum(-1).amax(-1) + 40 * self.window_width["coulomb"]
-            matrix = matrix - across - across.mT + torch.einsum("g,gi,gj->gij", top, uniform, uniform)
-        if isinstance(self.response, ModeWindow):
-            # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
-            matrix = -matrix
-        return mean + self.response.apply(matrix, columns, layout, second_order)
+    def _solve(self, fields, structures, second_order):
+        """φ, ρ (n_atoms, channels), each atom's share of the residual (n_atoms,), Σρ before projection
+        (n_structures, channels)."""
+        solve = graph_fields if self.config.operator == "graph" else coulomb_fields
+        others = self.operator, self.response, self.config, second_order, not self.training
+        parts = structures.split(self.config.dense_limit)
+        if len(parts) == 1:
+            return solve(fields, structures, *others)
+        found = [solve(fields[atoms], part, *others) for atoms, part in parts]
+        order = torch.cat([atoms for atoms, _ in parts]).argsort()
+        *per_atom, net = (torch.cat(values) for values in zip(*found, strict=True))
+        first = structures.batch[torch.cat([atoms[part.ptr[:-1]] for atoms, part in parts])]
+        return *(values[order] for values in per_atom), net[first.argsort()]
 
     def _with_dipoles(self, layers, positions, species, layout, cell, periodic, potential, charges):
         """φ (n_atoms, channels) with that of the atomic dipoles, their own ½ μ·∇φ (n_atoms,) and μ of channel 0."""

@@ -8,6 +8,8 @@ import torch
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.ewald import KeptPairs, ewald_matrix, pairs_within
 from phi_equivariant.multipoles import dipole_terms, lattice_dipole_terms
+from phi_equivariant.particle_mesh import ParticleMesh
+from phi_equivariant.tiles import open_potential
 
 COULOMB_CONSTANT = 14.399645  # eV·Å/e², 1/(4πε₀)
 
@@ -75,6 +77,7 @@ class GaussianCoulomb(torch.nn.Module):
     narrowest, widest = 0.3, 1.2  # Å
     start_per_covalent_radius = 0.7
     splitting = 1.5  # Å, where the two sums of a periodic cell cost about the same for 50 to 200 atoms
+    mesh_splitting = 1.0  # Å, the same for the sum over pairs and the mesh
 
     def __init__(self, atomic_numbers):
         super().__init__()
@@ -122,6 +125,21 @@ class GaussianCoulomb(torch.nn.Module):
         if len(inside) == layout.n_structures:
             return lattice
         return self._open(place, width, layout).index_copy(0, inside, lattice)
+
+    def product(self, positions, species, cell=None):
+        """P of one structure as a map that needs no matrix: charges (n_atoms, c) in e → potential (n_atoms, c) in V.
+
+        Memory is in proportion to the number of atoms; so is time in a periodic cell, in free space to its square.
+
+        Parameters
+        ----------
+        positions: (n_atoms, 3) in Å; species: (n_atoms,)
+        cell: (3, 3) in Å, or None for an open structure
+        """
+        width_squared = self.widths()[species].square()  # (n_atoms,)
+        if cell is None:
+            return lambda charges: open_potential(positions, width_squared, charges, COULOMB_CONSTANT)
+        return ParticleMesh(positions, width_squared, cell, self.mesh_splitting, COULOMB_CONSTANT)
 
     def dipole_terms(self, positions, species, layout, charges, dipoles, cell=None, periodic=None):
         """Potential (n_atoms, c) in V of atomic dipoles, and gradient (n_atoms, c, 3) in V/Å of that of charges and

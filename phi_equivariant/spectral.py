@@ -6,9 +6,11 @@ fields (n_structures, n_max, c) → (n_structures, n_max, c), zero where there i
 
 import torch
 
+from phi_equivariant.iterative import solve
+
 
 class LowPass:
-    """f(λ) = 1 / (1 + λ/λ_c) by a linear solve, without an eigenproblem.
+    """f(λ) = 1 / (1 + λ/λ_c) by a linear solve, without an eigenproblem, or without a matrix either.
 
     Parameters
     ----------
@@ -19,6 +21,7 @@ class LowPass:
     def __init__(self, cutoff, inverse):
         self.cutoff = cutoff
         self.inverse = inverse
+        self._last = None  # species and solutions of the last iteration
 
     def apply(self, matrix, fields, layout, second_order):
         """f(L) applied to fields; differentiable to any order."""
@@ -27,6 +30,30 @@ class LowPass:
             # (1 + P⁻¹/λ_c)⁻¹ = 1 − (P + 1/λ_c)⁻¹/λ_c
             return fields - torch.linalg.solve(matrix + identity / self.cutoff, fields) / self.cutoff
         return torch.linalg.solve(identity + matrix / self.cutoff, fields)
+
+    def solve(self, product, fields, second_order, species=None):
+        """f(L) applied to the fields of one structure by conjugate gradients; twice differentiable.
+
+        Parameters
+        ----------
+        product: v → Lv, or Pv if ``inverse``; (n_atoms, c) → (n_atoms, c)
+        fields: (n_atoms, c)
+        second_order: whether second derivatives are wanted
+        species: (n_atoms,); the iteration starts from the last solution if that was for the same species. Without
+            them it starts from zero, and its result depends on nothing that came before.
+        """
+        if self.inverse:
+            rhs, system = fields, lambda values: product(values) + values / self.cutoff
+        else:
+            rhs, system = fields, lambda values: values + product(values) / self.cutoff
+        last = None
+        if species is not None:
+            if self._last is None or not torch.equal(self._last[0], species):
+                self._last = species, {}
+            last = self._last[1]
+        order = 0 if not torch.is_grad_enabled() else 2 if second_order else 1
+        solution = solve(system, rhs, order, last)
+        return fields - solution / self.cutoff if self.inverse else solution
 
 
 class ModeWindow:

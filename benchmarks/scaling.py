@@ -1,0 +1,235 @@
+"""Time and memory per atom of Φ without matrices, on a carbon chain and a periodic water box, from 2,000 atoms on.
+
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py --out runs/scaling
+    python benchmarks/scaling.py --out runs/scaling_gpu --device cuda --sizes 2000 5000 20000 50000 100000
+
+One process per system and row: energy and forces, after a small structure that loads everything. Time is
+processor time on a CPU, wall time on a GPU, the least of three calls; memory is the peak above what the process had
+before the call. The rows "Φ" are given node features and differentiate by them and by the positions; the others run a
+mace host with r_max 4.5 Å. Neighbour lists of the host are timed apart. Every result is kept in ``--out``: the same
+command goes on where it was stopped, and draws the figure.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from phi_equivariant import PhiConfig, PhiModule, attach_phi
+from phi_equivariant.pairs import pairs_in_boxes
+
+from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
+from mace import modules  # isort: skip
+
+ELEMENTS = [1, 6, 8]
+R_MAX = 4.5
+CONFIGS = {
+    "graph": dict(operator="graph"),
+    "graph, low-pass": dict(operator="graph", low_pass=0.2),
+    "coulomb": dict(operator="coulomb"),
+}
+ROWS = {
+    **{f"Φ {name}": ("features", name) for name in CONFIGS},
+    "16x0e": ("16x0e", None),
+    "16x0e + Φ graph": ("16x0e", "graph"),
+    "16x0e + Φ coulomb": ("16x0e", "coulomb"),
+    "32x0e+32x1o": ("32x0e+32x1o", None),
+    "32x0e+32x1o + Φ graph": ("32x0e+32x1o", "graph"),
+    "32x0e+32x1o + Φ coulomb": ("32x0e+32x1o", "coulomb"),
+}
+
+
+def structure(system, size):
+    """A carbon chain of ``size`` atoms with alternating bonds, or a box of about as many of water (997 kg/m³)."""
+    rng = np.random.default_rng(0)
+    if system == "chain":
+        bonds = np.where(np.arange(size) % 2, 1.23, 1.36)
+        positions = np.c_[np.cumsum(bonds), np.zeros((size, 2))]
+        return Atoms(f"C{size}", positions + 0.03 * rng.normal(size=positions.shape))
+    edge, spacing = round((size / 3) ** (1 / 3)), 3.107
+    places = spacing * np.stack(np.meshgrid(*[np.arange(edge)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    one = molecule("H2O").positions - molecule("H2O").get_center_of_mass()
+    turns = np.linalg.qr(rng.normal(size=(len(places), 3, 3)))[0]
+    positions = places[:, None] + one @ turns + 0.1 * rng.normal(size=(len(places), 1, 3))
+    return Atoms("OHH" * len(places), positions.reshape(-1, 3), cell=[edge * spacing] * 3, pbc=True)
+
+
+def batch_of(atoms, device):
+    """A batch with mace's keys. Other lists take gigabytes, or minutes, for a long chain."""
+    cell = torch.tensor(atoms.cell.array)
+    if not atoms.pbc.any():
+        cell = torch.diag(torch.tensor(np.ptp(atoms.positions, axis=0) + 2 * R_MAX))  # no neighbours across a face
+    first, second, images = pairs_in_boxes(R_MAX, torch.tensor(atoms.positions), cell)
+    senders, receivers, images = torch.cat([first, second]), torch.cat([second, first]), torch.cat([images, -images])
+    shifts, images = (images @ cell, images) if atoms.pbc.any() else (0 * images, 0 * images)
+    order = receivers.argsort()
+    number = {"dtype": torch.get_default_dtype(), "device": device}
+    species = torch.tensor([ELEMENTS.index(z) for z in atoms.numbers], device=device)
+    return {
+        "positions": torch.tensor(atoms.positions, **number),
+        "node_attrs": torch.nn.functional.one_hot(species, len(ELEMENTS)).to(number["dtype"]),
+        "edge_index": torch.stack([senders, receivers])[:, order].to(device),
+        "shifts": shifts[order].to(**number),
+        "unit_shifts": images[order].to(**number),
+        "cell": torch.tensor(atoms.cell.array, **number),
+        "pbc": torch.tensor(atoms.pbc, device=device)[None],
+        "batch": torch.zeros(len(atoms), dtype=torch.long, device=device),
+        "ptr": torch.tensor([0, len(atoms)], device=device),
+        "head": torch.zeros(1, dtype=torch.long, device=device),
+    }
+
+
+def host(hidden_irreps):
+    """mace of the given width; correlation and max_ell go with it."""
+    small = hidden_irreps == "16x0e"
+    torch.manual_seed(0)
+    return modules.ScaleShiftMACE(
+        r_max=R_MAX, num_bessel=8, num_polynomial_cutoff=5, max_ell=2 if small else 3,
+        interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+        interaction_cls_first=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+        num_interactions=2, num_elements=len(ELEMENTS), hidden_irreps=o3.Irreps(hidden_irreps),
+        MLP_irreps=o3.Irreps("16x0e"), atomic_energies=np.zeros(len(ELEMENTS)), avg_num_neighbors=15.0,
+        atomic_numbers=ELEMENTS, correlation=2 if small else 3, gate=torch.nn.functional.silu,
+        atomic_inter_scale=1.0, atomic_inter_shift=0.0,
+    )  # fmt: skip
+
+
+def evaluation(kind, config, device):
+    """A function of a batch that computes energy and forces."""
+    config = None if config is None else PhiConfig(**CONFIGS[config], dense_limit=200)
+    if kind != "features":
+        model = host(kind) if config is None else attach_phi(host(kind), config)
+        model = model.to(device).eval()
+        return lambda batch: model(dict(batch), compute_force=True)["forces"]
+    torch.manual_seed(0)
+    phi = PhiModule([o3.Irreps("16x0e")], ELEMENTS, R_MAX, config).to(device).eval()
+
+    def forces(batch):
+        positions = batch["positions"].detach().requires_grad_(True)
+        features = [torch.ones(len(positions), 16, device=device).requires_grad_(True)]
+        out = phi(
+            features, positions, batch["node_attrs"].argmax(-1), batch["batch"], batch["ptr"], batch["edge_index"],
+            batch["shifts"], batch["shifts"].new_zeros(1), second_order=False, cell=batch["cell"].reshape(1, 3, 3),
+            pbc=batch["pbc"].reshape(1, 3),
+        )  # fmt: skip
+        return torch.autograd.grad(out["phi_energy"].sum(), [positions, *features])[0]
+
+    return forces
+
+
+def measure(arguments):
+    """Print one result per size as JSON."""
+    torch.set_default_dtype(getattr(torch, arguments.dtype))
+    system, row, *sizes = arguments.one
+    cuda = arguments.device == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    run = evaluation(*ROWS[row], arguments.device)
+    for _ in range(2):
+        run(batch_of(structure(system, 300), arguments.device))
+    for size in sizes:
+        atoms, start = structure(system, int(size)), clock()
+        batch = batch_of(atoms, arguments.device)
+        listing, seconds = clock() - start, []
+        before = peak_memory(cuda, reset=True)
+        for _ in range(3):
+            start = clock()
+            run(batch).sum().item()
+            seconds.append(clock() - start)
+        result = dict(
+            system=system, row=row, size=int(size), n_atoms=len(atoms), seconds=min(seconds),
+            bytes=peak_memory(cuda) - before, neighbour_list_seconds=listing,
+        )  # fmt: skip
+        print(json.dumps(result), flush=True)
+
+
+def peak_memory(cuda, reset=False):
+    """Bytes of memory that were in use at most since the last reset, or are now if this is one."""
+    if cuda:
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free already would otherwise be used unseen
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def draw(results, path):
+    """Time and memory per atom against the number of atoms."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, constrained_layout=True)
+    titles = {"chain": "carbon chain (open)", "water": "water (periodic)"}
+    for column, (system, title) in enumerate(titles.items()):
+        for row in ROWS:
+            found = sorted((r for r in results if (r["system"], r["row"]) == (system, row)), key=lambda r: r["n_atoms"])
+            if not found:
+                continue
+            sizes = [r["n_atoms"] for r in found]
+            style = "o-" if row.startswith("Φ") else "s--"
+            axes[0, column].loglog(sizes, [1e6 * r["seconds"] / r["n_atoms"] for r in found], style, label=row)
+            axes[1, column].loglog(sizes, [r["bytes"] / 1024 / r["n_atoms"] for r in found], style, label=row)
+        axes[0, column].set_title(title)
+        axes[1, column].set_xlabel("atoms")
+    axes[0, 0].set_ylabel("time, µs/atom")
+    axes[1, 0].set_ylabel("memory, KiB/atom")
+    axes[0, 1].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    """Measure what is missing, print the table and draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 5000, 10000, 20000])
+    parser.add_argument("--systems", nargs="+", default=["chain", "water"], choices=["chain", "water"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float64", choices=["float32", "float64"])
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        measure(arguments)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for system in arguments.systems:
+        for row in arguments.rows:
+            paths = {n: arguments.out / f"{system}_{row.replace(' ', '_')}_{n}.json" for n in arguments.sizes}
+            missing = [str(size) for size, path in paths.items() if not path.exists()]
+            if missing:
+                command = [sys.executable, __file__, "--device", arguments.device, "--dtype", arguments.dtype]
+                command += ["--one", system, row, *missing]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                    for line in process.stdout:
+                        if line.startswith("{"):
+                            paths[json.loads(line)["size"]].write_text(line)
+                if process.returncode:
+                    sys.exit(f"{system}, {row}: exit status {process.returncode}")
+            results += [json.loads(path.read_text()) for path in paths.values()]
+    print("| system | row | atoms | s | µs/atom | KiB/atom | neighbour list, µs/atom |\n|---|---|---|---|---|---|---|")
+    for r in results:
+        n = r["n_atoms"]
+        print(
+            f"| {r['system']} | {r['row']} | {n} | {r['seconds']:.2f} | {1e6 * r['seconds'] / n:.0f} "
+            f"| {r['bytes'] / 1024 / n:.1f} | {1e6 * r['neighbour_list_seconds'] / n:.0f} |"
+        )
+    draw(results, arguments.out / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()
