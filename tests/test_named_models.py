@@ -98,7 +98,7 @@ def test_nequip_trains_loads_and_predicts(tmp_path):
 @pytest.mark.parametrize("name", ["phi-schnet-small", "phi-visnet-small"])
 def test_networks_of_pytorch_geometric_train_restart_and_load(tmp_path, name, capsys):
     """Ended after two epochs and gone on for a third, as if in one go; then loaded, used and evaluated."""
-    given = dict.fromkeys(SIZE) | {"model": name, "r_max": 3.0, "num_channels": 8, "num_radial_basis": 8, "lr": 0.02}
+    given = dict.fromkeys(SIZE) | {"model": name, "r_max": 3.0, "num_channels": 8, "num_radial_basis": 8, "lr": 0.005}
     given |= {"num_interactions": 2, "seed": 3}
     assert main(line(tmp_path, name="whole", max_num_epochs=3, **given)) == 0
     assert main(line(tmp_path, max_num_epochs=2, **given)) == 0
@@ -117,6 +117,7 @@ def test_networks_of_pytorch_geometric_train_restart_and_load(tmp_path, name, ca
     atoms.calc = PhiCalculator(model)
     assert found.info["MACE_energy"] == pytest.approx(atoms.get_potential_energy(), rel=1e-9)
     assert found.arrays["MACE_descriptors"].shape == (len(atoms), 16)  # scalars of two layers
+    capsys.readouterr()
     message = refused(capsys, line(tmp_path, **{**given, "hidden_irreps": "8x0e"}))
     assert f"--hidden_irreps: {name} has no such setting" in message
 
