@@ -61,7 +61,8 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize(
-    ("operator", "poisson", "low_pass"), itertools.product(("graph", "coulomb"), ("exact", "learned"), (None, 0.2))
+    ("operator", "poisson", "low_pass"),
+    list(itertools.product(("graph", "coulomb"), ("exact", "learned"), (None, 0.2))),
 )
 @pytest.mark.parametrize("atoms", [chain(), crystal()], ids=["open", "periodic"])
 def test_equals_dense_algebra(operator, poisson, low_pass, atoms):

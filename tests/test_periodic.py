@@ -255,7 +255,7 @@ def test_kept_neighbours_give_the_energies_and_forces_of_a_fresh_list(config):
         if step == 4:
             atoms.set_cell(1.02 * atoms.cell)
         forces = atoms.get_forces()
-        lists.append(atoms.calc._list)
+        lists.append(atoms.calc.input.lists[0].built_at)
         fresh = atoms.copy()
         fresh.calc = PhiCalculator(copy.deepcopy(model), skin=0.0)
         np.testing.assert_allclose(forces, fresh.get_forces(), rtol=0, atol=1e-11)

@@ -153,7 +153,8 @@ def test_a_registry_beside_the_model(shared, monkeypatch, tmp_path):
     monkeypatch.setenv("PHI_CACHE", str(tmp_path / "cache"))
     refuses("no trained model", load_pretrained, NAME)
     monkeypatch.setenv("PHI_ZOO_URL", str(shared))
-    assert list_models(trained=True) == list_models("*emt", trained=True) == [NAME]
+    assert list_models(trained=True) == sorted([NAME, *registry.shipped()])
+    assert list_models("*emt", trained=True) == [NAME]
     assert isinstance(load_pretrained(NAME), PhiPotential)
     assert model_info(NAME)["card"]["level_of_theory"] == "EMT" and not (tmp_path / "cache").exists()
 
@@ -196,14 +197,15 @@ def test_hostile_registries(server, tmp_path, change, match):
 
 def test_a_registry_that_is_no_file_of_ours(server, monkeypatch):
     good = server.files["registry.json"]
-    assert list_models(trained=True) == [NAME]
+    known = sorted([NAME, *registry.shipped()])
+    assert list_models(trained=True) == known
     for bad in (b"<html>log in</html>", b"[" * 100_000, b'{"format_version": NaN}', good[:-20]):
         server.files["registry.json"] = bad
         refuses("registry", list_models, trained=True)
-        assert list_models(trained=True, offline=True) == [NAME]  # the last good copy stays
-    monkeypatch.setattr(registry, "REGISTRY_LIMIT", 100)
-    server.files["registry.json"] = b" " * 101
-    refuses("announced 101 bytes.*at most 100", list_models, trained=True)
+        assert list_models(trained=True, offline=True) == known  # the last good copy stays
+    monkeypatch.setattr(registry, "REGISTRY_LIMIT", 10_000)
+    server.files["registry.json"] = b" " * 10_001
+    refuses("announced 10001 bytes.*at most 10000", list_models, trained=True)
 
 
 # Fetching
