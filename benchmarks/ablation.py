@@ -1,6 +1,6 @@
 """What each kind of Φ does for one small host, on seven sets of published data, trained on energies and forces only.
 
-    OMP_NUM_THREADS=1 python benchmarks/ablation.py --data ../shared/data --runs runs/ablation
+    OMP_NUM_THREADS=1 python benchmarks/ablation.py --data data --runs runs/ablation
     python benchmarks/ablation.py --report
 
 Every run leaves one JSON file in ``--results``, and is not trained again while that is there; one that was stopped goes
@@ -151,7 +151,7 @@ def train_all(arguments):
 def main():
     """Train, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/benchmarks.md")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folders of the runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ablation")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)

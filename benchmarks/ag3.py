@@ -1,6 +1,6 @@
 """Ag₃⁺ and Ag₃⁻: one model for both charges, with Φ and without, and one bare model for each charge.
 
-    OMP_NUM_THREADS=1 python benchmarks/ag3.py --data ../shared/data --runs runs/ag3
+    OMP_NUM_THREADS=1 python benchmarks/ag3.py --data data --runs runs/ag3
     python benchmarks/ag3.py --report
 
 The data are SchNetPack's 2,200 geometries of three silver atoms, half of them cations, half anions, whose energies are
@@ -78,7 +78,7 @@ def table(results):
 def main():
     """Train what is not finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/benchmarks.md")
     parser.add_argument("--runs", type=Path, default=Path("runs/ag3"), help="folders of the runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ag3")
     parser.add_argument("--epochs", type=int, default=60)

@@ -35,7 +35,7 @@ class PhiConfig:
         Pairs of fields per atom. Channel 0 is the charge; the others are neutral auxiliaries.
     multipoles
         0: charges. 1: the heads also give every atom a dipole, from the host's 1o channels; the ``coulomb`` operator
-        adds charge–dipole and dipole–dipole interactions. Open structures and ``poisson="exact"`` only.
+        adds charge–dipole and dipole–dipole interactions. With ``poisson="exact"`` only.
     hidden
         Width of the heads.
     charge_constraint
