@@ -1,13 +1,14 @@
 """Time and memory per atom of Φ without matrices, on a carbon chain and a periodic water box, from 2,000 atoms on.
 
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py --out runs/scaling
-    python benchmarks/scaling.py --out runs/scaling_gpu --device cuda --sizes 2000 5000 20000 50000 100000
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py
+    python benchmarks/scaling.py --report
+    python benchmarks/scaling.py --results runs/scaling_gpu --device cuda --sizes 2000 5000 20000 50000 100000
 
 One process per system and row: energy and forces, after a small structure that loads everything. Time is
 processor time on a CPU, wall time on a GPU, the least of three calls; memory is the peak above what the process had
 before the call. The rows "Φ" are given node features and differentiate by them and by the positions; the others run a
-mace host with r_max 4.5 Å. Neighbour lists of the host are timed apart. Every result is kept in ``--out``: the same
-command goes on where it was stopped, and draws the figure.
+mace host with r_max 4.5 Å, the wide one for the chain alone: 20,000 atoms of water would take 80 GiB. Neighbour lists
+of the host are timed apart. Every result is kept in ``--results``: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -19,7 +20,9 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import runs
 import torch
 from ase import Atoms
 from ase.build import molecule
@@ -27,11 +30,16 @@ from ase.build import molecule
 from phi_equivariant import PhiConfig, PhiModule, attach_phi
 from phi_equivariant.pairs import pairs_in_boxes
 
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 from mace import modules  # isort: skip
 
 ELEMENTS = [1, 6, 8]
 R_MAX = 4.5
+WIDE = "32x0e+32x1o"
+TITLES = {"chain": "carbon chain (open)", "water": "water (periodic)"}
 CONFIGS = {
     "graph": dict(operator="graph"),
     "graph, low-pass": dict(operator="graph", low_pass=0.2),
@@ -42,9 +50,9 @@ ROWS = {
     "16x0e": ("16x0e", None),
     "16x0e + Φ graph": ("16x0e", "graph"),
     "16x0e + Φ coulomb": ("16x0e", "coulomb"),
-    "32x0e+32x1o": ("32x0e+32x1o", None),
-    "32x0e+32x1o + Φ graph": ("32x0e+32x1o", "graph"),
-    "32x0e+32x1o + Φ coulomb": ("32x0e+32x1o", "coulomb"),
+    WIDE: (WIDE, None),
+    f"{WIDE} + Φ graph": (WIDE, "graph"),
+    f"{WIDE} + Φ coulomb": (WIDE, "coulomb"),
 }
 
 
@@ -165,70 +173,83 @@ def peak_memory(cuda, reset=False):
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def draw(results, path):
-    """Time and memory per atom against the number of atoms."""
-    import matplotlib
+def rows_of(system):
+    """Rows that a system can have."""
+    return [row for row, (features, _) in ROWS.items() if system == "chain" or features != WIDE]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, constrained_layout=True)
-    titles = {"chain": "carbon chain (open)", "water": "water (periodic)"}
-    for column, (system, title) in enumerate(titles.items()):
-        for row in ROWS:
-            found = sorted((r for r in results if (r["system"], r["row"]) == (system, row)), key=lambda r: r["n_atoms"])
-            if not found:
+def path_of(results, system, row, size):
+    """Of a result's JSON file."""
+    return results / f"{system}_{row.replace(',', '').replace(' ', '_').replace('Φ', 'phi')}_{size}.json"
+
+
+def measure_all(arguments):
+    """Every result that has no file yet."""
+    for system in arguments.systems:
+        for row in rows_of(system):
+            paths = {size: path_of(arguments.results, system, row, size) for size in arguments.sizes}
+            missing = [str(size) for size, path in paths.items() if not path.is_file()]
+            if not missing:
                 continue
-            sizes = [r["n_atoms"] for r in found]
-            style = "o-" if row.startswith("Φ") else "s--"
-            axes[0, column].loglog(sizes, [1e6 * r["seconds"] / r["n_atoms"] for r in found], style, label=row)
-            axes[1, column].loglog(sizes, [r["bytes"] / 1024 / r["n_atoms"] for r in found], style, label=row)
+            command = [sys.executable, __file__, "--device", arguments.device, "--dtype", arguments.dtype]
+            command += ["--one", system, row, *missing]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for line in process.stdout:
+                    if line.startswith("{"):
+                        found = json.loads(line)
+                        runs.write_json(paths[found["size"]], found)
+            if process.returncode:
+                sys.exit(f"{system}, {row}: exit status {process.returncode}")
+
+
+def report(results, page, figure):
+    """The table as Markdown, largest against smallest in its last columns, and the figure."""
+    found = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    lines = ["| system | | µs per atom | KiB per atom | time, growth | memory, growth |", "|---" * 6 + "|"]
+    picture, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
+    for column, (system, title) in enumerate(TITLES.items()):
+        for row in rows_of(system):
+            own = sorted((r for r in found if (r["system"], r["row"]) == (system, row)), key=lambda r: r["n_atoms"])
+            if not own:
+                lines.append(f"| {title} | {row} | not measured | | | |")
+                continue
+            values = [1e6 * r["seconds"] / r["n_atoms"] for r in own], [r["bytes"] / 1024 / r["n_atoms"] for r in own]
+            cells = [", ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in one) for one in values]
+            growth = [f"{one[-1] / one[0]:.2f}" for one in values]
+            lines.append(f"| {title} | {row} | {cells[0]} | {cells[1]} | {growth[0]} | {growth[1]} |")
+            for axis, one in zip(axes[:, column], values, strict=True):
+                axis.loglog([r["n_atoms"] for r in own], one, "o-" if row.startswith("Φ") else "s--", label=row)
         axes[0, column].set_title(title)
         axes[1, column].set_xlabel("atoms")
-    axes[0, 0].set_ylabel("time, µs/atom")
-    axes[1, 0].set_ylabel("memory, KiB/atom")
-    axes[0, 1].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    axes[0, 0].set_ylabel("time, µs per atom")
+    axes[1, 0].set_ylabel("memory, KiB per atom")
+    axes[0, 0].legend(fontsize=7)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(figure, dpi=130)
+    plt.close(picture)
+    runs.write_between(page, "scaling", "\n".join(lines))
+    print("\n".join(lines))
 
 
 def main():
-    """Measure what is missing, print the table and draw the figure."""
+    """Measure what is missing, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "scaling")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 5000, 10000, 20000])
-    parser.add_argument("--systems", nargs="+", default=["chain", "water"], choices=["chain", "water"])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--systems", nargs="+", default=list(TITLES), choices=TITLES)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float64", choices=["float32", "float64"])
+    parser.add_argument("--report", action="store_true", help="table and figure of what is measured")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/scaling.png"))
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         measure(arguments)
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for system in arguments.systems:
-        for row in arguments.rows:
-            paths = {n: arguments.out / f"{system}_{row.replace(' ', '_')}_{n}.json" for n in arguments.sizes}
-            missing = [str(size) for size, path in paths.items() if not path.exists()]
-            if missing:
-                command = [sys.executable, __file__, "--device", arguments.device, "--dtype", arguments.dtype]
-                command += ["--one", system, row, *missing]
-                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-                    for line in process.stdout:
-                        if line.startswith("{"):
-                            paths[json.loads(line)["size"]].write_text(line)
-                if process.returncode:
-                    sys.exit(f"{system}, {row}: exit status {process.returncode}")
-            results += [json.loads(path.read_text()) for path in paths.values()]
-    print("| system | row | atoms | s | µs/atom | KiB/atom | neighbour list, µs/atom |\n|---|---|---|---|---|---|---|")
-    for r in results:
-        n = r["n_atoms"]
-        print(
-            f"| {r['system']} | {r['row']} | {n} | {r['seconds']:.2f} | {1e6 * r['seconds'] / n:.0f} "
-            f"| {r['bytes'] / 1024 / n:.1f} | {1e6 * r['neighbour_list_seconds'] / n:.0f} |"
-        )
-    draw(results, arguments.out / "scaling.png")
+    elif arguments.report:
+        report(arguments.results, arguments.page, arguments.figure)
+    else:
+        measure_all(arguments)
 
 
 if __name__ == "__main__":
