@@ -123,7 +123,7 @@ def load_model(folder, device="cpu", dtype=None):
         model = _build(config, folder)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} does not describe a model that can be built ({error!r}).") from error
     _load_tensors(model, kind, folder)
     if dtype is not None:

@@ -110,12 +110,34 @@ def test_what_does_not_fit(tmp_path):
         ({"per": "structure", "atomic_inter_scale": [1.0, 2.0, 1.0, 1.0]}, "give one atomic_inter_scale"),
         ({"per": "structure", "train_scale_shift": True}, "not trained"),
         ({"r_max": 0.0}, "r_max is 0.0"),
+        ({"r_max": float("inf")}, "r_max is inf"),
+        ({"atomic_numbers": "CHO"}, "atomic_numbers is 'CHO'"),
+        ({"atomic_numbers": [1, 1, 6, 8]}, "give each element once"),
+        ({"atomic_energies": {1: 0.0}}, "atomic_energies is {1: 0.0}"),
+        ({"network": of_edges}, "give a torch.nn.Module"),
+        ({"energies": 3}, "energies is 3; give a function"),
     ):
         with pytest.raises(InputError, match=match):
-            GenericModel(Pairs(), of_edges, ELEMENTS, **given)
+            GenericModel(**{"network": Pairs(), "energies": of_edges, "atomic_numbers": ELEMENTS, **given})
     with pytest.raises(InputError, match=r"gave \(2, 1\) for 12 atoms in 2 structures; with .* expected \(12,\)"):
         host(of_positions)(batch_of(ethanol(), molecule("H2O")))
     with pytest.raises(InputError, match="gave tuple for 9 atoms"):
         host(lambda network, graph: (of_edges(network, graph), None))(batch_of(ethanol()))
     with pytest.raises(InputError, match="GenericModel belongs to no installed host type"):
         save_model(host(), tmp_path)
+
+
+def test_a_network_that_hides_its_derivative_is_refused():
+    def of_detached_lengths(network, graph):
+        return network(graph.lengths.detach(), graph.edge_index[1], len(graph.numbers))
+
+    def without_a_graph(network, graph):
+        with torch.no_grad():
+            return of_edges(network, graph)
+
+    for energies in (of_detached_lengths, without_a_graph):
+        with pytest.raises(InputError, match="forces would be zero"):
+            host(energies)(batch_of(ethanol()))
+        host(energies)(batch_of(ethanol()), compute_force=False)
+    with pytest.raises(InputError, match=r"gave torch.float32 for a graph in torch.float64"):
+        host(lambda network, graph: of_edges(network, graph).float())(batch_of(ethanol()))

@@ -279,6 +279,11 @@ def test_addresses_on_the_hub(server, path, monkeypatch):
     assert path.read_bytes() == CONTENT and server.headers[0]["authorization"] == "Bearer hf_secret"
 
 
+def test_an_address_that_cannot_be_read_does_not_stop_the_next(server, path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert fetch(path, INFO, ["hf://owner/repository/model", server.url + NAME]) == path
+
+
 def test_the_hub_without_its_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"pip install 'phi-equivariant\[hub\]'"):

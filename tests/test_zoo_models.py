@@ -64,6 +64,15 @@ def test_precision_seed_and_the_bare_host():
         ("phi-mace-small", [1], {"E0s": {1: float("nan")}}, "finite number"),
         ("phi-mace-small", [1], {"avg_num_neighbors": 0}, "avg_num_neighbors is 0"),
         ("phi-mace-small", [1], {"dtype": "half"}, "dtype is 'half'"),
+        ("phi-mace-small", [1, 6], {"scale": float("nan")}, "scale is nan; give a finite number in eV"),
+        ("phi-mace-small", [1, 6], {"shift": [1.0, 2.0]}, "give a finite number in eV"),
+        ("phi-nequip-small", [1, 6], {"scale": [1.0, 2.0, 3.0]}, "a finite number, or one for each element"),
+        ("phi-mace-small", [1], {"correlation": [3, 2, 1]}, "for 2 interactions; expected one for each"),
+        ("phi-nequip-small", [1], {"parity": "no"}, "parity is 'no'"),
+        ("phi-mace-small", [1.5, 6], {}, "elements is"),
+        ("phi-mace-small", [True, 6], {}, "elements is"),
+        ("phi-mace-small", "168", {}, "elements is '168'"),
+        (["phi-mace-small"], [1], {}, "there is no model"),
     ],
 )
 def test_what_cannot_be_created(name, elements, overrides, match):

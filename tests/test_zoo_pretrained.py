@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -138,6 +139,18 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
     )
     refuses("bare: .* was trained with Φ", export.export, finished, tmp_path / NAME, bare=[finished])
     (tmp_path / "no.xyz").write_text("nothing")
+    refuses("names the host 'nequip', but .* is 'mace'", export.export, finished, tmp_path / "phi-nequip-tiny.emt")
+    for file, text in (("errors.json", "{"), ("config.yaml", "a: b: c"), ("data.json", "[1]")):
+        shutil.copytree(finished, tmp_path / "run", dirs_exist_ok=True)
+        (tmp_path / "run" / file).write_text(text)
+        refuses("its files are damaged", export.export, tmp_path / "run", tmp_path / NAME)
+    shutil.copytree(finished, tmp_path / "run", dirs_exist_ok=True)
+    other = json.loads((finished / "config.json").read_text())
+    other["host"]["arguments"]["r_max"] = 4.0
+    (tmp_path / "run" / "config.json").write_text(json.dumps(other))
+    refuses("more: .* its host or Φ is another", export.export, finished, tmp_path / NAME, more=[tmp_path / "run"])
+    (tmp_path / "run" / "data.json").write_text(json.dumps({"train_file": "/else/where.xyz"}))
+    refuses("cannot stand side by side", export.export, finished, tmp_path / NAME, more=[tmp_path / "run"])
     refuses("structure: .*cannot be read", export.export, finished, tmp_path / NAME, structure=tmp_path / "no.xyz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["no.xyz", "run"]
 
@@ -167,6 +180,9 @@ def test_what_a_registry_does_not_take(folder, shared, tmp_path):
     before = (shared / "registry.json").read_bytes()
     refuses("another phi-mace-tiny.emt already", publish.add, folder, shared / "registry.json")
     refuses("url is 'ftp://x'", publish.add, folder, tmp_path / "new", urls=["ftp://x"])
+    taken = folder.rename(folder.with_name("phi-mace-small.acac"))
+    refuses("comes with the package", publish.add, taken, tmp_path / "new")
+    folder = taken.rename(folder)
     (folder / "reference.json").unlink()
     refuses("has no reference.json", publish.add, folder, tmp_path / "new")
     assert (shared / "registry.json").read_bytes() == before and not (tmp_path / "new").exists()
@@ -287,7 +303,11 @@ def test_hostile_weights(folder, no_building, weights):
         ("host.arguments.hidden_irreps", "__import__('os')", "no irreps"),
         ("host.arguments.num_interactions", 10**9, "num_interactions is 1000000000; expected"),
         ("host.arguments.num_interactions", True, "num_interactions is True"),
+        ("host.arguments.num_interactions", [], r"num_interactions is \[\]"),
+        ("host.arguments.num_polynomial_cutoff", [], r"num_polynomial_cutoff is \[\]"),
+        ("host.arguments.radial_type", None, "radial_type is None; expected one of bessel"),
         ("host.arguments.correlation", 40, "correlation is 40"),
+        ("host.arguments.correlation", [], "correlation is an empty list"),
         ("host.arguments.max_ell", 10**6, "max_ell is 1000000"),
         ("host.arguments.radial_MLP", [8000, 8000], "radial_MLP needs at least 64000000 parameters"),
         ("host.arguments.atomic_numbers", list(range(1, 119)) * 5, "expected a list"),
@@ -345,6 +365,8 @@ def test_weights_that_do_not_give_the_reference(folder):
 def test_references_that_are_none(folder, finished):
     model = load_model(finished, dtype="float64")
     good = json.loads((folder / "reference.json").read_text())
+    dense = {"numbers": [6] * 500, "positions": np.random.default_rng(0).random((500, 3)).tolist(), "total_charge": 0.0}
+    dense |= {"cell": np.diag([0.5] * 3).tolist(), "pbc": [True] * 3}
     for change, match in (
         ({"structure": {}}, "no reference of a model"),
         ({"energy": None}, "energy do not fit"),
@@ -352,6 +374,9 @@ def test_references_that_are_none(folder, finished):
         ({"forces": "x"}, "no reference of a model"),
         ({"structure": {**good["structure"], "numbers": [1] * 501}}, "501 atoms"),
         ({"structure": {**good["structure"], "numbers": [79] * 6}}, "does not know atomic numbers"),
+        ({"structure": dense}, "500 atoms in a periodic cell of 0.125"),
+        ({"structure": {**dense, "cell": np.diag([1e4] * 3).tolist()}}, r"periodic cell of 1e\+12"),
+        ({"structure": {**dense, "cell": np.zeros((3, 3)).tolist(), "pbc": [True] * 3}}, "cell"),
     ):
         (folder / "reference.json").write_text(json.dumps({**good, **change}))
         refuses(match, zoo.reference.check, model, folder)
@@ -392,8 +417,9 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
     content = card.read(folder / "card.yaml")
     content["description"] = "\x1b[2J [red]so good[/red]"
     (folder / "card.yaml").write_text(card.text_of(content))
-    assert main(["add", str(folder), str(tmp_path / "mine.json")]) == 0
-    server.files["registry.json"] = (tmp_path / "mine.json").read_bytes()
+    assert main(["info", str(folder)]) == 0 and "[red]so good[/red]" in capsys.readouterr().out
+    assert main(["add", str(folder), str(tmp_path / "mine")]) == 0
+    server.files["registry.json"] = (tmp_path / "mine" / "registry.json").read_bytes()
     server.files[f"{NAME}/card.yaml"] = (folder / "card.yaml").read_bytes()
     capsys.readouterr()
     assert main(["info", NAME]) == 0
@@ -403,7 +429,9 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
     for words, message in (
         (["info", "phi-mace-smal"], "did you mean phi-mace-small"),
         (["download", "phi-mace-small"], "is a size, not a trained model"),
-        (["verify", str(tmp_path)], "There is no file"),
+        (["verify", str(tmp_path), NAME], f"1 of 2 models are not right: {tmp_path}"),
+        (["info", str(tmp_path)], "has no card.yaml"),
+        (["add", str(folder), str(tmp_path / "mine.json")], "others look for registry.json"),
         (["export", str(tmp_path), str(tmp_path / "x")], "no name of a trained model"),
     ):
         assert main(words) == 2

@@ -4,8 +4,11 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import operator
 from fnmatch import fnmatchcase
+from numbers import Real
 
+import numpy as np
 import torch
 
 from phi_equivariant import PhiConfig, attach_phi
@@ -116,7 +119,7 @@ _FIXED = ("class",)
 
 def architecture(name):
     """The architecture of a name; InputError with the nearest names if there is none."""
-    if name in ARCHITECTURES:
+    if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
     near = difflib.get_close_matches(str(name), ARCHITECTURES, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(ARCHITECTURES)}."
@@ -180,10 +183,10 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
     arguments = size.arguments | {
         "atomic_numbers": numbers,
         "atomic_energies": _energies(overrides.pop("E0s", None), numbers),
-        "atomic_inter_scale": _per_head(overrides.pop("scale", 1.0)),
-        "atomic_inter_shift": _per_head(overrides.pop("shift", 0.0)),
+        "atomic_inter_scale": _statistic("scale", overrides.pop("scale", 1.0), numbers, size.host),
+        "atomic_inter_shift": _statistic("shift", overrides.pop("shift", 0.0), numbers, size.host),
     }
-    arguments |= overrides
+    arguments |= {key: value.item() if isinstance(value, np.generic) else value for key, value in overrides.items()}
     if phi is None or isinstance(phi, dict):
         phi = PhiConfig.from_dict({**size.phi, **(phi or {})})
     check_dtype(dtype)
@@ -195,7 +198,7 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
         return attach_phi(host, phi) if with_phi else host
     except InputError as error:
         raise InputError(f"{name} cannot be made: {error}") from error
-    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise InputError(f"{name} cannot be made with {overrides}: {type(error).__name__}: {error}") from error
     finally:
         torch.set_default_dtype(previous)
@@ -204,21 +207,32 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
 def _elements(elements):
     """Sorted atomic numbers."""
     try:
-        numbers = sorted({int(z) for z in elements})
-        for number in numbers:
-            electronegativity(number)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
+        numbers = sorted({operator.index(z) for z in elements if not isinstance(z, bool)})
+        if len(numbers) != len(set(elements)):
+            raise TypeError("True and False are no atomic numbers")
+    except TypeError as error:
         raise InputError(f"elements is {elements!r}; give atomic numbers, as in [1, 6, 8].") from error
+    for number in numbers:
+        electronegativity(number)
     if not numbers:
         raise InputError("elements is empty; give the atomic numbers that the model is to know, as in [1, 6, 8].")
     return numbers
 
 
-def _per_head(value):
-    """A number for the one head that a fresh model has, in the shape that mace's own models have."""
-    return [value] if isinstance(value, int | float) else value
+def _statistic(name, value, numbers, host):
+    """A number in eV, as a list; for hosts of our own also one for each element. mace takes one for each head, and a
+    fresh model has one head."""
+    values = np.atleast_1d(np.asarray(value, dtype=object)).tolist()
+    lengths = (1,) if host == "mace" else (1, len(numbers))
+    finite = all(_is_number(one) and math.isfinite(one) for one in values)
+    if len(values) not in lengths or not finite:
+        wish = "a finite number" if host == "mace" else "a finite number, or one for each element,"
+        raise InputError(f"{name} is {value!r}; give {wish} in eV.")
+    return [float(one) for one in values]
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _energies(given, numbers):
@@ -231,6 +245,6 @@ def _energies(given, numbers):
     if missing:
         raise InputError(f"E0s has no energy for atomic numbers {missing}; give one for each of {numbers}.")
     values = [given[z] for z in numbers]
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if not all(_is_number(value) and math.isfinite(value) for value in values):
         raise InputError(f"E0s is {given!r}; give a finite number in eV for each of {numbers}.")
     return [[float(value) for value in values]]

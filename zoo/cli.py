@@ -15,7 +15,7 @@ from phi_equivariant.errors import InputError
 from zoo import card, export, publish
 from zoo.architectures import ARCHITECTURES, matching
 from zoo.catalogue import model_info, place_of
-from zoo.pretrained import entries, files_of, find, load_folder, locate
+from zoo.pretrained import entries, files_of, find, is_path, load_folder, locate
 
 console = Console()
 if not console.is_terminal:
@@ -36,7 +36,13 @@ def list_command(args):
 
 def info_command(args):
     """Everything that is known of a model."""
-    info = model_info(args.name, args.offline)
+    if is_path(args.name):
+        path = locate(args.name, args.offline) / "card.yaml"
+        if not path.is_file():
+            raise InputError(f"{path.parent} has no card.yaml; phi-zoo export makes a folder with one.")
+        info = {"folder": str(path.parent), "card": card.read(path)}
+    else:
+        info = model_info(args.name, args.offline)
     shown = info.pop("card", None)
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in info.items():
@@ -60,10 +66,17 @@ def verify_command(args):
     if not names:
         known = entries(offline=True) if args.offline else entries()
         names = [name for name, entry in known.items() if place_of(entry) not in ("remote", "missing")]
+    wrong = []
     for name in names:
-        folder = locate(name, args.offline)
-        load_folder(folder)
-        say(f"{name}: right ({folder})")
+        try:
+            folder = locate(name, args.offline)
+            load_folder(folder)
+            say(f"{name}: right ({folder})")
+        except InputError as error:
+            wrong.append(name)
+            say(f"{name}: wrong. {error}")
+    if wrong:
+        raise InputError(f"{len(wrong)} of {len(names)} models are not right: {', '.join(wrong)}.")
     if not names:
         say("no trained model is on this machine yet; phi-zoo download gets one.")
 
@@ -111,7 +124,7 @@ def parser():
         return made.add_argument
 
     command("list", list_command)("filter", nargs="?", help="part of the names, or a pattern such as 'phi-mace-*'")
-    command("info", info_command)("name", help="of a size or a trained model")
+    command("info", info_command)("name", help="of a size or a trained model, or its folder (./name)")
     command("download", download_command)("names", nargs="+", metavar="name")
     command("verify", verify_command)("names", nargs="*", metavar="name", help="name, folder (./name) or address")
     option = command("export", export_command)

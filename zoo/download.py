@@ -106,6 +106,8 @@ def _from_address(url, partial, info):
             if not resumed or partial.stat().st_size < info.size:
                 address, headers = address_of(url)
                 transfer(address, partial, size=info.size, resume=True, headers=headers)
+        except InputError as error:  # an address of a kind that cannot be read here; the next one may be of another
+            return str(error).rstrip(".")
         except WrongContent as error:
             partial.unlink(missing_ok=True)
             return f"this is not the registered file ({error})"

@@ -1,6 +1,7 @@
 """The base of our own hosts: mace's call signature around an energy per atom."""
 
 import abc
+import math
 
 import torch
 
@@ -45,10 +46,14 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         self, atomic_numbers, atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift
     ):
         super().__init__()
-        if not r_max > 0:
+        if not isinstance(r_max, int | float) or not 0 < r_max < math.inf:
             raise InputError(f"r_max is {r_max!r}; give a length in Å above 0.")
-        n = len(atomic_numbers)
-        self.register_buffer("atomic_numbers", torch.tensor([int(z) for z in atomic_numbers]))
+        numbers = list(atomic_numbers)
+        whole = all(hasattr(z, "__index__") and not isinstance(z, bool) and 1 <= z <= 118 for z in numbers)
+        if not numbers or not whole or len({int(z) for z in numbers}) != len(numbers):
+            raise InputError(f"atomic_numbers is {atomic_numbers!r}; give each element once, as in [1, 6, 8].")
+        n = len(numbers)
+        self.register_buffer("atomic_numbers", torch.tensor([int(z) for z in numbers]))
         self.register_buffer("r_max", torch.tensor(float(r_max)))
         self.atomic_energies_fn = AtomicEnergies(_per_element("atomic_energies", atomic_energies, n))
         for name, given in (("scale", atomic_inter_scale), ("shift", atomic_inter_shift)):
@@ -156,7 +161,10 @@ class EnergyModel(torch.nn.Module, abc.ABC):
 
 def _per_element(name, values, n_elements):
     """(n_elements,) from one number or a list."""
-    values = torch.as_tensor(values, dtype=torch.get_default_dtype()).detach().clone()
+    try:
+        values = torch.as_tensor(values, dtype=torch.get_default_dtype()).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} is {values!r}; give one number, or one for each element, in eV.") from error
     if values.numel() not in (1, n_elements) or not bool(torch.isfinite(values).all()):
         raise InputError(
             f"{name} is {values.tolist()} for {n_elements} elements; give one finite number for each, in eV."

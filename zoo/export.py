@@ -59,7 +59,8 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
         if runs[Path(path)]["config"].get("phi"):
             raise InputError(f"bare: {path} was trained with Φ; give runs of the bare host (--no_phi).")
     model = load_model(run)
-    notes = json.loads((run / CONFIG_FILE).read_text())["notes"]
+    notes = runs[run]["built"]["notes"]
+    _check_together(folder.name, run, [Path(path) for path in more], runs)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -92,13 +93,21 @@ def _read_run(run):
     missing = [name for name in RUN_FILES if not (run / name).is_file()]
     if missing:
         raise InputError(f"{run} is no finished run of phi-mace-train: it has no {', '.join(missing)}.")
-    metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else []
-    seconds = sorted(row["seconds"] for row in metrics if "seconds" in row)
+    try:
+        config, data, errors = (yaml.safe_load((run / name).read_text()) for name in RUN_FILES)  # JSON is YAML
+        metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else []
+        seconds = sorted(row["seconds"] for row in metrics if "seconds" in row)
+        built = json.loads((run / CONFIG_FILE).read_text()) if (run / CONFIG_FILE).is_file() else None
+        if not all(isinstance(part, dict) for part in (config, data, errors)) or "sets" not in errors:
+            raise ValueError(f"{', '.join(RUN_FILES)} do not hold what a run writes")
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{run} is no finished run of phi-mace-train: its files are damaged ({type(error).__name__}).") from error
     log = (run / "log.txt").read_text().splitlines() if (run / "log.txt").is_file() else []
     return {
-        "config": yaml.safe_load((run / "config.yaml").read_text()),
-        "data": json.loads((run / "data.json").read_text()),
-        "errors": json.loads((run / "errors.json").read_text()),
+        "config": config,
+        "data": data,
+        "errors": errors,
+        "built": built,
         "command": _without_folders(next((line.split("command: ", 1)[1] for line in log if "command: " in line), "")),
         "speed": {"training": f"{seconds[len(seconds) // 2]:.1f} s per epoch"} if seconds else {},
     }
@@ -124,22 +133,52 @@ def _from_run(run, versions):
     }  # fmt: skip
 
 
+def _check_together(name, run, more, runs):
+    """InputError unless the name tells the host, and runs are of one data set, and ``more`` of one model with it."""
+    kind = runs[run]["built"]["host"]["type"]
+    if name.split("-")[1] != kind:
+        raise InputError(f"{name} names the host {name.split('-')[1]!r}, but that of {run} is {kind!r}: phi-{kind}-….")
+    for path, other in runs.items():
+        for key in ("dataset", "train_file", "test_file"):
+            if _file_name(other["data"].get(key)) != _file_name(runs[run]["data"].get(key)):
+                raise InputError(
+                    f"{path} has {key} {other['data'].get(key)!r}, {run} has {runs[run]['data'].get(key)!r}; errors on "
+                    "different data cannot stand side by side."
+                )
+    for path in more:
+        if runs[path]["built"] is None or _architecture(runs[path]["built"]) != _architecture(runs[run]["built"]):
+            raise InputError(f"more: {path} is not another run of the model of {run}; its host or Φ is another.")
+
+
+def _architecture(built):
+    """A configuration without what follows from the data."""
+    fitted = ("atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift")
+    arguments = {key: value for key, value in built["host"]["arguments"].items() if key not in fitted}
+    return built["host"]["type"], arguments, built["phi"]
+
+
 def _file_name(value):
-    """A path without its folders, which say something of the author's machine and nothing of the model."""
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+    """Without folders, which say something of the author's machine and nothing of the model: a path, or all paths in a
+    list or dictionary."""
+    if isinstance(value, dict):
+        return {key: _file_name(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_file_name(item) for item in value]
+    outside = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", f"..{os.sep}")))
+    return Path(value).name if outside else value
 
 
 def _without_folders(command):
-    return shlex.join(_file_name(word) for word in shlex.split(command))
+    """A command line whose paths have no folders, be they words of their own or behind ``--option=``."""
+    words = (word.partition("=") if word.startswith("--") else ("", "", word) for word in shlex.split(command))
+    return shlex.join(f"{option}{sign}{_file_name(value)}" for option, sign, value in words)
 
 
 def _short(value):
     """Without folders, and without the long lists (of frames) that a run's provenance holds."""
     if isinstance(value, dict):
         return {key: _short(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return _file_name(value)
-    return f"{len(value)} of them" if isinstance(value, list) and len(value) > 20 else value
+    return f"{len(value)} of them" if isinstance(value, list) and len(value) > 20 else _file_name(value)
 
 
 def _errors(runs):

@@ -35,8 +35,9 @@ class Graph:
 class GenericModel(EnergyModel):
     """A network as a host: E = Σ_i E0_(Z_i) + shift_(Z_i) + scale_(Z_i) ε_i with ε = energies(network, graph).
 
-    Forces and stress are derivatives of E; they are exact if ε is a differentiable function of the graph's positions
-    and vectors, and continuous at the cut-off if the network's messages end there with their first derivative.
+    Forces and stress are derivatives of E; they are exact if the network leaves no part of ε out of the derivative
+    (``detach``, ``no_grad``, rounding), and continuous at the cut-off if its messages end there with their first
+    derivative.
 
     Parameters
     ----------
@@ -54,7 +55,8 @@ class GenericModel(EnergyModel):
     Raises
     ------
     InputError
-        As ``EnergyModel`` does; in the forward pass for energies of another shape, or a periodic structure.
+        As ``EnergyModel`` does, and for energies that are no function; in the forward pass for energies of another
+        shape or precision or without a derivative by vectors or positions, or a periodic structure.
     """
 
     def __init__(
@@ -78,7 +80,12 @@ class GenericModel(EnergyModel):
             raise InputError(f"per is {per!r}; give 'atom' or 'structure'.")
         if per == "structure" and (train_scale_shift or len(self.scale.unique()) > 1):
             raise InputError("per='structure' knows no energies of elements: give one atomic_inter_scale, not trained.")
+        if not callable(energies):
+            raise InputError(f"energies is {energies!r}; give a function of network and graph.")
+        if not isinstance(network, torch.nn.Module):
+            raise InputError(f"network is {network!r}; give a torch.nn.Module, whose parameters are to be found.")
         self.network, self.energies, self.per, self.periodic = network, energies, per, periodic
+        self._has_slope = False  # seen once that energies depend on where atoms are
         self.phi_taps = taps
 
     def atom_terms(self, data, vectors):
@@ -87,7 +94,8 @@ class GenericModel(EnergyModel):
             _, pbc = read_cells(data)
             check_open(pbc, f"{type(self.network).__name__} sees no periodic images (GenericModel's periodic is False)")
         numbers, batch = self.atomic_numbers[data["node_attrs"].argmax(-1)], data["batch"]
-        energies = self.energies(self.network, Graph(numbers, data["positions"], batch, data["edge_index"], vectors))
+        graph = Graph(numbers, data["positions"], batch, data["edge_index"], vectors)
+        energies = self.energies(self.network, graph)
         n_structures = len(data["ptr"]) - 1
         n = len(numbers) if self.per == "atom" else n_structures
         if not torch.is_tensor(energies) or energies.shape not in ((n,), (n, 1)):
@@ -96,5 +104,23 @@ class GenericModel(EnergyModel):
                 f"energies(network, graph) gave {given} for {len(numbers)} atoms in {n_structures} structures; with "
                 f"per={self.per!r} expected ({n},)."
             )
+        if energies.dtype != vectors.dtype:
+            raise InputError(f"energies(network, graph) gave {energies.dtype} for a graph in {vectors.dtype}.")
+        self._check_slope(energies, graph)
         energies = energies.reshape(n)
         return (energies if self.per == "atom" else (energies / data["ptr"].diff())[batch]), None
+
+    def _check_slope(self, energies, graph):
+        """InputError where the network has cut energies off from the vectors and positions: forces would be zero."""
+        if self._has_slope or not graph.vectors.requires_grad or len(graph.vectors) == 0:
+            return
+        found = [None]
+        if energies.requires_grad:
+            where = [graph.vectors, graph.positions]
+            found = torch.autograd.grad(energies.sum(), where, retain_graph=True, allow_unused=True)
+        self._has_slope = any(slope is not None for slope in found)
+        if not self._has_slope:
+            raise InputError(
+                "energies(network, graph) has no derivative by the graph's vectors, lengths or positions, so forces "
+                "would be zero; look for detach(), torch.no_grad() or numpy in the network."
+            )

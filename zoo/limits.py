@@ -11,7 +11,7 @@ from phi_equivariant.taps import read_taps
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, host_types
 from zoo.registry import FILE_LIMITS, read_json
 
-#: Arguments of hosts that decide how large they are: whole numbers between two bounds, alone or in a list.
+#: Arguments of hosts that decide how large they are: whole numbers between two bounds.
 WHOLE = {
     "num_interactions": (1, 16),
     "max_ell": (0, 6),
@@ -23,11 +23,13 @@ WHOLE = {
     "radial_MLP": (1, 8192),
     "hidden_channels": (1, 8192),
     "num_filters": (1, 8192),
-    "num_gaussians": (1, 512),
+    "num_gaussians": (2, 512),
     "num_rbf": (1, 512),
     "num_heads": (1, 512),
 }
 LISTS = ("atomic_numbers", "radial_MLP")
+NUMBER_OR_LIST = ("correlation",)  # one for all layers, or one for each
+RADIAL_TYPES = ("bessel", "gaussian", "chebyshev")
 LENGTHS = {"r_max": (0.0, 100.0), "avg_num_neighbors": (0.0, 1e5)}
 IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
 MOST_CHANNELS, MOST_L, MOST_LAYERS, MOST_PARTS = 8192, 6, 64, 8
@@ -111,10 +113,25 @@ def check_arguments(arguments):
             raise InputError(f"{name} is {_short(arguments[name])}; expected a list of whole numbers")
     for name, (low, high) in WHOLE.items():
         values = arguments.get(name)
-        for value in values if isinstance(values, list | tuple) else [values]:
+        many = isinstance(values, list | tuple) and name in (*LISTS, *NUMBER_OR_LIST)
+        if many and not values and name != "radial_MLP":
+            raise InputError(f"{name} is an empty list; expected whole numbers from {low} to {high}")
+        for value in values if many else [values]:
             whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-            if not (whole or value is None) or (isinstance(values, list | tuple) and len(values) > 118):
+            if not (whole or (value is None and not many)):
                 raise InputError(f"{name} is {_short(value)}; expected whole numbers from {low} to {high}")
+    layers, orders = arguments.get("num_interactions"), arguments.get("correlation")
+    if layers is None:
+        raise InputError("num_interactions is missing; expected a whole number")
+    if isinstance(orders, list | tuple) and len(orders) != layers:
+        raise InputError(f"correlation is {_short(orders)} for {layers} interactions; expected one for each")
+    if arguments.get("radial_type", RADIAL_TYPES[0]) not in RADIAL_TYPES:
+        raise InputError(
+            f"radial_type is {_short(arguments['radial_type'])}; expected one of {', '.join(RADIAL_TYPES)}"
+        )
+    for name in ("parity", "train_scale_shift"):
+        if not isinstance(arguments.get(name, False), bool):
+            raise InputError(f"{name} is {_short(arguments[name])}; expected true or false")
     for name, (low, high) in LENGTHS.items():
         value = arguments.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and low < value <= high
@@ -123,7 +140,7 @@ def check_arguments(arguments):
     for name in IRREPS:
         if arguments.get(name) is not None:
             _check_irreps(name, arguments[name])
-    orders, max_ell = arguments.get("correlation"), arguments.get("max_ell")
+    max_ell = arguments.get("max_ell")
     if orders is not None and max_ell is not None:
         order = max(orders) if isinstance(orders, list | tuple) else orders
         if (max_ell + 1) ** (2 * order) > MOST_COUPLINGS:

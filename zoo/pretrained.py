@@ -58,7 +58,11 @@ def find(name: str, offline: bool = False, refresh: bool = False) -> Entry:
     """
     known, where = shipped(), mirror()
     if is_address(name):
-        where, name = name.rstrip("/").rsplit("/", 1)
+        where, _, name = name.rstrip("/").rpartition("/")
+        if not is_address(where) or where.endswith("/"):
+            raise InputError(
+                f"{where}/{name} is no address of a trained model; write https://…/phi-mace-small.water_pbe."
+            )
         known = {}
     if name in ARCHITECTURES:
         trained = ", ".join(other for other in known if other.startswith(f"{name}.")) or "none in the package"
@@ -118,13 +122,18 @@ def locate(name: str | Path, offline: bool = False) -> Path:
     InputError
         If there is no such model or folder.
     """
-    text = str(name)
-    path = Path(text).expanduser()
-    if not is_address(text) and (isinstance(name, Path) or os.sep in text or text in (".", "..")):
+    if is_path(name):
+        path = Path(os.path.expanduser(name))
         if not path.is_dir():
-            raise InputError(f"{text} is no folder; give one that holds model.safetensors and config.json.")
+            raise InputError(f"{name} is no folder; give one that holds model.safetensors and config.json.")
         return path
-    return files_of(find(text, offline), offline)
+    return files_of(find(str(name), offline), offline)
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether a text is the path of a folder rather than a model's name or address."""
+    text = str(name)
+    return isinstance(name, Path) or (not is_address(text) and (os.sep in text or text in (".", "..")))
 
 
 def load_pretrained(name, device="cpu", dtype=None, offline=False):

@@ -20,6 +20,7 @@ from zoo.registry import (
     is_address,
     read_json,
     read_registry,
+    shipped,
 )
 from zoo.transfer import locked
 
@@ -44,6 +45,8 @@ def add(folder, registry, urls=(), replace=False):
     folder, registry = Path(folder), Path(registry)
     if registry.is_dir() or registry.suffix != ".json":
         registry = registry / REGISTRY_FILE
+    if registry.name != REGISTRY_FILE:
+        raise InputError(f"registry is {registry}; others look for {REGISTRY_FILE} in the folder that they are told.")
     name = check_name(folder.resolve().name)
     for url in urls:
         if not is_address(url):
@@ -55,6 +58,8 @@ def add(folder, registry, urls=(), replace=False):
     card.check_stated(content, folder / CARD_FILE)
     load_folder(folder)
     files = {file: FileInfo.of(folder / file) for file in FILE_LIMITS}
+    if name in shipped() and shipped()[name].files != files:
+        raise InputError(f"{name} is a model that comes with the package, which others would get; choose another name.")
     entry = Entry(name, str(content["description"] or ""), files, urls=tuple(urls))
     registry.parent.mkdir(parents=True, exist_ok=True)
     with locked(registry):

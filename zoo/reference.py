@@ -6,6 +6,7 @@ import json
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
+from ase.geometry import complete_cell
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
@@ -13,6 +14,9 @@ from phi_equivariant.total_charge import total_charge_of
 from zoo.registry import FILE_LIMITS, REFERENCE_FILE, read_json
 
 MOST_ATOMS = 500
+#: What a periodic reference may have: pairs of atoms and images; volume in Å³, for an Ewald sum's waves.
+MOST_PAIRS, MOST_VOLUME = 1e7, 5e4
+LONGEST_RANGE = 10.5  # Å, of the near part of an Ewald sum
 #: Largest differences that other versions of the libraries may make, in float64: eV per atom, eV/Å, e.
 TOLERANCES = {"energy": 1e-5, "forces": 1e-4, "charges": 1e-5}
 
@@ -73,10 +77,13 @@ def check(model, folder):
         kept = {name: None if kept[name] is None else np.array(kept[name], dtype=float) for name in TOLERANCES}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is no reference of a model ({type(error).__name__}: {error}).") from error
+    _check_cost(atoms, float(model.r_max), path)
     try:
         found = compute(model, atoms)
     except InputError as error:
         raise InputError(f"{path} cannot be computed with this model: {error}") from error
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: the model fails on it ({type(error).__name__}: {error}).") from error
     for name, tolerance in TOLERANCES.items():
         expected, got = kept[name], found[name]
         if (expected is None) != (got is None) or (got is not None and np.shape(got) != np.shape(expected)):
@@ -91,6 +98,23 @@ def check(model, folder):
                 f"model (allowed: {tolerance:g}). The model that these versions of the libraries build is not the one "
                 "that was trained; install those named in config.json, or get the files again."
             )
+
+
+def _check_cost(atoms, r_max, path):
+    """InputError for a structure with so many neighbours, or in so large a cell, that it takes minutes or gigabytes."""
+    if not atoms.pbc.any():
+        return
+    cell = complete_cell(atoms.cell)
+    volume = abs(np.linalg.det(cell))
+    if not (np.isfinite(cell).all() and volume > 0):
+        raise InputError(f"{path} has a cell that is singular or not finite.")
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)  # Å between opposite faces
+    images = np.prod(2 * np.ceil(max(r_max, LONGEST_RANGE) / heights[atoms.pbc]) + 1)
+    if len(atoms) ** 2 * images > MOST_PAIRS or volume > MOST_VOLUME:
+        raise InputError(
+            f"{path} has {len(atoms)} atoms in a periodic cell of {volume:.3g} Å³, more than is computed to check a "
+            f"model with a cut-off of {r_max:g} Å; give a smaller structure in an ordinary cell."
+        )
 
 
 def write(reference, path):

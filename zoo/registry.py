@@ -162,6 +162,8 @@ def registry_at(where: str, refresh: bool = True, offline: bool = False) -> dict
     InputError
         If it is not there or no registry; a bad one never replaces a good copy.
     """
+    if "://" in where and not is_address(where):
+        raise InputError(f"the registry {where} is neither a folder nor an address with https:// or hf://.")
     if not is_address(where):
         folder = Path(where).expanduser()
         return read_registry(folder if folder.is_file() else folder / REGISTRY_FILE)
