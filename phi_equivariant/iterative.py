@@ -67,13 +67,19 @@ def conjugate_gradients(product, rhs, start=None, floor=None):
             break
         solution, taken = _descend(product, solution, residual, tolerance / 2, _MAX_STEPS - steps)
         steps += taken
+    if not bool(torch.isfinite(rhs).all()):
+        raise ConvergenceError(
+            f"the low-pass of a structure of {len(rhs)} atoms has no solution, for its fields are not finite (NaN or "
+            "infinity): look at the weights and the node features."
+        )
     reached = (squared.sqrt() / rhs.norm(dim=0).clamp(min=torch.finfo(rhs.dtype).tiny)).max()
     precision = str(rhs.dtype).removeprefix("torch.")
+    advice = "Choose" if rhs.dtype == torch.float64 else "Compute in float64, choose"
     raise ConvergenceError(
         f"the low-pass of a structure of {len(rhs)} atoms is a linear system that conjugate gradients did not solve: "
         f"a relative residual of {_TOLERANCE[rhs.dtype]:.0e} was asked for, {float(reached):.1e} was reached after "
-        f"{steps} steps in {precision}. Compute in float64, choose a low_pass that is less extreme or none, or solve "
-        f"densely with dense_limit={len(rhs)}, where memory allows."
+        f"{steps} steps in {precision}. {advice} a low_pass that is less extreme or none, or solve densely with "
+        f"dense_limit={len(rhs)}, where memory allows."
     )
 
 

@@ -172,14 +172,23 @@ class PhiModule(torch.nn.Module):
         (n_structures, channels)."""
         solve = graph_fields if self.config.operator == "graph" else coulomb_fields
         others = self.operator, self.response, self.config, second_order, not self.training
-        parts = structures.split(self.config.dense_limit)
+        parts = structures.split(self._largest_dense(structures))
         if len(parts) == 1:
-            return solve(fields, structures, *others)
+            return solve(fields, parts[0][1], *others)
         found = [solve(fields[atoms], part, *others) for atoms, part in parts]
         order = torch.cat([atoms for atoms, _ in parts]).argsort()
         *per_atom, net = (torch.cat(values) for values in zip(*found, strict=True))
         first = structures.batch[torch.cat([atoms[part.ptr[:-1]] for atoms, part in parts])]
         return *(values[order] for values in per_atom), net[first.argsort()]
+
+    def _largest_dense(self, structures):
+        """(n_structures,), atoms up to which matrices are made: to ``dense_limit``, but where P is only to be applied
+        just as far as that is faster with its matrix."""
+        largest = torch.full_like(structures.layout.counts, self.config.dense_limit)
+        if self.config.operator == "graph" or self.response is not None or self.config.multipoles:
+            return largest
+        faster = torch.where(structures.periodic, self.operator.mesh_from, self.operator.tiles_from)
+        return torch.minimum(largest, faster)
 
     def _with_dipoles(self, layers, positions, species, layout, cell, periodic, potential, charges):
         """φ (n_atoms, channels) with that of the atomic dipoles, their own ½ μ·∇φ (n_atoms,) and μ of channel 0."""

@@ -24,21 +24,24 @@ class Structures:
     cell: torch.Tensor | None
     periodic: torch.Tensor
     total_charge: torch.Tensor
+    dense: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "layout", PaddedLayout(self.batch, self.ptr))
 
-    def split(self, limit):
-        """Structures of at most ``limit`` atoms together, each larger one alone: a list of (atoms, structures)."""
-        large = self.layout.counts > limit
+    def split(self, largest):
+        """Structures of at most ``largest`` (n_structures,) atoms together, to be computed with matrices, each larger
+        one alone, without: a list of (atoms, structures)."""
+        large = self.layout.counts > largest
         if self.layout.n_structures == 1 or not bool(large.any()):
-            return [(torch.arange(len(self.batch), device=self.batch.device), self)]
+            alone = dataclasses.replace(self, dense=not bool(large.any()))
+            return [(torch.arange(len(self.batch), device=self.batch.device), alone)]
         groups = [~large] if bool((~large).any()) else []
         for index in large.nonzero()[:, 0]:
             groups.append(torch.arange(len(large), device=large.device) == index)
-        return [self._select(group) for group in groups]
+        return [self._select(group, dense=not bool((group & large).any())) for group in groups]
 
-    def _select(self, group):
+    def _select(self, group, dense):
         """(atoms, structures) where group (n_structures,) is True."""
         inside = group[self.batch]  # (n_atoms,)
         atoms, edges = inside.nonzero()[:, 0], inside[self.edge_index[0]]
@@ -53,6 +56,7 @@ class Structures:
             cell=None if self.cell is None else self.cell[group],
             periodic=self.periodic[group],
             total_charge=self.total_charge[group],
+            dense=dense,
         )
         return atoms, new
 
@@ -63,7 +67,7 @@ def graph_fields(fields, structures, operator, response, config, second_order, r
     Parameters
     ----------
     fields: (n_atoms, n_fields, channels), what the heads give
-    structures: ``Structures``, one alone if it has more than ``config.dense_limit`` atoms
+    structures: ``Structures``, one alone if it is computed without matrices
     operator: ``GraphLaplacian``; response: a response or None; config: ``PhiConfig``
     second_order: whether second derivatives are wanted
     repeated: whether calls follow one another with almost the same atoms, so that an iteration starts where the last
@@ -84,7 +88,7 @@ def graph_fields(fields, structures, operator, response, config, second_order, r
     columns = fields.flatten(1)  # (n_atoms, n_fields * channels)
     if response is None:
         pass
-    elif layout.n_max <= config.dense_limit:
+    elif structures.dense:
         matrix = operator.matrix(weights, edge_index, layout)
         if config.low_pass is not None:
             matrix = matrix * operator.log_weight.exp()
@@ -106,8 +110,7 @@ def coulomb_fields(fields, structures, operator, response, config, second_order,
     """Fields of Gaussian charges; parameters and results as for ``graph_fields``, operator: ``GaussianCoulomb``."""
     n_fields, channels = fields.shape[1:]
     layout = structures.layout
-    dense = layout.n_max <= config.dense_limit
-    if dense:
+    if structures.dense:
         matrix = operator.matrix(
             structures.positions, structures.species, layout, structures.cell, structures.periodic
         )  # (n_structures, n_max, n_max)
@@ -122,7 +125,7 @@ def coulomb_fields(fields, structures, operator, response, config, second_order,
     columns = torch.cat([fields.flatten(1), ones], dim=1)
     if response is None:
         pass
-    elif dense:
+    elif structures.dense:
         columns = layout.unpad(
             _respond(matrix, layout.pad(columns), structures.periodic, layout, response, second_order)
         )

@@ -6,7 +6,7 @@ import torch
 
 from phi_equivariant.partwise import sum_of_parts
 
-_TILE = 2**18  # pairs of atoms at a time: what a processor's cache holds
+_TILE = 2**16  # pairs of atoms at a time: half a megabyte for each of the arrays that a tile takes
 
 
 def open_potential(positions, width_squared, charges, coulomb_constant):

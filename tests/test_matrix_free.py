@@ -225,14 +225,27 @@ def test_a_limit_that_is_no_number_of_atoms(limit):
 @pytest.mark.parametrize("periodic", [True, False])
 def test_the_matrix_is_left_out_by_itself_above_2000_atoms(periodic, monkeypatch):
     """2,016 atoms: no matrix is made, and the results are those of one, of the repeated cell's if periodic."""
-    _, free = pair(limit=PhiConfig().dense_limit)
-    cell, copies = crystal((1, 1, 1)), (7, 8, 4)
-    atoms = cell * copies
+    dense, free = pair(limit=PhiConfig().dense_limit, low_pass=0.2)
+    atoms = crystal((1, 1, 1)) * (7, 8, 4)
     atoms.pbc = periodic
     assert free.phi.config.dense_limit == 2000 < len(atoms)
-    dense = copy.deepcopy(free)
-    dense.phi.config = PhiConfig(dense_limit=len(atoms))
-    want = dense(batch_of(cell if periodic else atoms), compute_stress=True)
+    dense.phi.config = PhiConfig(low_pass=0.2, dense_limit=len(atoms))
+    compare_without_matrix(dense, free, atoms, monkeypatch)
+
+
+@pytest.mark.parametrize(("periodic", "copies"), [(True, (4, 3, 3)), (False, (4, 4, 4))])
+def test_the_matrix_is_left_out_earlier_where_it_is_only_applied(periodic, copies, monkeypatch):
+    dense, free = pair(limit=PhiConfig().dense_limit)
+    atoms = crystal((1, 1, 1)) * copies
+    atoms.pbc = periodic
+    dense.phi.operator.tiles_from = len(atoms)
+    compare_without_matrix(dense, free, atoms, monkeypatch)
+
+
+def compare_without_matrix(dense, free, atoms, monkeypatch):
+    """Results of ``dense``, for one unit cell if periodic, and of ``free``, which may make no matrix."""
+    periodic = bool(atoms.pbc.all())
+    want = dense(batch_of(crystal((1, 1, 1)) if periodic else atoms), compute_stress=True)
     monkeypatch.delattr(type(free.phi.operator), "matrix")
     got = free(batch_of(atoms), compute_stress=True)
     repeats = len(atoms) // len(want["charges"])

@@ -101,7 +101,9 @@ def _read_run(run):
         if not all(isinstance(part, dict) for part in (config, data, errors)) or "sets" not in errors:
             raise ValueError(f"{', '.join(RUN_FILES)} do not hold what a run writes")
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{run} is no finished run of phi-mace-train: its files are damaged ({type(error).__name__}).") from error
+        raise InputError(
+            f"{run} is no finished run of phi-mace-train: its files are damaged ({type(error).__name__})."
+        ) from error
     log = (run / "log.txt").read_text().splitlines() if (run / "log.txt").is_file() else []
     return {
         "config": config,
