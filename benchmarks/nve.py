@@ -180,8 +180,11 @@ def report(results, page, figure):
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     lines = ["| system | model | atoms | ps | K | slope, µeV/atom/ps | fluctuation, µeV/atom | ms per step |"]
     lines.append("|---" * 8 + "|")
-    picture, axes = plt.subplots(1, len(STEPS), figsize=(11, 3.8), layout="constrained")
-    for axis, system in zip(axes, STEPS, strict=True):
+    systems = [system for system in STEPS if any(one["system"] == system for one in found)]
+    picture, axes = plt.subplots(
+        1, len(systems), figsize=(5.5 * len(systems), 3.8), layout="constrained", squeeze=False
+    )
+    for axis, system in zip(axes[0], systems, strict=True):
         for one in (one for one in found if one["system"] == system):
             kind = "with Φ" if one["phi"] else "bare host"
             drift = f"{one['slope']:.3f} ± {one['slope_error']:.3f}"
