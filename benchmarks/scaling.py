@@ -205,18 +205,23 @@ def measure_all(arguments):
 def report(results, page, figure):
     """The table as Markdown, largest against smallest in its last columns, and the figure."""
     found = [json.loads(path.read_text()) for path in results.glob("*.json")]
-    lines = ["| system | | µs per atom | KiB per atom | time, growth | memory, growth |", "|---" * 6 + "|"]
+    lines = ["| system | | µs per atom | KiB per atom | time, growth | memory, growth | memory / host's |"]
+    lines.append("|---" * 7 + "|")
     picture, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
     for column, (system, title) in enumerate(TITLES.items()):
+        memory = {}
         for row in rows_of(system):
             own = sorted((r for r in found if (r["system"], r["row"]) == (system, row)), key=lambda r: r["n_atoms"])
             if not own:
-                lines.append(f"| {title} | {row} | not measured | | | |")
+                lines.append(f"| {title} | {row} | not measured | | | | |")
                 continue
             values = [1e6 * r["seconds"] / r["n_atoms"] for r in own], [r["bytes"] / 1024 / r["n_atoms"] for r in own]
             cells = [", ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in one) for one in values]
             growth = [f"{one[-1] / one[0]:.2f}" for one in values]
-            lines.append(f"| {title} | {row} | {cells[0]} | {cells[1]} | {growth[0]} | {growth[1]} |")
+            memory[row] = {r["n_atoms"]: r["bytes"] for r in own}
+            bare = memory.get(row.split(" + ")[0], {}) if " + " in row else {}
+            share = ", ".join(f"{size / bare[n]:.2f}" for n, size in memory[row].items() if n in bare)
+            lines.append(f"| {title} | {row} | {cells[0]} | {cells[1]} | {growth[0]} | {growth[1]} | {share} |")
             for axis, one in zip(axes[:, column], values, strict=True):
                 axis.loglog([r["n_atoms"] for r in own], one, "o-" if row.startswith("Φ") else "s--", label=row)
         axes[0, column].set_title(title)
