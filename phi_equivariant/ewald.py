@@ -5,9 +5,10 @@ import math
 import torch
 from torchpme import CoulombPotential
 
+from phi_equivariant.pairs import vectors_between
+
 # Both sums end where a Gaussian has fallen to e^(−reach²/2): 2e-11 of its height in double precision, 3e-7 in single.
 REACH = {torch.float64: 7.0, torch.float32: 5.5}
-_CHUNK = 2_000_000  # distances looked at together while neighbours are searched
 
 
 def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant, find_pairs):
@@ -28,7 +29,7 @@ def ewald_matrix(place, width, mask, cell, splitting, coulomb_constant, find_pai
     cell: (n_structures, 3, 3), rows are the cell vectors in Å
     splitting: s in Å; P depends on it by rounding only
     coulomb_constant: k_e in eV·Å/e²
-    find_pairs: ``pairs_within`` or a ``KeptPairs``
+    find_pairs: a search of ``phi_equivariant.pairs``
 
     Returns
     -------
@@ -122,87 +123,3 @@ def reciprocal_indices(k_max, inverse):
         grid = grid[(x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))].to(one.dtype)
         lists.append(grid[(2 * math.pi * grid @ one.mT).norm(dim=1) < k_max])
     return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True)
-
-
-@torch.no_grad()
-def pairs_within(radius, fractional, mask, cell):
-    """Every pair of atoms, and of an atom and its own images, closer than ``radius``, once.
-
-    The list of the host does not reach far enough.
-
-    Parameters
-    ----------
-    radius: Å
-    fractional: (n_structures, n_max, 3); mask: (n_structures, n_max); cell: (n_structures, 3, 3)
-
-    Returns
-    -------
-    structure, first, second (n_pairs,) and images (n_pairs, 3), the cell vectors to add to ``second``
-    """
-    found = []
-    for index, (positions, vectors) in enumerate(zip(fractional, cell, strict=True)):
-        positions = positions[mask[index]]
-        n = len(positions)
-        heights = 1 / torch.linalg.inv(vectors).norm(dim=0)  # between opposite faces
-        # Differences of coordinates are brought to ±½, so that a cell more than radius + ½ height away has none near.
-        a, b, c = (torch.arange(-m, m + 1, device=cell.device) for m in (radius / heights + 0.5).int().tolist())
-        images = torch.cartesian_prod(a, b, c)
-        first, second = torch.triu_indices(n, n, device=cell.device)
-        differences = positions[second] - positions[first]  # (n_half, 3)
-        nearest = differences.round()
-        differences = (differences - nearest) @ vectors
-        x, y, z = images.unbind(1)
-        positive = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
-        for part, forward in zip(*(t.split(max(1, _CHUNK // len(first))) for t in (images, positive)), strict=True):
-            shifts = part.to(cell.dtype) @ vectors
-            near = (differences + shifts[:, None]).square().sum(-1) < radius**2  # (n_images, n_half)
-            near = near & ((first != second) | forward[:, None])
-            image, pair = near.nonzero(as_tuple=True)
-            which = torch.full_like(pair, index)
-            found.append((which, first[pair], second[pair], part[image].to(cell.dtype) - nearest[pair]))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def vectors_between(place, cell, pairs):
-    """Vectors from the first to the second atom of every pair: (n_pairs, 3) in Å."""
-    structure, first, second, images = pairs
-    return place[structure, second] - place[structure, first] + (images[:, None, :] @ cell[structure])[:, 0]
-
-
-class KeptPairs:
-    """``pairs_within`` for simulations: a list that reaches further is kept while atoms move less than half the excess.
-
-    Each call gives the pairs that a fresh search would find.
-    """
-
-    skin = 0.5  # Å
-
-    def __init__(self):
-        self._kept = None
-
-    def __getstate__(self):
-        """Copies and files do without the list."""
-        return {"_kept": None}
-
-    @torch.no_grad()
-    def __call__(self, radius, fractional, mask, cell):
-        """As ``pairs_within``."""
-        kept = self._kept
-        if kept is None or not self._serves(kept, radius, fractional, mask, cell):
-            pairs = pairs_within(radius + self.skin, fractional, mask, cell)
-            self._kept = kept = (radius, fractional.clone(), mask, cell.clone(), pairs)
-        pairs = kept[-1]
-        near = vectors_between(fractional @ cell, cell, pairs).square().sum(-1) < radius**2
-        return tuple(part[near] for part in pairs)
-
-    def _serves(self, kept, radius, fractional, mask, cell):
-        built_radius, built_at, built_mask, built_cell, _ = kept
-        same_kind = (
-            fractional.shape == built_at.shape and cell.dtype == built_cell.dtype and cell.device == built_cell.device
-        )
-        if radius != built_radius or not same_kind:
-            return False
-        if not (torch.equal(mask, built_mask) and torch.equal(cell, built_cell)):
-            return False
-        moved = ((fractional - built_at) @ cell).norm(dim=-1)[mask]
-        return bool(moved.max() < self.skin / 2)

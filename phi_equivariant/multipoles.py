@@ -6,7 +6,8 @@ import math
 import torch
 from torchpme import CoulombPotential
 
-from phi_equivariant.ewald import REACH, cell_volume, vectors_between, waves
+from phi_equivariant.ewald import REACH, cell_volume, waves
+from phi_equivariant.pairs import vectors_between
 
 _SERIES_TERMS = {torch.float64: 18, torch.float32: 10}  # of F_m at x ≤ 1, to rounding
 
@@ -58,8 +59,8 @@ def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, 
 
     Parameters
     ----------
-    cell: (n_structures, 3, 3), rows are the cell vectors in Å; splitting: s in Å; find_pairs: ``pairs_within`` or a
-        ``KeptPairs`` of ``phi_equivariant.ewald``; others as in ``dipole_terms``
+    cell: (n_structures, 3, 3), rows are the cell vectors in Å; splitting: s in Å; find_pairs: a search of
+        ``phi_equivariant.pairs``; others as in ``dipole_terms``
 
     Returns
     -------

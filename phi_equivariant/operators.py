@@ -6,8 +6,9 @@ import ase.data
 import torch
 
 from phi_equivariant.batching import segment_sum
-from phi_equivariant.ewald import KeptPairs, ewald_matrix, pairs_within
+from phi_equivariant.ewald import ewald_matrix
 from phi_equivariant.multipoles import dipole_terms, lattice_dipole_terms
+from phi_equivariant.pairs import KeptPairs, pairs_of_one, pairs_within
 from phi_equivariant.particle_mesh import ParticleMesh
 from phi_equivariant.tiles import open_potential
 
@@ -85,7 +86,7 @@ class GaussianCoulomb(torch.nn.Module):
         start = torch.tensor([self.start_per_covalent_radius * ase.data.covalent_radii[z] for z in atomic_numbers])
         fraction = (start.to(torch.get_default_dtype()) - self.narrowest) / (self.widest - self.narrowest)
         self.width_logit = torch.nn.Parameter(torch.logit(fraction.clamp(0.05, 0.95)))
-        self.kept_pairs = KeptPairs()
+        self.kept_pairs, self.kept_pairs_of_one = KeptPairs(pairs_within), KeptPairs(pairs_of_one)
 
     def widths(self):
         """σ of every element in Å: (n_elements,), always within the bounds."""
@@ -140,7 +141,8 @@ class GaussianCoulomb(torch.nn.Module):
         width_squared = self.widths()[species].square()  # (n_atoms,)
         if cell is None:
             return lambda charges: open_potential(positions, width_squared, charges, COULOMB_CONSTANT)
-        return ParticleMesh(positions, width_squared, cell, self.mesh_splitting, COULOMB_CONSTANT)
+        search = pairs_of_one if self.training else self.kept_pairs_of_one
+        return ParticleMesh(positions, width_squared, cell, self.mesh_splitting, COULOMB_CONSTANT, search)
 
     def dipole_terms(self, positions, species, layout, charges, dipoles, cell=None, periodic=None):
         """Potential (n_atoms, c) in V of atomic dipoles, and gradient (n_atoms, c, 3) in V/Å of that of charges and

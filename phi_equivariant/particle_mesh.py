@@ -7,7 +7,6 @@ from torchpme import CoulombPotential
 
 from phi_equivariant.ewald import cell_volume
 from phi_equivariant.mesh import read, spread
-from phi_equivariant.pairs import pairs_in_boxes
 from phi_equivariant.partwise import sum_of_parts
 
 # Where the sum over pairs ends, in units of the width of the Gaussian; order of the splines; mesh points per width s.
@@ -29,12 +28,13 @@ class ParticleMesh:
     positions: (n_atoms, 3) in Å; width_squared: (n_atoms,), σ² in Å²; cell: (3, 3), rows are the cell vectors in Å
     splitting: s in Å, raised to the widest γ_ij, beyond which pairs would reach further than s asks for
     coulomb_constant: k_e in eV·Å/e²
+    find_pairs: a search of ``phi_equivariant.pairs`` that is fast for one large structure
 
     Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995). torch-pme's meshes have splines up to p = 5, which leave
     ten thousand times the error at this spacing, and no second derivative in the cell; the kernels are torch-pme's.
     """
 
-    def __init__(self, positions, width_squared, cell, splitting, coulomb_constant):
+    def __init__(self, positions, width_squared, cell, splitting, coulomb_constant, find_pairs):
         widest = math.sqrt(2 * float(width_squared.detach().max()))
         splitting = max(splitting, widest)
         self.coulomb = CoulombPotential(smearing=splitting, prefactor=coulomb_constant)
@@ -49,7 +49,9 @@ class ParticleMesh:
         # Whole cells change nothing, but large arguments would lose digits.
         self.place = (fractional - fractional.detach().floor()) * fractional.new_tensor(self.size)  # (n_atoms, 3)
         self.influence = self._influence(inverse, order) / self.volume
-        first, second, images = pairs_in_boxes(_REACH[cell.dtype] * splitting, positions.detach(), cell.detach())
+        everywhere = torch.ones_like(fractional[None, :, 0], dtype=torch.bool)
+        reach = _REACH[cell.dtype] * splitting
+        _, first, second, images = find_pairs(reach, fractional.detach()[None], everywhere, cell.detach()[None])
         self.pairs = list(zip(first.split(_PAIRS), second.split(_PAIRS), images.split(_PAIRS), strict=True))
 
     def __call__(self, charges):

@@ -12,8 +12,8 @@ from torchpme import CoulombPotential, EwaldCalculator
 
 from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.cells import lattice_heights
-from phi_equivariant.ewald import pairs_within
 from phi_equivariant.operators import COULOMB_CONSTANT, GaussianCoulomb
+from phi_equivariant.pairs import pairs_within
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -219,7 +219,7 @@ def test_heights_of_lattices_of_one_two_and_three_vectors():
     assert lattice_heights(torch.zeros(1, 3)) is None
 
 
-def test_kept_pairs_give_the_matrix_of_a_fresh_search(monkeypatch):
+def test_kept_pairs_give_the_matrix_of_a_fresh_search():
     """Atoms that walk, cross faces and are put back into the cell, two structures at once, then another cell."""
     searches = []
 
@@ -227,8 +227,8 @@ def test_kept_pairs_give_the_matrix_of_a_fresh_search(monkeypatch):
         searches.append(arguments[0])
         return pairs_within(*arguments)
 
-    monkeypatch.setattr("phi_equivariant.ewald.pairs_within", counted)
     keeps, fresh = operator_of(0.4, 0.9, 0.6, 0.5, 0.7).eval(), operator_of(0.4, 0.9, 0.6, 0.5, 0.7).train()
+    keeps.kept_pairs.search = counted
     rng, structures, counts = np.random.default_rng(0), [triclinic(), triclinic(1, n=3)], []
     for step in range(16):
         for atoms in structures:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_multipoles import energy_of
 
-from phi_equivariant.ewald import ewald_matrix, pairs_within
+from phi_equivariant.ewald import ewald_matrix
 from phi_equivariant.multipoles import lattice_dipole_terms
 from phi_equivariant.operators import COULOMB_CONSTANT
+from phi_equivariant.pairs import pairs_within
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -14,7 +14,7 @@ from torchpme.lib.mesh_interpolator import MeshInterpolator
 from phi_equivariant import tiles
 from phi_equivariant.mesh import read, spread
 from phi_equivariant.operators import COULOMB_CONSTANT
-from phi_equivariant.pairs import pairs_in_boxes
+from phi_equivariant.pairs import pairs_in_boxes, pairs_of_one
 from phi_equivariant.partwise import sum_of_parts
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -78,6 +78,25 @@ def test_particle_mesh_equals_the_matrix(atoms):
     want = matrix_of(operator, atoms)[0] @ charges
     got = product_of(operator, atoms)(charges)
     np.testing.assert_allclose(got.detach(), want.detach(), rtol=0, atol=1e-8 * want.abs().max().item())
+
+
+def test_kept_pairs_give_the_potential_of_a_fresh_search():
+    """Atoms that walk, in and out of the cell, and then a cell that grows."""
+    searches = []
+
+    def counted(*arguments):
+        searches.append(arguments[0])
+        return pairs_of_one(*arguments)
+
+    keeps, fresh, atoms = operator_of(*WIDTHS).eval(), operator_of(*WIDTHS).train(), crowd()
+    keeps.kept_pairs_of_one.search = counted
+    charges, rng = torch.randn(len(atoms), 1, generator=torch.Generator().manual_seed(0)), np.random.default_rng(0)
+    for step in range(8):
+        atoms.positions += 0.02 * rng.normal(size=atoms.positions.shape)
+        if step == 4:
+            atoms.set_cell(1.01 * atoms.cell)
+        torch.testing.assert_close(product_of(keeps, atoms)(charges), product_of(fresh, atoms)(charges))
+    assert 2 <= len(searches) < 5
 
 
 def test_particle_mesh_in_single_precision():
