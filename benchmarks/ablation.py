@@ -4,9 +4,9 @@
     python benchmarks/ablation.py --report
 
 Every run leaves one JSON file in ``--results``, and is not trained again while that is there; one that was stopped goes
-on from its last epoch. First all rows with one seed, then the finalists of every data set with two more: the bare host,
-the graph row with the lowest validation loss, and both Coulomb rows. ``--report`` makes the table and the figure from
-the files that are there, and says what is missing.
+on from its last epoch. First all rows with one seed, then the finalists of every data set with two more: the bare host
+and the rows of either operator with the lowest validation loss. ``--report`` makes the table and the figure from the
+files that are there, and says what is missing.
 
 The sign of charges is arbitrary where nothing in training fixes it: on neutral data, charges (and dipoles and
 Born effective charges) are turned over if they correlate negatively with the reference.
@@ -39,8 +39,13 @@ ROWS = {
     "coulomb exact": ["operator=coulomb", "poisson=exact"],
     "no Φ, l = 1": None,
     "coulomb exact, multipoles": ["operator=coulomb", "poisson=exact", "multipoles=1"],
+    "no Φ, wide": None,
+    "coulomb exact, wide": ["operator=coulomb", "poisson=exact"],
 }
-WITH_VECTORS = ("no Φ, l = 1", "coulomb exact, multipoles")
+COULOMB = ("coulomb learned", "coulomb exact")
+#: Row → hidden irreps of its host where these are not 16x0e.
+HIDDEN = {"no Φ, l = 1": "16x0e+16x1o", "coulomb exact, multipoles": "16x0e+16x1o"}
+WIDE = dict.fromkeys(("no Φ, wide", "coulomb exact, wide"), "32x0e+32x1o")
 HOST = {"model": "ScaleShiftMACE", "r_max": 4.5, "max_ell": 2, "correlation": 2, "num_interactions": 2}
 BUDGET = {
     "batch_size": 5, "valid_batch_size": 10, "lr": 0.01, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1,
@@ -53,8 +58,8 @@ BORN_FRAMES = 10
 def words(dataset, row, seed):
     """Options of phi-mace-train for one run."""
     settings = {
-        **HOST, **BUDGET, "hidden_irreps": "16x0e+16x1o" if row in WITH_VECTORS else "16x0e",
-        "max_num_epochs": dataset.epochs, **dataset.options, "seed": seed,
+        **HOST, **BUDGET, "hidden_irreps": (HIDDEN | WIDE).get(row, "16x0e"),
+        "max_num_epochs": dataset.wide_epochs if row in WIDE else dataset.epochs, **dataset.options, "seed": seed,
     }  # fmt: skip
     phi = ["--no_phi"] if ROWS[row] is None else ["--phi", *ROWS[row]]
     return [*runs.words_of(settings), *phi]
@@ -109,8 +114,9 @@ def _charge_of_first_ion(calculator, atoms):
 
 
 def rows_of(name):
-    """Rows that a data set can have: the graph operator carries no net charge."""
-    return [row for row in ROWS if DATASETS[name].neutral or row not in GRAPH]
+    """Rows that a data set can have: the graph operator carries no net charge; few have wide ones."""
+    left_out = [*(() if DATASETS[name].neutral else GRAPH), *(() if DATASETS[name].wide_epochs else WIDE)]
+    return [row for row in ROWS if row not in left_out]
 
 
 def finalists(name, results):
@@ -121,9 +127,8 @@ def finalists(name, results):
         weighted = ("energy_per_atom", BUDGET["energy_weight"]), ("forces", BUDGET["forces_weight"])
         return sum(weight * errors[quantity]["rmse"] ** 2 for quantity, weight in weighted)
 
-    graph = [row for row in rows_of(name) if row in GRAPH]
-    best = [min(graph, key=loss)] if graph else []
-    return ["no Φ", *best, "coulomb learned", "coulomb exact"]
+    families = [[row for row in rows_of(name) if row in family] for family in (GRAPH, COULOMB)]
+    return ["no Φ", *(min(family, key=loss) for family in families if family)]
 
 
 def path_of(results, name, row, seed):
@@ -138,7 +143,7 @@ def train_all(arguments):
             files = DATASETS[name].write(arguments.data, arguments.runs / name)
             for row in rows_of(name) if seed == SEEDS[0] else finalists(name, arguments.results):
                 path = path_of(arguments.results, name, row, seed)
-                if path.is_file():
+                if path.is_file() or row not in arguments.rows:
                     continue
                 found = measure(name, row, seed, arguments.runs / name / name_of(row, seed), files)
                 runs.write_json(path, found)
@@ -155,6 +160,7 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folders of the runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ablation")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="1: all rows; more: finalists too")
     parser.add_argument("--report", action="store_true", help="tables and figure of what is finished")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
