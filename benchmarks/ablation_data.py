@@ -49,8 +49,8 @@ class AblationData:
 def read_dimers(data):
     """Pairs of rigid ions in vacuum: interaction energies, E − E_A − E_B, and the forces.
 
-    With the published E_A and E_B these do not go to zero at large distances, but to about −0.7 (CH6N⁺ and acetate), −0.5
-    (C2H8N3⁺) and +0.6 eV (C3H10N3⁺): E0s by least squares take that out, for all rows alike.
+    With the published E_A and E_B these do not go to zero at large distances, but to about −0.7 (CH6N⁺ and acetate),
+    −0.5 (C2H8N3⁺) and +0.6 eV (C3H10N3⁺): E0s by least squares take that out, for all rows alike.
     """
     near, far = [], []
     for atoms in ase.io.read(data / "dimers" / "charge_charge.xyz", ":"):
@@ -142,8 +142,8 @@ def _relabelled(atoms):
 DATASETS = {
     "dimers": AblationData(read_dimers, 60),
     "spice_dipeptides": AblationData(read_dipeptides, 25, wide_epochs=60),
-    "acac": AblationData(read_acac, 30),
-    "ag3": AblationData(read_ag3, 30, neutral=False, options={**CHARGE_INPUT, "batch_size": 20}),
+    "acac": AblationData(read_acac, 15),
+    "ag3": AblationData(read_ag3, 16, neutral=False, options={**CHARGE_INPUT, "batch_size": 20}),
     "carbon_chain": AblationData(read_carbon_chain, 60, neutral=False),
-    "ala3": AblationData(read_ala3, 12),
+    "ala3": AblationData(read_ala3, 6),
 }

@@ -45,8 +45,7 @@ class PhiConfig:
         ``default``: charges of about 0.2 e. ``small``: start so low that a trained host's energies do not move.
     dense_limit
         Structures with more atoms are computed without matrices: sparse products, tiles, a particle mesh and conjugate
-        gradients; smaller ones too where that is faster. Results agree; ``num_modes`` and ``multipoles`` need dense
-        algebra.
+        gradients; smaller ones too where that is faster. Results agree; ``num_modes`` needs dense algebra.
 
     Raises
     ------

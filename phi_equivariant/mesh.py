@@ -5,7 +5,9 @@ import math
 import torch
 
 _ATOMS = 256  # at a time: their stencils, 1000 points each at order 10, stay in a processor's cache
-VALUE = (0, 0, 0)  # the orders of the splines' derivatives along the three cell vectors
+# The orders of the splines' derivatives along the three cell vectors.
+VALUE = (0, 0, 0)
+SLOPES = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
 
 def spread(place, values, size, order):
@@ -29,6 +31,16 @@ def spread(place, values, size, order):
 def read(place, mesh, order):
     """f_i = Σ_m M_p(u_i − m) G_m: place (n_atoms, 3), mesh (c, *size) → (n_atoms, c), see ``spread``."""
     return _Read.apply(place, mesh, (VALUE,), order)[:, :, 0]
+
+
+def spread_slopes(place, vectors, size, order):
+    """G_m = Σ_i p_i·∇_u M_p(u_i − m): vectors p (n_atoms, c, 3), others as for ``spread``."""
+    return _Spread.apply(place, vectors, SLOPES, tuple(size), order)
+
+
+def read_slopes(place, mesh, order):
+    """Σ_m ∇_u M_p(u_i − m) G_m: place (n_atoms, 3), mesh (c, *size) → (n_atoms, c, 3)."""
+    return _Read.apply(place, mesh, SLOPES, order)
 
 
 class _Spread(torch.autograd.Function):

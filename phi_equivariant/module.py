@@ -43,7 +43,7 @@ class PhiModule(torch.nn.Module):
     InputError
         If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``, or for a
         structure that is periodic in one or two directions with ``operator="coulomb"``; for one of more than
-        ``dense_limit`` atoms with ``num_modes`` or ``multipoles=1``, or for which conjugate gradients do not converge
+        ``dense_limit`` atoms with ``num_modes``, or for which conjugate gradients do not converge
         (``ConvergenceError``).
 
     Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
@@ -130,9 +130,7 @@ class PhiModule(torch.nn.Module):
         wanted = torch.nn.functional.pad(structures.total_charge[:, None], (0, self.config.channels - 1))
         own, atomic_dipoles = 0.0, None
         if self.config.multipoles:
-            potential, own, atomic_dipoles = self._with_dipoles(
-                layers, positions, species, layout, cell, structures.periodic, potential, charges
-            )
+            potential, own, atomic_dipoles = self._with_dipoles(layers, structures, potential, charges)
         node_energy = 0.5 * (potential * charges).sum(-1) + own  # (n_atoms,)
         out = {
             "phi_energy": layout.sum(node_energy),
@@ -160,40 +158,52 @@ class PhiModule(torch.nn.Module):
                 )
         else:
             all_or_none(pbc)
-        if self.config.multipoles and layout.n_max > self.config.dense_limit:
-            raise InputError(
-                f"multipoles is 1 and a structure has {layout.n_max} atoms, more than dense_limit="
-                f"{self.config.dense_limit}: atomic dipoles are summed by dense algebra. Use multipoles=0, or "
-                f"dense_limit={layout.n_max} where memory allows."
-            )
 
     def _solve(self, fields, structures, second_order):
         """φ, ρ (n_atoms, channels), each atom's share of the residual (n_atoms,), Σρ before projection
         (n_structures, channels)."""
         solve = graph_fields if self.config.operator == "graph" else coulomb_fields
         others = self.operator, self.response, self.config, second_order, not self.training
+
+        def of_part(part, fields):
+            *found, net = solve(fields, part, *others)
+            return *found, net[part.layout.batch]
+
+        *found, net = self._by_part(of_part, structures, fields)
+        return *found, net[structures.ptr[:-1]]
+
+    def _by_part(self, function, structures, *inputs):
+        """function(structures of a part, inputs of their atoms) → tensors per atom, in the order of all atoms."""
         parts = structures.split(self._largest_dense(structures))
         if len(parts) == 1:
-            return solve(fields, parts[0][1], *others)
-        found = [solve(fields[atoms], part, *others) for atoms, part in parts]
+            return function(parts[0][1], *inputs)
+        found = [function(part, *(values[atoms] for values in inputs)) for atoms, part in parts]
         order = torch.cat([atoms for atoms, _ in parts]).argsort()
-        *per_atom, net = (torch.cat(values) for values in zip(*found, strict=True))
-        first = structures.batch[torch.cat([atoms[part.ptr[:-1]] for atoms, part in parts])]
-        return *(values[order] for values in per_atom), net[first.argsort()]
+        return tuple(torch.cat(values)[order] for values in zip(*found, strict=True))
 
     def _largest_dense(self, structures):
         """(n_structures,), atoms up to which matrices are made: to ``dense_limit``, but where P is only to be applied
         just as far as that is faster with its matrix."""
         largest = torch.full_like(structures.layout.counts, self.config.dense_limit)
-        if self.config.operator == "graph" or self.response is not None or self.config.multipoles:
+        if self.config.operator == "graph" or self.response is not None:
             return largest
-        faster = torch.where(structures.periodic, self.operator.mesh_from, self.operator.tiles_from)
+        # Tiles with dipoles are no faster than matrices, they only take less memory.
+        tiles_from = self.config.dense_limit if self.config.multipoles else self.operator.tiles_from
+        faster = torch.where(structures.periodic, self.operator.mesh_from, tiles_from)
         return torch.minimum(largest, faster)
 
-    def _with_dipoles(self, layers, positions, species, layout, cell, periodic, potential, charges):
+    def _with_dipoles(self, layers, structures, potential, charges):
         """φ (n_atoms, channels) with that of the atomic dipoles, their own ½ μ·∇φ (n_atoms,) and μ of channel 0."""
+
+        def of_part(part, charges, dipoles):
+            about = part.positions, part.species
+            if part.dense:
+                return self.operator.dipole_terms(*about, part.layout, charges, dipoles, part.cell, part.periodic)
+            cell = part.cell[0] if bool(part.periodic.any()) else None
+            return self.operator.dipole_product(*about, charges, dipoles, cell)
+
         dipoles = self.alpha_net.dipoles(layers)  # (n_atoms, channels, 3)
-        added, gradient = self.operator.dipole_terms(positions, species, layout, charges, dipoles, cell, periodic)
+        added, gradient = self._by_part(of_part, structures, charges, dipoles)
         return potential + added, 0.5 * (dipoles * gradient).sum((-2, -1)), dipoles[:, 0]
 
     def _dipole(self, charges, positions, species, layout, periodic):

@@ -8,7 +8,9 @@ from torchpme import CoulombPotential
 
 from phi_equivariant.ewald import REACH, cell_volume, waves
 from phi_equivariant.pairs import vectors_between
+from phi_equivariant.partwise import sum_of_parts
 
+_TILE = 2**15  # pairs of atoms at a time
 _SERIES_TERMS = {torch.float64: 18, torch.float32: 10}  # of F_m at x ≤ 1, to rounding
 
 
@@ -34,17 +36,45 @@ def dipole_terms(place, width, mask, charges, dipoles, coulomb_constant):
     potential: (n_structures, n_max, c) in V, of the dipoles alone
     gradient: (n_structures, n_max, c, 3) in V/Å
     """
-    # In powers of r², without its root: nothing is singular where an atom meets itself.
-    difference = place[:, :, None] - place[:, None, :]  # (n_structures, n_max, n_max, 3)
     spread = width.square()[:, :, None] + width.square()[:, None, :]
     spread = spread.where(mask[:, :, None] & mask[:, None, :], spread.new_ones(()))  # γ²
-    first, second = _kernels(difference.square().sum(-1), spread, coulomb_constant)
+    return _terms_at(place, place, spread, charges, dipoles, coulomb_constant)
 
+
+def _terms_at(here, there, spread, charges, dipoles, coulomb_constant):
+    """Potential (n_structures, n_here, c) and gradient (n_structures, n_here, c, 3) of charges and dipoles elsewhere:
+    here (n_structures, n_here, 3), there (n_structures, n_there, 3), spread γ² (n_structures, n_here, n_there)."""
+    # In powers of r², without its root: nothing is singular where an atom meets itself.
+    difference = here[:, :, None] - there[:, None, :]  # (n_structures, n_here, n_there, 3)
+    first, second = _kernels(difference.square().sum(-1), spread, coulomb_constant)
     along = torch.einsum("gijx,gjcx->gijc", difference, dipoles)  # d·μ_j
     potential = -torch.einsum("gij,gijc->gic", first, along)
-    radial = first[..., None] * charges[:, None] - second[..., None] * along  # (n_structures, n_max, n_max, c)
+    radial = first[..., None] * charges[:, None] - second[..., None] * along  # (n_structures, n_here, n_there, c)
     gradient = torch.einsum("gijc,gijx->gicx", radial, difference) - torch.einsum("gij,gjcx->gicx", first, dipoles)
     return potential, gradient
+
+
+def open_dipole_terms(positions, width_squared, charges, dipoles, coulomb_constant):
+    """What ``dipole_terms`` gives, of one structure in memory proportional to its number of atoms.
+
+    Parameters
+    ----------
+    positions: (n_atoms, 3) in Å; width_squared: (n_atoms,), σ² in Å²; charges: (n_atoms, c) in e; dipoles: (n_atoms, c,
+        3) in e·Å; coulomb_constant: k_e in eV·Å/e²
+    """
+    n = len(positions)
+    rows = max(1, _TILE // n)
+    tiles = [(first, min(n, first + rows)) for first in range(0, n, rows)]
+
+    def of_rows(tile, positions, width_squared, charges, dipoles):
+        first, last = tile
+        spread = width_squared[None, first:last, None] + width_squared[None, None]
+        moments = charges[None], dipoles[None], coulomb_constant
+        potential, gradient = _terms_at(positions[None, first:last], positions[None], spread, *moments)
+        pad = torch.nn.functional.pad
+        return pad(potential[0], (0, 0, first, n - last)), pad(gradient[0], (0, 0, 0, 0, first, n - last))
+
+    return sum_of_parts(of_rows, tiles, positions, width_squared, charges, dipoles)
 
 
 def lattice_dipole_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_constant, find_pairs):
@@ -92,34 +122,47 @@ def _near_terms(place, width, mask, cell, splitting, charges, dipoles, coulomb_c
     fractional = (place @ torch.linalg.inv(cell)).detach()
     pairs = find_pairs(radius, fractional, mask, cell.detach())
     structure, left, right, _ = pairs
-    difference = -vectors_between(place, cell, pairs)
-    squared, smooth = difference.square().sum(-1), place.new_tensor(splitting**2)
-    first, second = (
-        exact - gaussian
-        for exact, gaussian in zip(
-            _kernels(squared, spread[structure, left, right], coulomb_constant),
-            _kernels(squared, smooth, coulomb_constant),
-            strict=True,
-        )
-    )
-    n_structures, n, channels = charges.shape
-    flat_q, flat_mu = charges.flatten(0, 1), dipoles.flatten(0, 1)
-    potential, gradient = torch.zeros_like(flat_q), torch.zeros_like(flat_mu)
+    flat = structure * place.shape[1] + left, structure * place.shape[1] + right
+    moments = charges.flatten(0, 1), dipoles.flatten(0, 1)
+    difference, spread = -vectors_between(place, cell, pairs), spread[structure, left, right]
+    potential, gradient = pair_terms(*flat, difference, spread, splitting, *moments, coulomb_constant)
+    width_squared = width.square().where(mask, torch.ones_like(width))
+    own = own_gradient(width_squared, splitting, coulomb_constant)[:, :, None, None] * dipoles
+    return potential.reshape(charges.shape), gradient.reshape(dipoles.shape) + own
+
+
+def pair_terms(left, right, difference, spread, splitting, charges, dipoles, coulomb_constant):
+    """What pairs of atoms add to ``lattice_dipole_terms``, with g less that of Gaussians of width s.
+
+    Parameters
+    ----------
+    left, right: (n_pairs,) the two atoms; difference: (n_pairs, 3), r_left − r_right in Å; spread: (n_pairs,), γ² in Å²
+    splitting: s in Å; charges: (n_atoms, c) in e; dipoles: (n_atoms, c, 3) in e·Å
+
+    Returns
+    -------
+    potential: (n_atoms, c) in V, of the dipoles alone; gradient: (n_atoms, c, 3) in V/Å
+    """
+    squared, smooth = difference.square().sum(-1), torch.full_like(spread, splitting**2)
+    exact, gaussian = (_kernels(squared, one, coulomb_constant) for one in (spread, smooth))
+    first, second = (one - other for one, other in zip(exact, gaussian, strict=True))
+    potential, gradient = torch.zeros_like(charges), torch.zeros_like(dipoles)
     for sign, here, there in ((1, left, right), (-1, right, left)):
-        here, there = structure * n + here, structure * n + there
-        d, mu = sign * difference[:, None, :], flat_mu[there]  # (n_pairs, 1, 3), (n_pairs, c, 3)
+        d, mu = sign * difference[:, None, :], dipoles.index_select(0, there)  # (n_pairs, 1, 3), (n_pairs, c, 3)
         along = (d * mu).sum(-1)  # d·μ_j
-        radial = first[:, None] * flat_q[there] - second[:, None] * along
+        radial = first[:, None] * charges.index_select(0, there) - second[:, None] * along
         potential = potential.index_add(0, here, -first[:, None] * along)
         gradient = gradient.index_add(0, here, radial[..., None] * d - first[:, None, None] * mu)
+    return potential, gradient
 
-    # An atom and itself in the same cell: only g₁(0) is left.
-    own, _ = _kernels(
-        torch.zeros_like(width), (2 * width.square()).where(mask, torch.ones_like(width)), coulomb_constant
+
+def own_gradient(width_squared, splitting, coulomb_constant):
+    """−g₁(0), ∇φ of a dipole where it is per dipole, less that of a Gaussian of width s: like ``width_squared``."""
+    exact, smooth = (
+        _kernels(torch.zeros_like(spread), spread, coulomb_constant)[0]
+        for spread in (2 * width_squared, torch.full_like(width_squared, splitting**2))
     )
-    own = own - _kernels(torch.zeros_like(smooth), smooth, coulomb_constant)[0]
-    gradient = gradient.reshape(dipoles.shape) - own[:, :, None, None] * dipoles
-    return potential.reshape(n_structures, n, channels), gradient
+    return smooth - exact
 
 
 def _kernels(squared, spread, coulomb_constant):
@@ -141,10 +184,13 @@ def boys(order, x):
 
 class _Boys(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, order, x):
-        ctx.order = order
-        ctx.save_for_backward(x)
+    def forward(order, x):
         return torch.where(x < 1, _series(order, x.clamp(max=1)), _recursion(order, x.clamp(min=1)))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.order, x = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx, gradient):

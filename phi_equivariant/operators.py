@@ -7,7 +7,7 @@ import torch
 
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.ewald import ewald_matrix
-from phi_equivariant.multipoles import dipole_terms, lattice_dipole_terms
+from phi_equivariant.multipoles import dipole_terms, lattice_dipole_terms, open_dipole_terms
 from phi_equivariant.pairs import KeptPairs, pairs_of_one, pairs_within
 from phi_equivariant.particle_mesh import ParticleMesh
 from phi_equivariant.tiles import open_potential
@@ -138,11 +138,23 @@ class GaussianCoulomb(torch.nn.Module):
         positions: (n_atoms, 3) in Å; species: (n_atoms,)
         cell: (3, 3) in Å, or None for an open structure
         """
-        width_squared = self.widths()[species].square()  # (n_atoms,)
         if cell is None:
+            width_squared = self.widths()[species].square()  # (n_atoms,)
             return lambda charges: open_potential(positions, width_squared, charges, COULOMB_CONSTANT)
+        return self._mesh(positions, species, cell)
+
+    def _mesh(self, positions, species, cell):
         search = pairs_of_one if self.training else self.kept_pairs_of_one
+        width_squared = self.widths()[species].square()
         return ParticleMesh(positions, width_squared, cell, self.mesh_splitting, COULOMB_CONSTANT, search)
+
+    def dipole_product(self, positions, species, charges, dipoles, cell=None):
+        """What ``dipole_terms`` gives for one structure, in memory proportional to its number of atoms; positions,
+        species and cell as in ``product``."""
+        if cell is None:
+            width_squared = self.widths()[species].square()
+            return open_dipole_terms(positions, width_squared, charges, dipoles, COULOMB_CONSTANT)
+        return self._mesh(positions, species, cell).dipole_terms(charges, dipoles)
 
     def dipole_terms(self, positions, species, layout, charges, dipoles, cell=None, periodic=None):
         """Potential (n_atoms, c) in V of atomic dipoles, and gradient (n_atoms, c, 3) in V/Å of that of charges and

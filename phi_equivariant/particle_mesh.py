@@ -6,7 +6,8 @@ import torch
 from torchpme import CoulombPotential
 
 from phi_equivariant.ewald import cell_volume
-from phi_equivariant.mesh import read, spread
+from phi_equivariant.mesh import read, read_slopes, spread, spread_slopes
+from phi_equivariant.multipoles import own_gradient, pair_terms
 from phi_equivariant.partwise import sum_of_parts
 
 # Where the sum over pairs ends, in units of the width of the Gaussian; order of the splines; mesh points per width s.
@@ -36,7 +37,7 @@ class ParticleMesh:
 
     def __init__(self, positions, width_squared, cell, splitting, coulomb_constant, find_pairs):
         widest = math.sqrt(2 * float(width_squared.detach().max()))
-        splitting = max(splitting, widest)
+        self.splitting = splitting = max(splitting, widest)
         self.coulomb = CoulombPotential(smearing=splitting, prefactor=coulomb_constant)
         self.constant = coulomb_constant
         self.positions, self.width_squared, self.cell = positions, width_squared, cell
@@ -45,6 +46,7 @@ class ParticleMesh:
         lengths = cell.detach().norm(dim=1)
         self.size = [_smooth_number(max(order, math.ceil(length / spacing))) for length in lengths.tolist()]
         inverse = torch.linalg.inv(cell)
+        self.points = inverse * inverse.new_tensor(self.size)  # ∂u/∂r, mesh points per Å
         fractional = positions @ inverse
         # Whole cells change nothing, but large arguments would lose digits.
         self.place = (fractional - fractional.detach().floor()) * fractional.new_tensor(self.size)  # (n_atoms, 3)
@@ -64,6 +66,25 @@ class ParticleMesh:
         (near,) = sum_of_parts(self._near, self.pairs, self.positions, width_squared, self.cell, charges)
         return self._smooth(charges) + background + own[:, None] * charges + near
 
+    def dipole_terms(self, charges, dipoles):
+        """What ``lattice_dipole_terms`` gives: charges (n_atoms, c) in e, dipoles (n_atoms, c, 3) in e·Å → (n_atoms, c)
+        in V, (n_atoms, c, 3) in V/Å."""
+        order = _ORDER[charges.dtype]
+        of_dipoles = self._filter(spread_slopes(self.place, dipoles @ self.points, self.size, order))
+        of_charges = self._filter(spread(self.place, charges, self.size, order))
+        potential = read(self.place, of_dipoles, order)
+        gradient = read_slopes(self.place, of_dipoles + of_charges, order) @ self.points.mT
+        own = own_gradient(self.width_squared, self.splitting, self.constant)[:, None, None] * dipoles
+        inputs = self.positions, self.width_squared, self.cell, charges, dipoles
+        near_potential, near_gradient = sum_of_parts(self._near_dipoles, self.pairs, *inputs)
+        return potential + near_potential, gradient + own + near_gradient
+
+    def _near_dipoles(self, pairs, positions, width_squared, cell, charges, dipoles):
+        first, second, images = pairs
+        difference = positions.index_select(0, first) - positions.index_select(0, second) - images @ cell
+        spread = width_squared.index_select(0, first) + width_squared.index_select(0, second)
+        return pair_terms(first, second, difference, spread, self.splitting, charges, dipoles, self.constant)
+
     def _near(self, pairs, positions, width_squared, cell, charges):
         """Σ_j [erf(r/√2γ_ij) − erf(r/√2s)]/r q_j over some of the pairs."""
         first, second, images = pairs
@@ -78,9 +99,12 @@ class ParticleMesh:
     def _smooth(self, charges):
         """(1/V) Σ_{k≠0} v(k) Σ_j cos k·r_ij q_j on the mesh."""
         order = _ORDER[charges.dtype]
-        waves = torch.fft.rfftn(spread(self.place, charges, self.size, order), dim=(1, 2, 3))
-        field = torch.fft.irfftn(waves * self.influence, s=self.size, dim=(1, 2, 3), norm="forward")
-        return read(self.place, field, order)
+        return read(self.place, self._filter(spread(self.place, charges, self.size, order)), order)
+
+    def _filter(self, mesh):
+        """The potential on the mesh of charges on the mesh: (c, *size) → (c, *size)."""
+        waves = torch.fft.rfftn(mesh, dim=(1, 2, 3))
+        return torch.fft.irfftn(waves * self.influence, s=self.size, dim=(1, 2, 3), norm="forward")
 
     def _influence(self, inverse, order):
         """v(k) Π_a sinc^{−2p}(m_a/n_a), zero at k = 0: (n_a, n_b, n_c/2 + 1), in V·Å³/e."""

@@ -10,7 +10,7 @@ import torch
 from ase import Atoms, units
 from ase.build import molecule
 from ase.md.verlet import VelocityVerlet
-from systems import batch_of, distorted, ethanol, mace_host, potential
+from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential
 
 from phi_equivariant import PhiCalculator, PhiConfig
 from phi_equivariant.errors import ConvergenceError, InputError
@@ -25,11 +25,17 @@ def host():
     return mace_host("4x0e", num_interactions=1)
 
 
+@functools.cache
+def host_with_vectors():
+    return mace_host("4x0e+4x1o")
+
+
 def pair(limit=20, **config):
     """The same potential twice: dense, and without matrices above so many atoms."""
-    base = copy.deepcopy(host())
+    base = copy.deepcopy(host_with_vectors() if config.get("multipoles") else host())
     torch.manual_seed(1)
     dense = potential(host=base, **config)
+    enlarge_dipoles(dense)
     free = copy.deepcopy(dense)
     free.phi.config = PhiConfig(**config, dense_limit=limit)
     return dense, free
@@ -61,13 +67,17 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize(
-    ("operator", "poisson", "low_pass"),
-    list(itertools.product(("graph", "coulomb"), ("exact", "learned"), (None, 0.2))),
+    ("operator", "poisson", "low_pass", "multipoles"),
+    [
+        *itertools.product(("graph", "coulomb"), ("exact", "learned"), (None, 0.2), (0,)),
+        *itertools.product(("coulomb",), ("exact",), (None, 0.2), (1,)),
+    ],
 )
 @pytest.mark.parametrize("atoms", [chain(), crystal()], ids=["open", "periodic"])
-def test_equals_dense_algebra(operator, poisson, low_pass, atoms):
+def test_equals_dense_algebra(operator, poisson, low_pass, multipoles, atoms):
     """All results, and the gradient of a loss on forces and stress to every parameter."""
-    models = pair(operator=operator, poisson=poisson, low_pass=low_pass, channels=1 if low_pass else 2)
+    config = dict(operator=operator, poisson=poisson, low_pass=low_pass, multipoles=multipoles)
+    models = pair(**config, channels=1 if low_pass else 2)
     outputs, slopes = [], []
     for model in models:
         out = model(batch_of(atoms), training=True, compute_stress=True)
@@ -76,7 +86,7 @@ def test_equals_dense_algebra(operator, poisson, low_pass, atoms):
             loss = loss + 1e3 * out["stress"].square().sum()
         outputs.append(out)
         slopes.append(gradients(model, loss))
-    for key in ("phi_energy", "forces", "stress", "charges", "potential", "pde_residual", "net_charge"):
+    for key in ("phi_energy", "forces", "stress", "charges", "potential", "pde_residual", "net_charge", "dipole"):
         want, got = (out[key] for out in outputs)
         if want is not None:
             scale = max(1.0, want.abs().max().item())
@@ -86,14 +96,14 @@ def test_equals_dense_algebra(operator, poisson, low_pass, atoms):
 
 @pytest.mark.parametrize(
     "config",
-    [dict(operator="coulomb"), dict(operator="graph", poisson="learned", low_pass=0.2)],
-    ids=["coulomb", "graph"],
+    [dict(operator="coulomb"), dict(operator="graph", poisson="learned", low_pass=0.2), dict(multipoles=1)],
+    ids=["coulomb", "graph", "multipoles"],
 )
 def test_large_and_small_structures_in_one_batch(config):
     """Each has the results it has alone; total charges too."""
     dense, free = pair(**config)
     structures = [ethanol(), chain(), molecule("H2O"), crystal(), chain(4)]
-    if config["operator"] == "coulomb":
+    if config.get("operator") != "graph":
         structures[1].info["total_charge"] = 1.0
         structures[2].info["total_charge"] = -1.0
     out, start = free(batch_of(*structures), compute_stress=True), 0
@@ -107,12 +117,18 @@ def test_large_and_small_structures_in_one_batch(config):
 
 
 @pytest.mark.parametrize(
-    ("operator", "atoms"),
-    [("graph", chain()), ("coulomb", chain()), ("coulomb", crystal())],
-    ids=["graph", "open", "mesh"],
+    ("config", "atoms"),
+    [
+        (dict(operator="graph", low_pass=0.3), chain()),
+        (dict(low_pass=0.3), chain()),
+        (dict(low_pass=0.3), crystal()),
+        (dict(multipoles=1), chain()),
+        (dict(multipoles=1), crystal()),
+    ],
+    ids=["graph", "open", "mesh", "dipoles", "dipoles on a mesh"],
 )
-def test_forces_equal_finite_differences(operator, atoms):
-    _, model = pair(operator=operator, low_pass=0.3)
+def test_forces_equal_finite_differences(config, atoms):
+    _, model = pair(**config)
     direction = np.random.default_rng(0).normal(size=atoms.positions.shape)
     forces = model.eval()(batch_of(atoms))["forces"].detach().numpy()
     energies, step = [], 1e-3
@@ -197,12 +213,10 @@ def test_molecular_dynamics_starts_from_the_last_solution(monkeypatch):
     [
         (dict(operator="graph", num_modes=5), "num_modes is 5.*27 atoms.*dense_limit=20.*low_pass"),
         (dict(num_modes=5), "num_modes is 5.*27 atoms.*dense_limit=20.*low_pass"),
-        (dict(multipoles=1), "multipoles is 1.*27 atoms.*dense_limit=20"),
     ],
 )
 def test_what_needs_a_matrix_is_refused_by_name(config, message):
-    base = mace_host("4x0e+4x1o", num_interactions=2) if "multipoles" in config else copy.deepcopy(host())
-    model = potential(host=base, dense_limit=20, **config)
+    model = potential(host=copy.deepcopy(host()), dense_limit=20, **config)
     with pytest.raises(InputError, match=message):
         model(batch_of(chain()))
     model(batch_of(ethanol()))
