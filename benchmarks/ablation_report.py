@@ -23,18 +23,19 @@ COLUMNS = {
     "forces, meV/Å": (("errors", "test", "forces", "rmse"), 1, ".1f"),
     "charge of the cation, e": (("ion_charge", "mean"), 1, ".2f"),
     "charges: r": (("charges", "correlation"), 1, ".2f"),
-    "slope": (("charges", "slope"), 1, ".2f"),
-    "RMSE, e": (("charges", "rmse"), 1, ".3f"),
-    "dipoles: r": (("dipole", "correlation"), 1, ".2f"),
+    "charges: slope": (("charges", "slope"), 1, ".2f"),
+    "charges: RMSE, e": (("charges", "rmse"), 1, ".3f"),
+    "dipoles: r": (("dipole", "correlation"), 1, ".3f"),
     "dipoles: slope": (("dipole", "slope"), 1, ".2f"),
-    "RMSE, e·Å": (("dipole", "rmse"), 1, ".2f"),
-    "R²": (("dipole", "r2"), 1, ".2f"),
+    "dipoles: R²": (("dipole", "r2"), 1, ".3f"),
+    "dipoles: RMSE, e·Å": (("dipole", "rmse"), 1, ".2f"),
     "Born charges: r": (("born_effective_charges", "correlation"), 1, ".2f"),
     "Born charges: RMSE, e": (("born_effective_charges", "rmse"), 1, ".3f"),
     "ms per step": (("processor_seconds_per_step",), 1e3, ".0f"),
 }
-BARE, BARE_WITH_VECTORS = "no Φ", "no Φ, l = 1"
-COMPARED = {"coulomb exact, multipoles": BARE_WITH_VECTORS}  # with BARE unless named here
+BARE = "no Φ"
+#: Rows whose host is not that of BARE → the bare host that they are compared with.
+COMPARED = {"coulomb exact, multipoles": "no Φ, l = 1", "coulomb exact, wide": "no Φ, wide"}
 
 
 def load(results):
@@ -87,7 +88,7 @@ def figure(path, found, all_rows):
     """Errors relative to the bare host of the same width, one column per data set."""
     names = [name for name in TITLES if BARE in found.get(name, {})]
     quantities = list(COLUMNS.items())[:2]
-    shown = [row for row in all_rows if row not in (BARE, BARE_WITH_VECTORS)]
+    shown = [row for row in all_rows if row not in (BARE, *COMPARED.values())]
     size = {"figsize": (2.0 + 1.9 * len(names), 6.0), "sharey": True, "squeeze": False}
     picture, axes = plt.subplots(2, len(names), layout="constrained", **size)
     for line, (title, (place, _, _)) in zip(axes, quantities, strict=True):

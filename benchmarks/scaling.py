@@ -6,9 +6,9 @@
 
 One process per system and row: energy and forces, after a small structure that loads everything. Time is
 processor time on a CPU, wall time on a GPU, the least of three calls; memory is the peak above what the process had
-before the call. The rows "Φ" are given node features and differentiate by them and by the positions; the others run a
-mace host with r_max 4.5 Å, the wide one for the chain alone: 20,000 atoms of water would take 80 GiB. Neighbour lists
-of the host are timed apart. Every result is kept in ``--results``: the same command goes on where it was stopped.
+before the call. The rows "Φ" are given node features and differentiate by them and by the positions; the others, for the
+chain, run a mace host with r_max 4.5 Å: 20,000 atoms of water would take 80 GiB with the wide one. Neighbour lists of the
+host are timed apart. Every result is kept in ``--results``: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -175,7 +175,7 @@ def peak_memory(cuda, reset=False):
 
 def rows_of(system):
     """Rows that a system can have."""
-    return [row for row, (features, _) in ROWS.items() if system == "chain" or features != WIDE]
+    return [row for row, (features, _) in ROWS.items() if system == "chain" or features == "features"]
 
 
 def path_of(results, system, row, size):
@@ -207,7 +207,7 @@ def report(results, page, figure):
     found = [json.loads(path.read_text()) for path in results.glob("*.json")]
     lines = ["| system | | µs per atom | KiB per atom | time, growth | memory, growth | memory / host's |"]
     lines.append("|---" * 7 + "|")
-    picture, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
+    picture, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
     for column, (system, title) in enumerate(TITLES.items()):
         memory = {}
         for row in rows_of(system):
@@ -228,7 +228,7 @@ def report(results, page, figure):
         axes[1, column].set_xlabel("atoms")
     axes[0, 0].set_ylabel("time, µs per atom")
     axes[1, 0].set_ylabel("memory, KiB per atom")
-    axes[0, 0].legend(fontsize=7)
+    picture.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(figure, dpi=130)
     plt.close(picture)
