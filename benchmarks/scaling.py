@@ -6,9 +6,9 @@
 
 One process per system and row: energy and forces, after a small structure that loads everything. Time is
 processor time on a CPU, wall time on a GPU, the least of three calls; memory is the peak above what the process had
-before the call. The rows "Φ" are given node features and differentiate by them and by the positions; the others, for the
-chain, run a mace host with r_max 4.5 Å: 20,000 atoms of water would take 80 GiB with the wide one. Neighbour lists of the
-host are timed apart. Every result is kept in ``--results``: the same command goes on where it was stopped.
+before the call. The rows "Φ" are given node features and differentiate by them and by the positions; the others, for
+the chain, run a mace host with r_max 4.5 Å: 20,000 atoms of water would take 80 GiB with the wide one. Neighbour lists
+of the host are timed apart. Every result is kept in ``--results``: the same command goes on where it was stopped.
 """
 
 import argparse

@@ -105,9 +105,10 @@ def vectors_between(place, cell, pairs):
 
 
 class KeptPairs:
-    """A search for simulations: a list that reaches further is kept while atoms move less than half the excess.
+    """A search for simulations: a list that reaches further is kept until another pair might have come near.
 
-    Each call gives the pairs that a fresh search would find.
+    Each call gives the pairs that a fresh search would find. A deformation of the cell whose least singular value is σ
+    leaves no pair nearer than σ times its old distance, and atoms that move by u in addition, 2u less.
 
     Parameters
     ----------
@@ -141,7 +142,10 @@ class KeptPairs:
         )
         if radius != built_radius or not same_kind:
             return False
-        if not (torch.equal(mask, built_mask) and torch.equal(cell, built_cell)):
+        if not torch.equal(mask, built_mask):
             return False
+        nearest = radius + self.skin
+        if not torch.equal(cell, built_cell):
+            nearest = nearest * torch.linalg.svdvals(torch.linalg.solve(built_cell, cell)).min()
         moved = ((fractional - built_at) @ cell).norm(dim=-1)[mask]
-        return bool(moved.max() < self.skin / 2)
+        return bool(nearest - 2 * moved.max() > radius)

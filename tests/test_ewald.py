@@ -220,7 +220,8 @@ def test_heights_of_lattices_of_one_two_and_three_vectors():
 
 
 def test_kept_pairs_give_the_matrix_of_a_fresh_search():
-    """Atoms that walk, cross faces and are put back into the cell, two structures at once, then another cell."""
+    """Atoms that walk, cross faces and are put back into the cell, two structures at once, while a cell breathes and is
+    then compressed."""
     searches = []
 
     def counted(*arguments):
@@ -233,8 +234,8 @@ def test_kept_pairs_give_the_matrix_of_a_fresh_search():
     for step in range(16):
         for atoms in structures:
             atoms.positions += 0.04 * rng.normal(size=atoms.positions.shape)
-        if step == 8:
-            structures[0].set_cell(1.01 * structures[0].cell)
+        shear = np.eye(3) + 3e-3 * rng.normal(size=(3, 3)) if step < 8 else np.diag([1.0, 1.0, 0.9 if step == 8 else 1])
+        structures[0].set_cell(structures[0].cell @ shear, scale_atoms=True)
         if step == 12:
             structures[0].wrap()
         before = len(searches)
