@@ -64,7 +64,7 @@ def _cell(values, factor, style):
     return f"{mean} ± {format(factor * values.std(ddof=1), style)}" if len(values) > 1 else mean
 
 
-def table(name, rows, found, refused):
+def table(name, rows, found):
     """Markdown of one data set: mean ± standard deviation over seeds, and what is missing."""
     columns = {
         title: (place, factor, style)
@@ -79,24 +79,29 @@ def table(name, rows, found, refused):
             lines.append(f"| {row} | {' | '.join(cells)} | {runs[0]['epochs']} | {len(runs)} |")
     missing = [row for row in rows if row not in found]
     notes = [f"Not finished: {'; '.join(missing)}."] if missing else []
-    if refused:
+    if not any(row.startswith("graph") for row in rows):
         notes.append("Rows of the graph operator are left out: it carries no net charge.")
     return "\n".join([*(lines if found else lines[:2]), *([""] if found else []), *notes, *([""] if notes else [])])
 
 
 def figure(path, found, all_rows):
     """Errors relative to the bare host of the same width, one column per data set."""
-    names = [name for name in TITLES if BARE in found.get(name, {})]
+
+    def both(name, row):
+        return row in found.get(name, {}) and COMPARED.get(row, BARE) in found[name]
+
+    rows = [row for row in all_rows if row not in (BARE, *COMPARED.values())]
+    names = [name for name in TITLES if any(both(name, row) for row in rows)]
+    shown = [row for row in rows if any(both(name, row) for name in names)]
     quantities = list(COLUMNS.items())[:2]
-    shown = [row for row in all_rows if row not in (BARE, *COMPARED.values())]
     size = {"figsize": (2.0 + 1.9 * len(names), 6.0), "sharey": True, "squeeze": False}
     picture, axes = plt.subplots(2, len(names), layout="constrained", **size)
     for line, (title, (place, _, _)) in zip(axes, quantities, strict=True):
         for axis, name in zip(line, names, strict=True):
             axis.axvline(1, color="0.6", lw=1)
             for height, row in enumerate(shown):
-                bare = found[name].get(COMPARED.get(row, BARE))
-                if row in found[name] and bare:
+                if both(name, row):
+                    bare = found[name][COMPARED.get(row, BARE)]
                     ratio = values_of(found[name][row], place) / values_of(bare, place).mean()
                     axis.errorbar(
                         ratio.mean(), height, xerr=ratio.std(ddof=1) if len(ratio) > 1 else None, fmt=f"oC{height}"
@@ -115,11 +120,8 @@ def figure(path, found, all_rows):
 def report(results, rows_by_set, all_rows, page, figure_path):
     """Write the tables between the marks of ``page`` and draw the figure."""
     found = load(results)
-    text = "\n".join(
-        table(name, rows, found.get(name, {}), [row for row in all_rows if row not in rows])
-        for name, rows in rows_by_set.items()
-    )
+    text = "\n".join(table(name, rows, found.get(name, {})) for name, rows in rows_by_set.items())
     write_between(page, "ablation", text.rstrip())
-    if any(BARE in rows for rows in found.values()):
+    if found:
         figure(figure_path, found, all_rows)
     print(text)
