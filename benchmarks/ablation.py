@@ -1,12 +1,12 @@
-"""What each kind of Φ does for one small host, on seven sets of published data, trained on energies and forces only.
+"""What each kind of Φ does for one small host, on six sets of published data, trained on energies and forces only.
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py --data data --runs runs/ablation
     python benchmarks/ablation.py --report
 
 Every run leaves one JSON file in ``--results``, and is not trained again while that is there; one that was stopped goes
-on from its last epoch. First all rows with one seed, then the finalists of every data set with two more: the bare host
-and the rows of either operator with the lowest validation loss. ``--report`` makes the table and the figure from the
-files that are there, and says what is missing.
+on from its last epoch. First all rows with one seed, then the finalists of every data set with two more: the bare host,
+the graph row with the lowest validation loss, and both Coulomb rows. ``--report`` makes the table and the figure from
+the files that are there, and says what is missing.
 
 The sign of charges is arbitrary where nothing in training fixes it: on neutral data, charges (and dipoles and
 Born effective charges) are turned over if they correlate negatively with the reference.
@@ -42,7 +42,6 @@ ROWS = {
     "no Φ, wide": None,
     "coulomb exact, wide": ["operator=coulomb", "poisson=exact"],
 }
-COULOMB = ("coulomb learned", "coulomb exact")
 #: Row → hidden irreps of its host where these are not 16x0e.
 HIDDEN = {"no Φ, l = 1": "16x0e+16x1o", "coulomb exact, multipoles": "16x0e+16x1o"}
 WIDE = dict.fromkeys(("no Φ, wide", "coulomb exact, wide"), "32x0e+32x1o")
@@ -127,8 +126,8 @@ def finalists(name, results):
         weighted = ("energy_per_atom", BUDGET["energy_weight"]), ("forces", BUDGET["forces_weight"])
         return sum(weight * errors[quantity]["rmse"] ** 2 for quantity, weight in weighted)
 
-    families = [[row for row in rows_of(name) if row in family] for family in (GRAPH, COULOMB)]
-    return ["no Φ", *(min(family, key=loss) for family in families if family)]
+    graph = [row for row in rows_of(name) if row in GRAPH]
+    return ["no Φ", *([min(graph, key=loss)] if graph else []), "coulomb learned", "coulomb exact"]
 
 
 def path_of(results, name, row, seed):
