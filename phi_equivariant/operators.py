@@ -139,21 +139,24 @@ class GaussianCoulomb(torch.nn.Module):
         cell: (3, 3) in Å, or None for an open structure
         """
         if cell is None:
-            width_squared = self.widths()[species].square()  # (n_atoms,)
+            width_squared = self._width_squared(species)
             return lambda charges: open_potential(positions, width_squared, charges, COULOMB_CONSTANT)
         return self._mesh(positions, species, cell)
 
+    def _width_squared(self, species):
+        """σ² of every atom in Å²: (n_atoms,)."""
+        return self.widths()[species].square()
+
     def _mesh(self, positions, species, cell):
         search = pairs_of_one if self.training else self.kept_pairs_of_one
-        width_squared = self.widths()[species].square()
+        width_squared = self._width_squared(species)
         return ParticleMesh(positions, width_squared, cell, self.mesh_splitting, COULOMB_CONSTANT, search)
 
     def dipole_product(self, positions, species, charges, dipoles, cell=None):
         """What ``dipole_terms`` gives for one structure, in memory proportional to its number of atoms; positions,
         species and cell as in ``product``."""
         if cell is None:
-            width_squared = self.widths()[species].square()
-            return open_dipole_terms(positions, width_squared, charges, dipoles, COULOMB_CONSTANT)
+            return open_dipole_terms(positions, self._width_squared(species), charges, dipoles, COULOMB_CONSTANT)
         return self._mesh(positions, species, cell).dipole_terms(charges, dipoles)
 
     def dipole_terms(self, positions, species, layout, charges, dipoles, cell=None, periodic=None):
