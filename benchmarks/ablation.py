@@ -5,7 +5,7 @@
 
 Every run leaves one JSON file in ``--results``, and is not trained again while that is there; one that was stopped goes
 on from its last epoch. First all rows with one seed, then the finalists of every data set with two more: the bare host,
-the graph row with the lowest validation loss, and both Coulomb rows. ``--report`` makes the table and the figure from
+the graph row with the lowest validation loss, and the Coulomb rows. ``--report`` makes the table and the figure from
 the files that are there, and says what is missing.
 
 The sign of charges is arbitrary where nothing in training fixes it: on neutral data, charges (and dipoles and
@@ -39,17 +39,22 @@ ROWS = {
     "coulomb exact": ["operator=coulomb", "poisson=exact"],
     "no Φ, l = 1": None,
     "coulomb exact, multipoles": ["operator=coulomb", "poisson=exact", "multipoles=1"],
+    "coulomb exact, width 0.9": ["operator=coulomb", "poisson=exact", "width=0.9"],
     "no Φ, wide": None,
     "coulomb exact, wide": ["operator=coulomb", "poisson=exact"],
+    "multipoles, width 0.9, wide, long": ["operator=coulomb", "poisson=exact", "multipoles=1", "width=0.9"],
 }
 #: Row → hidden irreps of its host where these are not 16x0e.
 HIDDEN = {"no Φ, l = 1": "16x0e+16x1o", "coulomb exact, multipoles": "16x0e+16x1o"}
-WIDE = dict.fromkeys(("no Φ, wide", "coulomb exact, wide"), "32x0e+32x1o")
+COULOMB = "coulomb learned", "coulomb exact", "coulomb exact, width 0.9"
+WIDE = dict.fromkeys(("no Φ, wide", "coulomb exact, wide", "multipoles, width 0.9, wide, long"), "32x0e+32x1o")
 HOST = {"model": "ScaleShiftMACE", "r_max": 4.5, "max_ell": 2, "correlation": 2, "num_interactions": 2}
 BUDGET = {
     "batch_size": 5, "valid_batch_size": 10, "lr": 0.01, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1,
     "ema": True, "ema_decay": 0.99, "energy_weight": 100, "forces_weight": 100, "default_dtype": "float32",
 }  # fmt: skip
+#: The last quarter of the epochs is mace's stage two, with a larger weight of the energy.
+LONG = {"multipoles, width 0.9, wide, long": {"max_num_epochs": 150, "swa": True, "swa_energy_weight": 5000}}
 SEEDS = (1, 2, 3)
 BORN_FRAMES = 10
 
@@ -58,7 +63,8 @@ def words(dataset, row, seed):
     """Options of phi-mace-train for one run."""
     settings = {
         **HOST, **BUDGET, "hidden_irreps": (HIDDEN | WIDE).get(row, "16x0e"),
-        "max_num_epochs": dataset.wide_epochs if row in WIDE else dataset.epochs, **dataset.options, "seed": seed,
+        "max_num_epochs": dataset.wide_epochs if row in WIDE else dataset.epochs, **dataset.options,
+        **LONG.get(row, {}), "seed": seed,
     }  # fmt: skip
     phi = ["--no_phi"] if ROWS[row] is None else ["--phi", *ROWS[row]]
     return [*runs.words_of(settings), *phi]
@@ -127,7 +133,7 @@ def finalists(name, results):
         return sum(weight * errors[quantity]["rmse"] ** 2 for quantity, weight in weighted)
 
     graph = [row for row in rows_of(name) if row in GRAPH]
-    return ["no Φ", *([min(graph, key=loss)] if graph else []), "coulomb learned", "coulomb exact"]
+    return ["no Φ", *([min(graph, key=loss)] if graph else []), *COULOMB]
 
 
 def path_of(results, name, row, seed):

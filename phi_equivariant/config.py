@@ -15,6 +15,10 @@ _CHOICES = {
 }
 
 
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class PhiConfig:
     """What the Φ-Module computes; everything else (elements, cut-off, irreps) comes from the host it is attached to.
@@ -43,6 +47,9 @@ class PhiConfig:
         ``none`` (default of ``graph``, whose charges sum to zero by construction).
     init
         ``default``: charges of about 0.2 e. ``small``: start so low that a trained host's energies do not move.
+    width
+        Start in Å, 0.35 to 1.15, of the widths σ of the ``coulomb`` operator, learned per element from there (None: 0.7
+        covalent radii). Narrow charges act within bonds too, wide ones leave those to the host.
     dense_limit
         Structures with more atoms are computed without matrices: sparse products, tiles, a particle mesh and conjugate
         gradients; smaller ones too where that is faster. Results agree; ``num_modes`` needs dense algebra.
@@ -62,6 +69,7 @@ class PhiConfig:
     charge_constraint: str | None = None
     init: str = "default"
     multipoles: int = 0
+    width: float | None = None
     dense_limit: int = 2000
 
     def __post_init__(self):
@@ -83,12 +91,22 @@ class PhiConfig:
                 "operator='coulomb' and poisson='exact'."
             )
         if self.low_pass is not None:
-            number = isinstance(self.low_pass, numbers.Real) and not isinstance(self.low_pass, bool)
-            if not (number and math.isfinite(self.low_pass) and self.low_pass > 0):
+            if not (_is_number(self.low_pass) and math.isfinite(self.low_pass) and self.low_pass > 0):
                 raise InputError(
                     f"low_pass is {self.low_pass!r}; give a positive number in e/V, or None for all modes."
                 )
             object.__setattr__(self, "low_pass", float(self.low_pass))
+        if self.width is not None:
+            if not (_is_number(self.width) and 0.35 <= self.width <= 1.15):
+                raise InputError(
+                    f"width is {self.width!r}; give a number of Å from 0.35 to 1.15, or None for 0.7 covalent radii."
+                )
+            if self.operator != "coulomb":
+                raise InputError(
+                    f"width is {self.width!r} with operator={self.operator!r}, which has no Gaussian charges; leave it "
+                    "out or use operator='coulomb'."
+                )
+            object.__setattr__(self, "width", float(self.width))
         if self.num_modes is not None and self.low_pass is not None:
             raise InputError("num_modes and low_pass are both given; choose one response.")
         if self.operator == "graph" and self.charge_constraint in ("project", "penalty"):

@@ -71,7 +71,7 @@ class PhiModule(torch.nn.Module):
         if config.operator == "graph":
             self.operator = GraphLaplacian(r_max)
         else:
-            self.operator = GaussianCoulomb(atomic_numbers)
+            self.operator = GaussianCoulomb(atomic_numbers, config.width)
         self.response = None
         if config.num_modes is not None:
             self.response = ModeWindow(config.num_modes, self.window_width[config.operator])

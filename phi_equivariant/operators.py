@@ -73,6 +73,7 @@ class GaussianCoulomb(torch.nn.Module):
     Parameters
     ----------
     atomic_numbers: elements, in the order of the host's one-hot encoding
+    start: see ``width`` of ``PhiConfig``
     """
 
     narrowest, widest = 0.3, 1.2  # Å
@@ -81,9 +82,10 @@ class GaussianCoulomb(torch.nn.Module):
     mesh_splitting = 1.0  # Å, the same for the sum over pairs and the mesh
     mesh_from, tiles_from = 300, 500  # atoms above which a product Pq is faster without P, periodic and open
 
-    def __init__(self, atomic_numbers):
+    def __init__(self, atomic_numbers, start=None):
         super().__init__()
-        start = torch.tensor([self.start_per_covalent_radius * ase.data.covalent_radii[z] for z in atomic_numbers])
+        radii = [ase.data.covalent_radii[z] for z in atomic_numbers]
+        start = torch.tensor([self.start_per_covalent_radius * r if start is None else start for r in radii])
         fraction = (start.to(torch.get_default_dtype()) - self.narrowest) / (self.widest - self.narrowest)
         self.width_logit = torch.nn.Parameter(torch.logit(fraction.clamp(0.05, 0.95)))
         self.kept_pairs, self.kept_pairs_of_one = KeptPairs(pairs_within), KeptPairs(pairs_of_one)

@@ -304,6 +304,9 @@ def test_small_start_moves_no_energy_and_can_be_left(operator):
         ({"low_pass": 1.0, "num_modes": 3}, "both given"),
         ({"operator": "graph", "charge_constraint": "penalty"}, "sum to zero by construction"),
         ({"init": "zero"}, "init is 'zero'"),
+        ({"width": 0.2}, "width is 0.2; give a number of Å from 0.35"),
+        ({"width": float("nan")}, "width is nan"),
+        ({"operator": "graph", "width": 0.9}, "has no Gaussian charges"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

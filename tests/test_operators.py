@@ -130,6 +130,11 @@ def test_widths_stay_within_their_bounds():
     assert ((operator.widths() >= 0.3) & (operator.widths() <= 1.2)).all()
 
 
+@pytest.mark.parametrize("start", [0.35, 0.9, 1.15])
+def test_widths_start_where_they_are_told(start):
+    assert GaussianCoulomb([1, 6, 79], start).widths().tolist() == pytest.approx([start] * 3, rel=1e-6)
+
+
 def test_potential_matrix_is_twice_differentiable():
     operator = GaussianCoulomb([1, 6])
     positions = torch.randn(5, 3, requires_grad=True)
