@@ -189,7 +189,8 @@ class PhiModule(torch.nn.Module):
             return largest
         # Tiles with dipoles are no faster than matrices, they only take less memory.
         tiles_from = self.config.dense_limit if self.config.multipoles else self.operator.tiles_from
-        faster = torch.where(structures.periodic, self.operator.mesh_from, tiles_from)
+        mesh_from = self.operator.mesh_from_in_training if self.training else self.operator.mesh_from
+        faster = torch.where(structures.periodic, mesh_from, tiles_from)
         return torch.minimum(largest, faster)
 
     def _with_dipoles(self, layers, structures, potential, charges):

@@ -80,7 +80,8 @@ class GaussianCoulomb(torch.nn.Module):
     start_per_covalent_radius = 0.7
     splitting = 1.5  # Å, where the two sums of a periodic cell cost about the same for 50 to 200 atoms
     mesh_splitting = 1.0  # Å, the same for the sum over pairs and the mesh
-    mesh_from, tiles_from = 300, 500  # atoms above which a product Pq is faster without P, periodic and open
+    # Atoms above which a product Pq is faster without P: in a cell, the same with second derivatives, in free space.
+    mesh_from, mesh_from_in_training, tiles_from = 150, 250, 500
 
     def __init__(self, atomic_numbers, start=None):
         super().__init__()
