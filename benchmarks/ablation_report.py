@@ -34,8 +34,12 @@ COLUMNS = {
     "ms per step": (("processor_seconds_per_step",), 1e3, ".0f"),
 }
 BARE = "no Φ"
-#: Rows whose host is not that of BARE → the bare host that they are compared with.
-COMPARED = {"coulomb exact, multipoles": "no Φ, l = 1", "coulomb exact, wide": "no Φ, wide"}
+#: Rows whose host is not that of BARE → the bare host that they are compared with, None for none with their epochs.
+COMPARED = {
+    "coulomb exact, multipoles": "no Φ, l = 1",
+    "coulomb exact, wide": "no Φ, wide",
+    "multipoles, width 0.9, wide, long": None,
+}
 
 
 def load(results):
