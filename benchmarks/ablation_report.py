@@ -89,7 +89,7 @@ def table(name, rows, found):
 
 
 def figure(path, found, all_rows):
-    """Errors relative to the bare host of the same width, one column per data set."""
+    """Errors relative to those of the bare host of the same width and seed, one column per data set."""
 
     def both(name, row):
         return row in found.get(name, {}) and COMPARED.get(row, BARE) in found[name]
@@ -105,8 +105,9 @@ def figure(path, found, all_rows):
             axis.axvline(1, color="0.6", lw=1)
             for height, row in enumerate(shown):
                 if both(name, row):
-                    bare = found[name][COMPARED.get(row, BARE)]
-                    ratio = values_of(found[name][row], place) / values_of(bare, place).mean()
+                    bare = {run["seed"]: run for run in found[name][COMPARED.get(row, BARE)]}
+                    runs = [run for run in found[name][row] if run["seed"] in bare]
+                    ratio = values_of(runs, place) / values_of([bare[run["seed"]] for run in runs], place)
                     axis.errorbar(
                         ratio.mean(), height, xerr=ratio.std(ddof=1) if len(ratio) > 1 else None, fmt=f"oC{height}"
                     )
