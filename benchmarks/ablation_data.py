@@ -10,7 +10,7 @@ from runs import frame, shuffled, write_frames
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from training.datasets import load_dataset
+from training.data.named_files import load_dataset
 
 SPLIT_DISTANCE = 6.5  # Å between ions: closer pairs train, the others test
 CHARGE_INPUT = {

@@ -19,7 +19,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 
-from training.datasets import load_dataset
+from training.data.named_files import load_dataset
 
 PHI = ["--phi", "operator=coulomb", "poisson=exact"]
 EPOCH_LINE = {"mace": re.compile(r"Epoch \d+: head"), "phi": re.compile(r"^epoch +\d+/")}

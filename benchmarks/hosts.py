@@ -18,11 +18,14 @@ import numpy as np
 import torch
 
 from phi_equivariant.files import write_atomically
-from training import data, losses, mace_interface, options
-from training.batches import GraphStream
-from training.errors import evaluate, predict
-from training.module import PotentialModule
-from training.structures import read_structures
+from training import mace_interface
+from training.data.batches import GraphStream
+from training.data.run_data import load, make_graph
+from training.data.structures import read_structures
+from training.fit import losses
+from training.fit.lightning_module import PotentialModule
+from training.fit.predict import evaluate, predict
+from training.options import command_line
 from zoo.nequip import NequIP
 
 MACE = {
@@ -52,7 +55,7 @@ def parse(arguments):
         "batch_size": arguments.batch_size, "max_num_epochs": arguments.epochs, "seed": arguments.seed,
     }  # fmt: skip
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    return options.parse([*words, "--ema", "--no_phi", "--name", "hosts"])
+    return command_line.parse([*words, "--ema", "--no_phi", "--name", "hosts"])
 
 
 class Row:
@@ -152,7 +155,7 @@ def test_sets(arguments, run, run_data):
     """{title: loader}: the held-out frames, and the test files."""
     (held_out,), (head,) = run_data.loader("valid", run.args).values(), run_data.settings
     make = functools.partial(
-        data.make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, options=run.args
+        make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, options=run.args
     )
     for path in arguments.test_files:
         found = read_structures(path, head.keys, ["energy", "forces"], "test", elements=run_data.atomic_numbers)
@@ -180,7 +183,7 @@ def main():
     torch.set_num_threads(1)
     run = parse(arguments)
     mace_interface.set_default_dtype(run.args.default_dtype)
-    run_data = data.load(run.args, None)
+    run_data = load(run.args, None)
     arguments.out.mkdir(parents=True, exist_ok=True)
     changes = json.loads(arguments.set)
     rows = [

@@ -29,7 +29,7 @@ from ase.md.verlet import VelocityVerlet
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.files import write_atomically
-from training.datasets import load_dataset
+from training.data.named_files import load_dataset
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from phi_equivariant import PhiConfig, attach_phi
-from training.datasets import load_dataset
+from training.data.named_files import load_dataset
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 from mace import data, modules, tools  # isort: skip

@@ -11,9 +11,10 @@ from ase import Atoms
 
 from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import load_model
-from training import build, options
-from training.errors import evaluate, predict
-from training.module import PotentialModule
+from training import build
+from training.fit.lightning_module import PotentialModule
+from training.fit.predict import evaluate, predict
+from training.options import command_line
 from training.train import main as train
 
 FORCES_ONLY = {"forces": True, "virials": False, "stress": False}
@@ -79,7 +80,7 @@ def run(words, files, folder):
     words += ["--restart_latest", "--log_level", "ERROR", "--plot", "False"]
     if status := train(words):
         raise SystemExit(status)
-    asked = options.parse(words)
+    asked = command_line.parse(words)
     run_data = build.prepare(asked)
     errors = json.loads((folder / "errors.json").read_text())
     about = told | {key: errors[key] for key in ("epochs", "best_epoch", "parameters", "training_seconds")}

@@ -28,7 +28,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from phi_equivariant import PhiConfig, PhiModule, attach_phi
-from phi_equivariant.pairs import pairs_in_boxes
+from phi_equivariant.operators.pairs import pairs_in_boxes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

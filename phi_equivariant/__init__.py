@@ -6,9 +6,9 @@ import torch
 torch.serialization.add_safe_globals([slice])
 
 from phi_equivariant.attach import attach_phi  # noqa: E402
-from phi_equivariant.calculator import PhiCalculator  # noqa: E402
 from phi_equivariant.config import PhiConfig  # noqa: E402
-from phi_equivariant.module import PhiModule  # noqa: E402
+from phi_equivariant.engines.calculator import PhiCalculator  # noqa: E402
+from phi_equivariant.phi_module import PhiModule  # noqa: E402
 from phi_equivariant.potential import PhiPotential  # noqa: E402
 from phi_equivariant.taps import Tap  # noqa: E402
 

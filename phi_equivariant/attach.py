@@ -5,7 +5,7 @@ from e3nn import o3
 
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
-from phi_equivariant.module import PhiModule
+from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.potential import PhiPotential
 from phi_equivariant.taps import RecordedOutput, irreps_of, read_taps, submodules
 

@@ -6,7 +6,7 @@ import torch
 
 from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.errors import InputError
-from phi_equivariant.spectral import ModeWindow
+from phi_equivariant.solvers.spectral import ModeWindow
 
 
 @dataclasses.dataclass(frozen=True)

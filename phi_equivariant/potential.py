@@ -4,9 +4,9 @@ import warnings
 
 import torch
 
-from phi_equivariant.cells import read_cells
-from phi_equivariant.embedded import check_classes
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import read_cells
+from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.strain import slopes, strain, stress_of
 from phi_equivariant.taps import RecordedOutput, read_layers, submodules
 

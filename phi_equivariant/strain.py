@@ -2,7 +2,7 @@
 
 import torch
 
-from phi_equivariant.ewald import cell_volume
+from phi_equivariant.operators.ewald import cell_volume
 
 
 def strain(data, cell, displacement):

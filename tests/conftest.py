@@ -1,12 +1,9 @@
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import phi_equivariant  # noqa: F401  (before e3nn and mace: it makes e3nn 0.4.4 importable)
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

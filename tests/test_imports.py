@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -60,3 +61,50 @@ def test_the_library_alone_loads_no_host_and_no_trainer():
     code = "import sys, phi_equivariant; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"mace", "zoo", "training", "lightning", "pydantic", "matscipy"} & set(loaded.stdout.split())
+
+
+#: Rooms of the trainer, from the ground up: a module imports from its own room and from those below.
+FLOORS = (
+    {"distribution", "mace_interface"},
+    {"data", "report", "run_folder"},
+    {"fit"},
+    {"options"},
+    {"build"},
+    {"results", "one_run", "compare"},
+    {"train", "evaluate"},
+)
+
+
+def imported_modules(tree, package):
+    """Dotted names of what a syntax tree imports of a package: modules, or names in them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith(f"{package}."))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_rooms_of_the_trainer_import_from_below():
+    level = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for path in sorted((ROOT / "training").rglob("*.py")):
+        inside = path.relative_to(ROOT / "training").with_suffix("").parts
+        if inside[0] in ("shipped", "__init__"):
+            continue
+        for name in imported_modules(ast.parse(path.read_text(encoding="utf-8")), "training"):
+            room = name.split(".")[1]
+            assert level[room] <= level[inside[0]], f"{'/'.join(inside)} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_in_a_circle(package):
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / package).rglob("*.py")
+    }
+    graph = networkx.DiGraph()
+    for name, path in files.items():
+        for target in imported_modules(ast.parse(path.read_text(encoding="utf-8")), package):
+            found = target if target in files else target.rpartition(".")[0]
+            if found != package:  # the package itself is what its users see of it
+                graph.add_edge(name, found)
+    assert not list(networkx.simple_cycles(graph))

@@ -7,18 +7,11 @@ import torch
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import describe_model
-from training import (
-    data,
-    foundation,
-    losses,
-    mace_interface,
-    named_models,
-    optimisers,
-    report,
-    schedules,
-    stages,
-    trackers,
-)
+from training import mace_interface
+from training.data.run_data import load
+from training.fit import foundation, losses, optimisers, schedules, stages
+from training.options import named_models
+from training.report import tables, trackers
 from zoo.mace_host import accelerate, accelerated, check_kernels
 
 
@@ -51,7 +44,7 @@ def check_run(run):
     _check_architecture(args)
     foundation.check_options(run)
     losses.build_objective(args, run.phi)
-    report.check_reports(args, run.phi)
+    tables.check_reports(args, run.phi)
     trackers.check_trackers(args, run.given)
 
 
@@ -88,7 +81,7 @@ def prepare(run):
     mace_interface.set_default_dtype(run.args.default_dtype)
     torch.set_float32_matmul_precision("highest")  # no TF32, whose ten bits are too few for energies
     trained = foundation.read(run)
-    run_data = data.load(run.args, run.phi, trained)
+    run_data = load(run.args, run.phi, trained)
     if trained is not None:
         run_data.lines.insert(0, trained.line())
         run_data.provenance["foundation_model"] = trained.path

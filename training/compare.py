@@ -12,10 +12,14 @@ import yaml
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from training import build, checkpoints, phi_options, plots, report, run_folder, train
-from training.errors import predict
-from training.module import PotentialModule
-from training.optimisers import set_training_mode
+from training import build, run_folder
+from training.fit import checkpoints
+from training.fit.lightning_module import PotentialModule
+from training.fit.optimisers import set_training_mode
+from training.fit.predict import predict
+from training.one_run import train
+from training.options import phi_section
+from training.report import plots, tables
 
 logger = logging.getLogger("phi_mace_train")
 TITLES = {"mace": "plain MACE", "phi_learned": "Φ learned (graph)", "phi_exact": "Φ exact (coulomb)"}
@@ -28,11 +32,11 @@ def rows(run):
     init = "default" if run.args.foundation_model is None else "small"
     learned = PhiConfig(operator="graph", poisson="learned", init=init)
     exact = PhiConfig(operator="coulomb", poisson="exact", init=init)
-    pde = phi_options.LossSettings(pde_weight=run.args.compare_pde_weight)
+    pde = phi_section.LossSettings(pde_weight=run.args.compare_pde_weight)
     settings = {
         "mace": None,
-        "phi_learned": phi_options.PhiSettings(learned, pde),
-        "phi_exact": phi_options.PhiSettings(exact, phi_options.LossSettings()),
+        "phi_learned": phi_section.PhiSettings(learned, pde),
+        "phi_exact": phi_section.PhiSettings(exact, phi_section.LossSettings()),
     }
     made = {}
     for name, phi in settings.items():
@@ -131,7 +135,7 @@ def compare(run, run_data, deadline):
             logger.info(f"{TITLES[name]}: finished before, taken from {finished.parent}")
         else:
             logger.info(f"— {TITLES[name]}: {epochs} epochs")
-            train.train(row, run_data, _deadline(name, shares, deadline), announce=False)
+            train(row, run_data, _deadline(name, shares, deadline), announce=False)
         summaries[name] = json.loads(finished.read_text())
         epochs = min(epochs, summaries[name]["epochs"])
     places = {name: run_folder.folders_of(row.args).results for name, row in runs.items()}
@@ -166,11 +170,11 @@ def _deadline(name, shares, deadline):
 def table(summaries, metrics):
     """Header and rows of the comparison."""
     last = {name: list(summary["sets"].values())[-1] for name, summary in summaries.items()}
-    quantities, titles = report.error_header([found["errors"] for found in last.values()])
+    quantities, titles = tables.error_header([found["errors"] for found in last.values()])
     lines = []
     for name, summary in summaries.items():
         seconds = sorted(row["seconds"] for row in metrics[name])
-        cells = [report.error_cell(last[name]["errors"].get(quantity)) for quantity in quantities]
+        cells = [tables.error_cell(last[name]["errors"].get(quantity)) for quantity in quantities]
         rest = [str(summary["epochs"]), f"{seconds[len(seconds) // 2]:.1f}", str(summary["parameters"])]
         lines.append([TITLES[name], *cells, *rest])
     return ["model", *titles, "epochs", "s per epoch", "parameters"], lines
@@ -182,8 +186,8 @@ def write(folder, summaries, metrics):
     structures = next(iter(summaries.values()))["sets"]
     split = list(structures)[-1]
     title = f"errors on {structures[split]['structures']} {split} structures"
-    report.print_table(run_folder.console, title, header, lines)
-    text = f"# Comparison: {title}\n\nMAE / RMSE.\n\n" + report.markdown(header, lines)
+    tables.print_table(run_folder.console, title, header, lines)
+    text = f"# Comparison: {title}\n\nMAE / RMSE.\n\n" + tables.markdown(header, lines)
     write_atomically(folder / "comparison.md", lambda path: path.write_text(text))
     content = json.dumps({"rows": summaries, "titles": TITLES}, indent=1)
     write_atomically(folder / "comparison.json", lambda path: path.write_text(content))

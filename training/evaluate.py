@@ -16,12 +16,13 @@ from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import UNUSABLE_DISK, write_atomically
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, load_model
-from training import mace_interface, report, run_folder
-from training.errors import QUANTITIES, ErrorSums
-from training.evaluate_options import OPENERS, parse
-from training.frame_stream import FrameStream
-from training.heads import KEY_OPTIONS
-from training.predictions import Predictor, Wanted, not_finite
+from training import mace_interface, run_folder
+from training.data.heads import KEY_OPTIONS
+from training.data.stream import FrameStream
+from training.fit.predictions import Predictor, Wanted, not_finite
+from training.options.evaluation import OPENERS, parse
+from training.report import tables
+from training.report.error_sums import QUANTITIES, ErrorSums
 from zoo import mace_host
 
 logger = logging.getLogger("phi_mace_train")
@@ -223,7 +224,7 @@ def _finish(args, evaluation, seconds):
     }
     if table:
         sets = {Path(args.configs).name: {"structures": evaluation.structures, "errors": table}}
-        report.print_table(run_folder.console, f"{args.model}: errors", *report.error_rows(sets))
+        tables.print_table(run_folder.console, f"{args.model}: errors", *tables.error_rows(sets))
     if args.errors:
         write_atomically(args.errors, lambda path: path.write_text(json.dumps(summary, indent=1)))
     rate = evaluation.structures / seconds if seconds else math.inf

@@ -24,7 +24,7 @@ from zoo.mace_host import MaceHost, check_energies, readable_by_mace
 
 HEAD = "Default"
 
-#: Where ``training.structures`` puts the labels, whatever their names were in the file.
+#: Where ``training.data.structures`` puts the labels, whatever their names were in the file.
 CANONICAL_KEYS = {
     "energy_key": "REF_energy",
     "forces_key": "REF_forces",
@@ -181,12 +181,12 @@ def build_host(options, loader, energies, atomic_numbers, heads):
     Parameters
     ----------
     options : argparse.Namespace
-    loader : training.batches.StatisticsPass
+    loader : training.data.batches.StatisticsPass
         Read as often as mace_run_train reads its own, so that its shuffling continues as there.
     energies : dict
         {head: {Z: eV}} of the isolated atoms.
     atomic_numbers : list of int
-    heads : list of training.heads.Head
+    heads : list of training.data.heads.Head
         In the model's order, with the statistics that were given for them.
 
     Returns

@@ -4,8 +4,12 @@ import logging
 import time
 
 from phi_equivariant.weights import save_model
-from training import checkpoints, distribution, plots, report, run_folder
-from training.errors import PLOTTED, evaluate, isolated_energies
+from training import distribution, run_folder
+from training.fit import checkpoints
+from training.fit.predict import evaluate, isolated_energies
+from training.report import plots
+from training.report.error_sums import PLOTTED
+from training.report.tables import error_rows, print_table, write_errors
 
 logger = logging.getLogger("phi_mace_train")
 
@@ -50,9 +54,9 @@ def _finish_stage(run, run_data, built, folders, summary):
     save_model(built.model, folders.model, notes={**about, "errors": tables})
     stage = f"stage {summary['stage']}, " if "stage" in summary else ""
     title = f"{run.args.name}: errors of the weights of {stage}epoch {summary['best_epoch']}"
-    report.print_table(run_folder.console, title, *report.error_rows(tables, run.args.error_table), None)
+    print_table(run_folder.console, title, *error_rows(tables, run.args.error_table), None)
     # Last, because its presence says that the run is complete.
-    report.write_errors(folders.results, tables, about, run.args.error_table)
+    write_errors(folders.results, tables, about, run.args.error_table)
 
 
 def _test(run, run_data, built, folder):

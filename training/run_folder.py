@@ -13,10 +13,11 @@ from rich.progress import Progress
 
 from phi_equivariant.errors import InputError
 from training import distribution
-from training.checkpoints import LAST
 
 logger = logging.getLogger("phi_mace_train")
 LOCK = ".lock"
+#: The checkpoint that a restart goes on from.
+LAST = "last.ckpt"
 console = Console()
 if not console.is_terminal:
     console = Console(width=140)  # tables in a file are not wrapped to a terminal's default width

@@ -6,8 +6,8 @@ import math
 import torch
 
 from phi_equivariant.batching import segment_sum
-from phi_equivariant.cells import read_cells
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import read_cells
 from phi_equivariant.strain import slopes, strain, stress_of
 
 

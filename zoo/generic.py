@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 
-from phi_equivariant.cells import check_open, read_cells
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import check_open, read_cells
 from zoo.energy_model import EnergyModel
 
 

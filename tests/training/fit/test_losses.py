@@ -1,0 +1,207 @@
+"""The objective against mace's own losses and against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from mace import modules
+
+from phi_equivariant.errors import InputError
+from training.data.batches import GraphBatch
+from training.fit import losses
+from training.fit.stages import check_stages
+from training.options import command_line, phi_section
+
+
+@pytest.fixture
+def batch(double):
+    """Three structures of 2, 3 and 1 atoms; the second has no charges, the third no dipole."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return GraphBatch(
+        ptr=torch.tensor([0, 2, 5, 6]),
+        batch=torch.tensor([0, 0, 1, 1, 1, 2]),
+        energy=normal(3),
+        forces=normal(6, 3),
+        stress=normal(3, 3, 3),
+        virials=normal(3, 3, 3),
+        charges=normal(6),
+        dipole=normal(3, 3),
+        weight=torch.tensor([1.0, 2.0, 0.5]),
+        energy_weight=torch.tensor([1.0, 0.5, 1.0]),
+        forces_weight=torch.tensor([1.0, 3.0, 1.0]),
+        stress_weight=torch.ones(3),
+        virials_weight=torch.ones(3),
+        charges_weight=torch.tensor([1.0, 0.0, 2.0]),
+        dipole_weight=torch.tensor([[1.0] * 3, [3.0] * 3, [0.0] * 3]),
+    )
+
+
+@pytest.fixture
+def output(batch):
+    generator = torch.Generator().manual_seed(1)
+    made = {
+        name: torch.randn(batch[name].shape, generator=generator)
+        for name in ("energy", "forces", "stress", "charges", "dipole")
+    }
+    made |= {"pde_residual": torch.tensor([1.0, 2.0, 6.0]), "charge_penalty": torch.tensor([0.5, 0.0, 1.0])}
+    return {name: value.requires_grad_(True) for name, value in made.items()}
+
+
+@pytest.mark.parametrize(
+    "host_loss",
+    [
+        lambda: modules.WeightedEnergyForcesLoss(2.0, 30.0),
+        lambda: modules.WeightedForcesLoss(30.0),
+        lambda: modules.WeightedHuberEnergyForcesStressLoss(2.0, 30.0, 4.0, huber_delta=0.02),
+        lambda: modules.UniversalLoss(2.0, 30.0, 4.0, huber_delta=0.02),
+        lambda: modules.WeightedEnergyForcesL1L2Loss(2.0, 30.0),
+        lambda: modules.WeightedEnergyForcesStressLoss(2.0, 30.0, 4.0),
+    ],
+)
+def test_total_is_macess_loss_plus_weighted_terms(batch, output, host_loss):
+    """Each term is logged apart, and the terms sum to the total."""
+    weights = {"charges": 3.0, "dipole": 0.2, "pde": 0.1, "net_charge": 5.0}
+    total, terms = losses.Objective(host_loss(), weights)(output, batch)
+    own = 3.0 * losses.charge_loss(output, batch) + 0.2 * losses.dipole_loss(output, batch) + 0.1 * 3.0 + 5.0 * 0.5
+    torch.testing.assert_close(total, host_loss()(pred=output, ref=batch) + own)
+    torch.testing.assert_close(sum(terms.values()), total)
+    assert set(weights) < set(terms)
+
+
+WEIGHTS = {"energy": (2.0, 60.0), "forces": (30.0, 7.0), "stress": (4.0, 0.5), "virials": (3.0, 0.3)}
+TWO_STAGES = {
+    "weighted": ("WeightedEnergyForcesLoss", "energy", "forces"),
+    "ef": ("WeightedEnergyForcesLoss",),
+    "forces_only": ("WeightedForcesLoss", "forces"),
+    "virials": ("WeightedEnergyForcesVirialsLoss", "energy", "forces", "virials"),
+    "stress": ("WeightedEnergyForcesStressLoss", "energy", "forces", "stress"),
+    "huber": ("WeightedHuberEnergyForcesStressLoss", "energy", "forces", "stress", "huber_delta"),
+    "universal": ("UniversalLoss", "energy", "forces", "stress", "huber_delta"),
+    "l1l2energyforces": ("WeightedEnergyForcesL1L2Loss", "energy", "forces"),
+}
+
+
+@pytest.mark.honours(
+    "loss", "energy_weight", "forces_weight", "stress_weight", "virials_weight", "huber_delta", "swa_energy_weight",
+    "swa_forces_weight", "swa_stress_weight", "swa_virials_weight",
+)  # fmt: skip
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_losses_of_both_stages_are_maces(batch, output, name, stage):
+    """The loss of that name with the weights of the stage; losses without one of their own have the weighted one."""
+    kind, *arguments = TWO_STAGES[name]
+    if stage == 2 and name in ("ef", "huber", "l1l2energyforces"):
+        kind, *arguments = TWO_STAGES["weighted"]
+    given = [
+        word
+        for term, (one, two) in WEIGHTS.items()
+        for word in (f"--{term}_weight", str(one), f"--swa_{term}_weight", str(two))
+    ]
+    args = command_line.parse(["--train_file", "x", "--loss", name, "--huber_delta", "0.03", "--swa", *given]).args
+    if stage == 2 and name == "forces_only":
+        with pytest.raises(InputError, match="--swa"):
+            check_stages(args)
+        return
+    numbers = {f"{term}_weight": WEIGHTS[term][stage - 1] for term in arguments if term in WEIGHTS}
+    numbers |= {"huber_delta": 0.03} if "huber_delta" in arguments else {}
+    output["virials"] = output["stress"] * 2.0
+    theirs = getattr(modules, kind, None) or getattr(modules.loss, kind)
+    expected = theirs(**numbers)(pred=output, ref=batch)
+    total, _ = losses.build_objective(args, None, stage)(output, batch)
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0.0)
+
+
+def test_charge_loss_is_a_mean_over_labelled_atoms(batch, output):
+    """Structure 1 has no charges: its atoms count neither above nor below."""
+    loss = losses.charge_loss(output, batch)
+    error = (output["charges"] - batch["charges"]).detach().numpy()
+    weight = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.5 * 2.0])
+    assert float(loss.detach()) == pytest.approx((weight * error**2).sum() / 3)
+    (gradient,) = torch.autograd.grad(loss, output["charges"])
+    assert (gradient[2:5] == 0).all() and (gradient[[0, 1, 5]] != 0).all()
+
+
+def test_dipole_loss_is_a_mean_over_labelled_structures(batch, output):
+    loss = float(losses.dipole_loss(output, batch).detach())
+    error = (output["dipole"] - batch["dipole"]).detach().numpy()
+    assert loss == pytest.approx(((error[0] ** 2).sum() + 2.0 * 3.0 * (error[1] ** 2).sum()) / 6)
+
+
+def test_no_labels_no_loss(batch, output):
+    """Charge and dipole losses of a batch without labels are zero, not nan."""
+    batch["charges_weight"] = torch.zeros(3)
+    batch["dipole_weight"] = torch.zeros(3, 3)
+    assert losses.charge_loss(output, batch) == 0.0
+    assert losses.dipole_loss(output, batch) == 0.0
+
+
+def test_regularisation_does_not_depend_on_batch_size(batch, output):
+    """Means over structures: a batch of the same structures twice has the same terms."""
+    twice = {name: output[name].repeat(2) for name in ("pde_residual", "charge_penalty")}
+    for term in (losses.pde_loss, losses.net_charge_loss):
+        torch.testing.assert_close(term(output, batch), term(twice, batch))
+
+
+def test_warm_up(batch, output):
+    """λ_pde and λ_q do not act in the first epochs; charges do; validation counts every term."""
+    objective = losses.Objective(modules.WeightedEnergyForcesLoss(), {"pde": 2.0, "net_charge": 1.0, "charges": 1.0}, 3)
+    for epoch in (0, 2):
+        total, terms = objective(output, batch, epoch)
+        assert terms["pde"] == terms["net_charge"] == 0.0 and terms["charges"] > 0.0
+        assert torch.autograd.grad(total, output["pde_residual"])[0].abs().max() == 0.0
+    for epoch in (3, None):
+        total, terms = objective(output, batch, epoch)
+        assert terms["pde"] == pytest.approx(6.0) and terms["net_charge"] == pytest.approx(0.5)
+
+
+def test_open_structures_have_no_stress_error(batch, output):
+    """mace's huber losses want a stress; a potential with Φ gives None, and the stress term is then zero."""
+    huber = modules.WeightedHuberEnergyForcesStressLoss(1.0, 1.0, 5.0)
+    total, terms = losses.Objective(huber, {})({**output, "stress": None}, batch)
+    assert terms["stress"] == 0.0 and torch.isfinite(total)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"poisson": "exact", "pde_weight": 0.1}, ("pde_weight", "exact", "learned")),
+        ({"operator": "graph", "net_charge_weight": 1.0}, ("net_charge_weight", "graph", "coulomb")),
+        ({"poisson": "learned", "pde_warmup_epochs": 3}, ("pde_warmup_epochs", "zero")),
+        ({"poisson": "learned", "pde_weight": -1.0}, ("pde_weight", "greater than or equal to 0")),
+        ({"chanels": 2}, ("chanels", "Did you mean channels")),
+        ({"channels": "two"}, ("channels", "'two'", "a whole number")),
+        ({"channels": True}, ("channels", "a whole number")),
+        ({"num_modes": 1.5}, ("num_modes", "a whole number or null")),
+        ({"operator": "ewald"}, ("operator", "'coulomb'", "'graph'")),
+        ("coulomb", ("expected a section",)),
+    ],
+)
+def test_phi_section_is_strict(section, words):
+    """Unknown and mistyped keys, and weights on terms that are zero by construction, are refused by name."""
+    with pytest.raises(InputError) as error:
+        phi_section.validate(section)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_phi_section_gives_a_configuration():
+    settings = phi_section.validate({"operator": "graph", "poisson": "learned", "pde_weight": 1, "num_modes": 8})
+    assert settings.config.operator == "graph" and settings.config.num_modes == 8
+    assert settings.loss.pde_weight == 1.0 and settings.loss.pde_warmup_epochs == 0
+    assert phi_section.validate(settings.to_dict()) == settings
+    written = {"operator": "graph", "poisson": "learned", "pde_weight": "1e0", "num_modes": 8}  # text in YAML's eyes
+    assert phi_section.validate(written) == settings
+
+
+def test_command_line_values_are_typed():
+    assert phi_section.from_command_line(["channels=4", "low_pass=0.5", "num_modes=null", "operator=graph"]) == {
+        "channels": 4,
+        "low_pass": 0.5,
+        "num_modes": None,
+        "operator": "graph",
+    }
+    with pytest.raises(InputError, match="KEY=VALUE"):
+        phi_section.from_command_line(["channels"])

@@ -1,0 +1,249 @@
+"""The heads of a run: each with its own files, keys and E0s, in the form that mace takes."""
+
+import ast
+import difflib
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from phi_equivariant.errors import InputError
+from training import mace_interface
+from training.data.e0s import read_e0s
+from training.data.labels import LABELS, resolve_keys
+from training.data.literals import literal, read_json
+
+#: What a head may say for itself; what it leaves out is the run's option of the same name.
+SETTINGS = (
+    "train_file",
+    "valid_file",
+    "test_file",
+    "test_dir",
+    "statistics_file",
+    "E0s",
+    "valid_fraction",
+    "config_type_weights",
+    "keep_isolated_atoms",
+    "atomic_numbers",
+    "mean",
+    "std",
+    "avg_num_neighbors",
+    "compute_avg_num_neighbors",
+)
+KEY_OPTIONS = tuple(f"{name}_key" for name in LABELS)
+#: Options that a run with heads gives inside of them, because mace does not pass them on.
+OF_ONE_HEAD = ("test_file", "test_dir")
+
+
+@dataclass
+class Head:
+    """The settings of one head, checked.
+
+    name : as in the model; train_files, valid_files, test_files : paths; test_dir : folder of test sets or None;
+    E0s : {Z: eV}, one of :data:`training.data.e0s.WORDS`, or None; keys : label -> key in the files;
+    head_key : where a structure may name its head; config_type_weights : {config_type: weight}; atomic_numbers : list
+    or None; mean, std, avg_num_neighbors : given statistics of the training set, or None; notes : lines for the log.
+    """
+
+    name: str
+    train_files: list
+    valid_files: list
+    test_files: list
+    test_dir: str | None
+    E0s: dict | str | None
+    valid_fraction: float
+    config_type_weights: dict
+    keep_isolated_atoms: bool
+    keys: dict
+    head_key: str
+    atomic_numbers: list | None
+    mean: float | None
+    std: float | None
+    avg_num_neighbors: float | None
+    compute_avg_num_neighbors: bool
+    notes: list = field(default_factory=list)
+
+
+def read_heads(options):
+    """The heads of a run, in the model's order; one called ``Default`` without ``--heads``.
+
+    Raises
+    ------
+    InputError
+        If ``--heads`` or a setting in it cannot be understood.
+    """
+    common = {name: getattr(options, name) for name in SETTINGS}
+    keys = {name: getattr(options, name) for name in KEY_OPTIONS} | _embedding_keys(options)
+    if options.dataset:
+        if options.heads is not None:
+            raise InputError("--heads: a data set of the registry has one head. Give files, or leave heads out.")
+        common["train_file"] = options.dataset
+    if options.heads is None:
+        return [_head(mace_interface.HEAD, common, keys, options, "")]
+    given = _parse_heads(options.heads)
+    for name in OF_ONE_HEAD:
+        if common[name] is not None:
+            raise InputError(
+                f"--{name}: with --heads each head has its own: write {name} into the heads ({common[name]})."
+            )
+    heads = []
+    for name, settings in given.items():
+        where = f"head {name!r}: "
+        own = _own_keys(settings, where)
+        values = common | {key: value for key, value in settings.items() if key in SETTINGS}
+        for setting in ("mean", "std"):  # one head's statistics are not another's
+            values[setting] = settings.get(setting, common[setting])
+        heads.append(_head(name, values, keys | own, options, where, settings.get("head_key")))
+    return heads
+
+
+def _parse_heads(text):
+    if isinstance(text, str):
+        _refuse_twice(text)
+    found = literal(text, "--heads", "{'dft': {'train_file': 'dft.xyz', 'E0s': 'average'}, 'mp2': {…}}")
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"--heads: expected heads with their settings as in mace, {{'dft': {{…}}, …}}, got {text!r}.")
+    for name, settings in found.items():
+        if not isinstance(name, str) or not name.strip() or "/" in name:
+            raise InputError(f"--heads: {name!r} is no name for a head; expected a word such as dft.")
+        if not isinstance(settings, dict):
+            raise InputError(
+                f"--heads: head {name!r} is {settings!r}; expected its settings, such as {{'train_file': …}}."
+            )
+        known = (*SETTINGS, *KEY_OPTIONS, "head_key", "info_keys", "arrays_keys")
+        for key in settings:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=2, cutoff=0.5)
+                hint = f"Did you mean {' or '.join(near)}?" if near else f"A head has {', '.join(known)}."
+                raise InputError(f"--heads: head {name!r} has the unknown setting {key!r}. {hint}")
+    return found
+
+
+def _refuse_twice(text):
+    """Python keeps the last of two equal keys in silence."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        return  # reported where the text is read
+    names = [getattr(key, "value", None) for key in tree.keys] if isinstance(tree, ast.Dict) else []
+    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise InputError(f"--heads: {', '.join(twice)} is given twice. Heads need different names.")
+
+
+def _own_keys(settings, where):
+    """Keys of the labels that a head names itself: ``energy_key`` …, then ``info_keys`` and ``arrays_keys``."""
+    keys = {name: settings[name] for name in KEY_OPTIONS if settings.get(name) is not None}
+    for place, per_atom in (("info_keys", False), ("arrays_keys", True)):
+        named = settings.get(place) or {}
+        if not isinstance(named, dict):
+            raise InputError(
+                f"--heads: {where}{place} is {named!r}; expected label: key, as in {{'energy': 'dft_energy'}}."
+            )
+        for name, key in named.items():
+            if name in LABELS and LABELS[name].per_atom != per_atom:
+                other = "arrays_keys" if LABELS[name].per_atom else "info_keys"
+                raise InputError(f"--heads: {where}{name} belongs into {other}, not into {place}.")
+            if name != "head":
+                keys[f"{name}_key"] = key
+    return keys
+
+
+def _embedding_keys(options):
+    """Keys of labels that ``embedding_specs`` names by other entries of the files."""
+    specs = options.embedding_specs or {}
+    return {f"{name}_key": spec["key"] for name, spec in specs.items() if name in LABELS and spec.get("key")}
+
+
+def _head(name, values, keys, options, where, head_key=None):
+    """One head from its values by mace's names."""
+    values, notes = dict(values), []
+    if values["statistics_file"] is not None:
+        values |= _statistics(values["statistics_file"], values, options, where, notes)
+    weights = literal(values["config_type_weights"], f"--config_type_weights: {where}", "{'Default': 1.0, 'hot': 0.5}")
+    if not isinstance(weights, dict) or not all(
+        isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values()
+    ):
+        raise InputError(
+            f"--config_type_weights: {where}expected numbers, zero or more, by config_type, got {weights!r}."
+        )
+    files = {kind: _paths(values[f"{kind}_file"], f"--{kind}_file: {where}") for kind in ("train", "valid", "test")}
+    if not files["train"]:
+        raise InputError(f"--train_file: {where}there are no structures to train on. Give train_file.")
+    fraction = values["valid_fraction"]
+    if not files["valid"] and not (isinstance(fraction, int | float) and 0 < fraction < 1):
+        raise InputError(f"--valid_fraction: {where}expected a fraction between 0 and 1, got {fraction!r}.")
+    numbers = {}
+    for setting in ("mean", "std", "avg_num_neighbors"):
+        value = values[setting]
+        if value is not None and not isinstance(value, int | float):
+            raise InputError(f"--{setting}: {where}expected a number, got {value!r}.")
+        numbers[setting] = None if value is None else float(value)
+    compute = bool(values["compute_avg_num_neighbors"])
+    return Head(
+        name=name,
+        train_files=files["train"],
+        valid_files=files["valid"],
+        test_files=files["test"],
+        test_dir=values["test_dir"],
+        E0s=read_e0s(values["E0s"], where),
+        valid_fraction=fraction,
+        config_type_weights=weights,
+        keep_isolated_atoms=bool(values["keep_isolated_atoms"]),
+        keys=resolve_keys(keys),
+        head_key=head_key or options.head_key,
+        atomic_numbers=_atomic_numbers(values["atomic_numbers"], where),
+        compute_avg_num_neighbors=compute,
+        notes=notes,
+        **numbers,
+    )
+
+
+def _paths(value, where):
+    """Paths from one, a list of them, or a list as text."""
+    if value is None:
+        return []
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = literal(value, where, "a file or a list as in ['a.xyz', 'b.xyz']")
+    paths = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(path, str | Path) and str(path) for path in paths):
+        raise InputError(f"{where}expected a file or a list of files, got {value!r}.")
+    return [str(path) for path in paths]
+
+
+def _atomic_numbers(value, where):
+    if value is None:
+        return None
+    numbers = literal(value, f"--atomic_numbers: {where}", "a list as in '[1, 6, 8]'")
+    if not isinstance(numbers, list | tuple) or not numbers or not all(_is_number(number) for number in numbers):
+        raise InputError(f"--atomic_numbers: {where}expected a list as in '[1, 6, 8]', got {value!r}.")
+    return sorted({int(number) for number in numbers})
+
+
+def _is_number(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 119
+
+
+def _statistics(path, values, options, where, notes):
+    """What mace_prepare_data found in the training set, in place of looking again."""
+    name = f"--statistics_file: {where}"
+    found = read_json(path, name)
+    needed = ("atomic_numbers", "atomic_energies", "avg_num_neighbors", "mean", "std")
+    if not isinstance(found, dict) or (missing := [key for key in needed if key not in found]):
+        what = f"it lacks {', '.join(missing)}" if isinstance(found, dict) else "it is no dictionary"
+        raise InputError(f"{name}{path} is not what mace_prepare_data writes: {what}.")
+    r_max = found.get("r_max")
+    if r_max is not None and options.foundation_model is None and abs(float(r_max) - options.r_max) > 1e-9:
+        raise InputError(
+            f"{name}{path} was made with r_max {r_max}, and this run has {options.r_max}: its avg_num_neighbors does "
+            "not hold. Give that r_max, or run mace_prepare_data again."
+        )
+    energies = found["atomic_energies"]
+    if isinstance(energies, str):
+        # With numpy 2 mace_prepare_data writes np.int64(1): np.float64(-13.6), which is no literal.
+        energies = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", energies)
+    taken = {"atomic_numbers": found["atomic_numbers"], "E0s": energies}
+    for setting in ("mean", "std", "avg_num_neighbors"):
+        value = found[setting][0] if isinstance(found[setting], list) and len(found[setting]) == 1 else found[setting]
+        taken[setting] = value if values[setting] is None or setting == "avg_num_neighbors" else values[setting]
+    notes.append(f"{where}elements, E0s, mean, std and avg_num_neighbors from {path}")
+    return taken | {"compute_avg_num_neighbors": False}

@@ -1,0 +1,168 @@
+"""Structures of a file one at a time, checked: files of any length are read in constant memory."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ase.io
+from ase import Atoms
+
+from phi_equivariant.errors import InputError
+from training.data.embeddings import place_embeddings
+from training.data.labels import LabelReport, resolve_keys
+from training.data.structures import check_readable, describe_keys, labelled_copy
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A structure of a file: ``atoms`` as they were read, ``labelled`` with labels under the canonical keys."""
+
+    index: int
+    atoms: Atoms
+    labelled: Atoms
+
+
+@dataclass
+class Census:
+    """What a first reading found: number of usable structures and of their atoms, labels, and what is unusable.
+
+    bad : {index: reason}, complete only where bad frames are skipped; first_keys : the entries of the first frame, for
+    messages.
+    """
+
+    report: LabelReport
+    atoms: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
+    first_keys: str = ""
+
+
+class FrameStream:
+    """The structures of a file that a model can be evaluated on.
+
+    Parameters
+    ----------
+    path : any file that ase reads
+    elements : atomic numbers that the model knows
+    keys : label name -> key, as mace's options; None for mace's default
+    allow_slabs : whether the model treats structures with one or two periodic directions
+    allow_charged : whether the model can carry a net charge
+    embeddings : mace's ``embedding_specs`` of the model: entries that every structure must have
+    skip_bad : leave unusable frames out instead of refusing the file
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is empty; while reading, for a frame that cannot be used, unless ``skip_bad``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        elements: Iterable[int],
+        keys: Mapping[str, str | None],
+        allow_slabs: bool = True,
+        allow_charged: bool = True,
+        embeddings: Mapping | None = None,
+        skip_bad: bool = False,
+    ):
+        self.path = Path(path)
+        check_readable(self.path)
+        self.elements = {int(number) for number in elements}
+        self.keys = resolve_keys(keys)
+        self.allow_slabs, self.allow_charged, self.skip_bad = allow_slabs, allow_charged, skip_bad
+        self.embeddings = embeddings or {}
+        self.bad: dict[int, str] = {}
+
+    def take_census(self) -> Census:
+        """Read the file once, so that whatever is wrong with it is known before anything is computed."""
+        counts, atoms, structures, first_keys = Counter(), 0, 0, ""
+        for index, raw in self._read():
+            if index == 0 and isinstance(raw, Atoms):
+                first_keys = describe_keys(raw)
+            checked = self._check(index, raw)
+            if checked is not None:
+                frame, found = checked
+                structures += 1
+                atoms += len(frame.atoms)
+                counts.update(found)
+        if not structures:
+            raise InputError(f"{self.path} holds no structure that can be evaluated; {len(self.bad)} were skipped.")
+        report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts))
+        return Census(report, atoms, self.bad, first_keys)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The usable structures in the file's order."""
+        for index, raw in self._read():
+            if index not in self.bad:
+                checked = self._check(index, raw)
+                if checked is not None:
+                    yield checked[0]
+
+    def batches(self, max_structures: int, max_atoms: int) -> Iterator[list[Frame]]:
+        """Consecutive structures, at most so many and with so many atoms; a larger structure comes alone."""
+        batch, atoms = [], 0
+        for frame in self:
+            if batch and atoms + len(frame.atoms) > max_atoms:
+                yield batch
+                batch, atoms = [], 0
+            batch.append(frame)
+            atoms += len(frame.atoms)
+            if len(batch) == max_structures:
+                yield batch
+                batch, atoms = [], 0
+        if batch:
+            yield batch
+
+    def reject(self, index: int, reason: str) -> None:
+        """Leave a frame out; InputError unless bad frames are skipped."""
+        if not self.skip_bad:
+            sentence = reason if reason.endswith((".", "?")) else f"{reason}."
+            raise InputError(f"{sentence} With --skip_bad such frames are reported and left out.")
+        self.bad[index] = reason
+
+    def where(self, index: int) -> str:
+        """The frame's name in messages."""
+        return f"frame {index} of {self.path}"
+
+    def _check(self, index, raw):
+        """The frame and the names of its labels, or None where it was rejected."""
+        where = self.where(index)
+        try:
+            if isinstance(raw, Exception):
+                raise InputError(f"{where} cannot be read: {type(raw).__name__}: {raw}")
+            labelled, found = labelled_copy(raw, self.keys, where, self.elements, self.allow_slabs)
+            place_embeddings(labelled, self.embeddings, where)
+            if not self.allow_charged and labelled.info.get("total_charge", 0.0) != 0.0:
+                raise InputError(
+                    f"{where} has total_charge {labelled.info['total_charge']:g} e, and the charges of operator: graph "
+                    "sum to zero by construction; use a model with operator: coulomb"
+                )
+        except InputError as error:
+            self.reject(index, str(error))
+            return None
+        return Frame(index, raw, labelled), found
+
+    def _read(self):
+        """(index, structure, or the exception that says why there is none)."""
+        index = 0
+        while True:
+            # ase's readers raise whatever their parser meets: there is no narrower base class.
+            try:
+                for atoms in ase.io.iread(self.path, index=slice(index, None)):
+                    yield index, atoms
+                    index += 1
+                return
+            except Exception as error:
+                self._check_structure_of_file(error)
+                yield index, error
+                index += 1  # ase's reader ends with the frame it fails on: begin again behind it
+
+    def _check_structure_of_file(self, error):
+        """InputError where it is not one frame that cannot be read, but the file."""
+        try:
+            next(ase.io.iread(self.path, index=slice(10**12, None)), None)
+        except Exception:
+            raise InputError(
+                f"ase cannot read {self.path}: {type(error).__name__}: {error}. Is the file complete?"
+            ) from error

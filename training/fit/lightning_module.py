@@ -1,0 +1,217 @@
+"""The LightningModule of every potential: bare hosts and hosts with Φ train by the same code."""
+
+import contextlib
+
+import lightning.pytorch as pl
+import torch
+from torch_ema import ExponentialMovingAverage
+
+from training import distribution
+from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
+from training.fit.predict import freeze, predict, unfreeze
+from training.fit.schedules import build_schedule
+from training.report.error_sums import ErrorSums
+
+
+class ValidationSums:
+    """Sums over the validation set of one head.
+
+    Parameters
+    ----------
+    keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
+    """
+
+    def __init__(self, keep=(), isolated=None):
+        self.errors = ErrorSums(keep, isolated)
+        self.sums, self.mace_loss, self.structures = {}, 0.0, 0
+
+    def update(self, output, batch, objective):
+        """Add a batch."""
+        loss, terms = objective(output, batch)
+        size = batch.num_graphs
+        found = {"loss": size * loss, **{f"term_{name}": size * term for name, term in terms.items()}}
+        found |= {name: output[name].sum() for name in ("pde_residual", "charge_penalty") if name in output}
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.errors.update(output, batch)
+        self.mace_loss = self.mace_loss + loss.detach()
+        self.structures += size
+
+    def row(self):
+        """{name: value} over all processes, with mace's Σ_batches loss / structures; and the number of structures."""
+        found = distribution.total({"structures": self.structures, **self.sums, "loss_mace": self.mace_loss})
+        structures = found.pop("structures")
+        means = {name: value / structures for name, value in found.items()}
+        errors = self.errors.gather().flat("")
+        return means | {name.removeprefix("_"): value for name, value in errors.items()}, structures
+
+
+class PotentialModule(pl.LightningModule):
+    """Trains a potential.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Anything with mace's call signature.
+    objective : training.fit.losses.Objective
+    options : argparse.Namespace
+        mace's options for the optimiser, the schedule and the moving average.
+    outputs : dict
+        Which of forces, stress and virials the loss needs.
+    steps_per_epoch : int
+    stage_two : training.fit.losses.Objective or None
+        The objective of stage two.
+    heads : sequence of str
+        Names of the validation sets, in the order of their loaders.
+    """
+
+    def __init__(self, model, objective, options, outputs, steps_per_epoch, stage_two=None, heads=("Default",)):
+        super().__init__()
+        self.model, self.outputs = model, outputs
+        self.objectives = torch.nn.ModuleList([objective, *([] if stage_two is None else [stage_two])])
+        self.stage = 1
+        self.options, self.steps_per_epoch = options, steps_per_epoch
+        self.ema = ExponentialMovingAverage(model.parameters(), decay=options.ema_decay) if options.ema else None
+        self.schedule = None
+        self.epochs_left = options.max_num_epochs  # of the present stage
+        self.epochs_that_fit = None  # a time limit sets it
+        self.row = {}  # metrics of the present epoch
+        self.valid_loss = float("inf")
+        self.plotted, self.isolated = (), None  # what the validation keeps for plots, see ErrorSums
+        self._sums, self._steps = {}, 0
+        self.heads, self._validations = heads, []
+
+    @property
+    def objective(self):
+        """The objective of the present stage."""
+        return self.objectives[self.stage - 1]
+
+    @property
+    def rate(self):
+        """Learning rate of the first group of parameters."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    @property
+    def validated(self):
+        """Whether the present epoch was validated."""
+        return "valid_loss_mace" in self.row
+
+    def configure_optimizers(self):
+        """mace's optimiser over the model's parameter groups, and the schedule of its learning rates."""
+        self._optimizer = build_optimizer(self.model, self.options)
+        self._trainable = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self.schedule = build_schedule(self._optimizer, self.options, self.steps_per_epoch)
+        return self._optimizer
+
+    def begin_stage_two(self):
+        """The learning rate of stage two; from here on no schedule acts."""
+        set_rates(self._optimizer, self.options.swa_lr)
+
+    def on_fit_start(self):
+        """The moving average follows the weights to their device."""
+        if self.ema is not None:
+            self.ema.to(self.device)
+
+    def on_train_epoch_start(self):
+        """Start the epoch's sums."""
+        set_training_mode(self._optimizer, True)
+        self._sums, self._steps = {}, 0
+        self.row = {"epoch": self.current_epoch, "lr": self.rate}
+        if self.options.swa:
+            self.row["stage"] = self.stage
+
+    def on_train_batch_start(self, batch, batch_index):
+        """Set the learning rate where the schedule changes it step by step."""
+        if self.stage == 1:
+            self.schedule.before_step(self.epochs_left)
+
+    def training_step(self, batch, batch_index):
+        """Loss of a batch."""
+        output = predict(self.model, batch, self.outputs, training=True)
+        loss, terms = self.objective(output, batch, self.current_epoch)
+        self._add(loss.detach(), terms, 1)
+        return loss
+
+    def backward(self, loss):
+        """Gradients of the parameters only: those of the positions, leaves too, would cost a tenth more."""
+        loss.backward(inputs=self._trainable)
+
+    def on_train_batch_end(self, output, batch, batch_index):
+        """Update the moving average, as mace does after every step."""
+        if self.ema is not None:
+            self.ema.update()
+
+    def on_validation_epoch_start(self):
+        """Close the epoch's training sums and go over to the averaged weights."""
+        self._close("train")
+        set_training_mode(self._optimizer, False)
+        if self.ema is not None:
+            self.ema.store()
+            self.ema.copy_to()
+        self._flags = freeze(self.model)
+        self._validations = [ValidationSums(self.plotted, self.isolated) for _ in self.heads]
+
+    def validation_step(self, batch, batch_index, dataloader_idx=0):
+        """Loss and errors of a batch of one head's set; forces need derivatives here too."""
+        if not batch:  # other processes of a distributed run have one more
+            return
+        with torch.enable_grad():
+            output = predict(self.model, batch, self.outputs)
+        with torch.no_grad():
+            self._validations[dataloader_idx].update(output, batch, self.objective)
+
+    def on_validation_epoch_end(self):
+        """Close the sums. Best weights, patience and plateaus go by mace's value of the last head, as in mace."""
+        self.validated_structures = 0
+        for head, found in zip(self.heads, self._validations, strict=True):
+            row, structures = found.row()
+            self.validated_structures += structures
+            if len(self.heads) > 1:
+                self.row |= {f"valid_{head}_{name}": value for name, value in row.items()}
+        self.row |= {f"valid_{name}": value for name, value in row.items()}
+        self.valid_loss, self.errors = row["loss_mace"], found.errors
+        unfreeze(self.model, self._flags)
+        if self.ema is not None:
+            self.ema.restore()
+            self.ema.collected_params = None
+
+    def on_train_epoch_end(self):
+        """Step the schedule."""
+        if self.stage == 1:
+            self.schedule.after_epoch(self.valid_loss)
+
+    def finish_row(self):
+        """Close the training sums of an epoch without validation."""
+        if self._sums:
+            self._close("train")
+
+    def transfer_batch_to_device(self, batch, device, dataloader_index):
+        """Batches move themselves."""
+        return batch if not batch or batch["positions"].device == device else batch.to(device)
+
+    def _add(self, loss, terms, weight):
+        for name, value in {"loss": loss, **{f"term_{name}": term for name, term in terms.items()}}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value
+        self._steps += weight
+
+    def _close(self, split):
+        found = distribution.total({"steps": self._steps, **self._sums})
+        steps = found.pop("steps")
+        self.row |= {f"{split}_{name}": value / steps for name, value in found.items()}
+        self._sums, self._steps = {}, 0
+
+    @contextlib.contextmanager
+    def weights_to_test(self):
+        """A block in which the model has the moving average where there is one."""
+        if self.ema is None:
+            yield
+            return
+        with self.ema.average_parameters():
+            yield
+        self.ema.collected_params = None
+
+    def averaged_weights(self):
+        """{parameter: tensor} of the weights to test: the moving average where there is one."""
+        names = [name for name, _ in self.model.named_parameters()]
+        values = self.ema.shadow_params if self.ema is not None else list(self.model.parameters())
+        return {name: value.detach().clone().contiguous() for name, value in zip(names, values, strict=True)}

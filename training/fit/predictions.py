@@ -1,0 +1,171 @@
+"""What a model says of structures, put where mace_eval_configs puts it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from phi_equivariant import PhiPotential
+from phi_equivariant.attach import find_taps
+from phi_equivariant.errors import InputError
+from phi_equivariant.taps import irreps_of
+from training import mace_interface
+from training.data.batches import collate
+from training.data.labels import LABELS
+
+#: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
+OF_STRUCTURE = {"energy": "energy"}
+OF_ATOM = {"forces": "forces"}
+OF_STRUCTURE_WITH_PHI = {name: name for name in ("host_energy", "phi_energy", "net_charge")}
+OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which quantities beside energy, forces and those of Φ are written, as mace_eval_configs names them."""
+
+    stress: bool = False
+    contributions: bool = False
+    node_energies: bool = False
+    descriptors: bool = False
+    descriptor_num_layers: int = -1
+    descriptor_aggregation_method: str | None = None
+    descriptor_invariants_only: bool = True
+
+
+class Predictor:
+    """Evaluates a model on structures.
+
+    Parameters
+    ----------
+    model : ``PhiPotential`` or a bare host, on its device; torch's default precision must be the model's
+    device : that device
+    head : name of the host's head; may be None where there is one only
+    wanted : optional quantities
+
+    Raises
+    ------
+    InputError
+        For a head the model does not have, or a quantity that it does not compute.
+    """
+
+    def __init__(self, model, device="cpu", head=None, wanted=None):
+        self.model, self.device, self.wanted = model.eval().requires_grad_(False), device, wanted or Wanted()
+        self.numbers, self.r_max = [int(number) for number in model.atomic_numbers], float(model.r_max)
+        host = model.host if isinstance(model, PhiPotential) else model
+        heads = list(getattr(model, "heads", None) or ["Default"])
+        head = heads[0] if head is None and len(heads) == 1 else head
+        if head not in heads:
+            raise InputError(f"--head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
+        self.head, self.heads = head, heads
+        self.embeddings = getattr(host, "embedding_specs", None) or {}
+        self.has_phi = isinstance(model, PhiPotential)
+        if self.has_phi and self.wanted.contributions:
+            raise InputError(
+                "--return_contributions: the energy of a model with Φ is not a sum over body orders; host_energy and "
+                "phi_energy are its parts, and are always written."
+            )
+        count = self.wanted.descriptor_num_layers
+        taps = model.taps if self.has_phi else find_taps(host)
+        self.layers = [irreps_of(parts) for parts in taps.values()]  # of the node features
+        if self.wanted.descriptors and count != -1 and not 1 <= count <= len(self.layers):
+            raise InputError(
+                f"--descriptor_num_layers is {count}; give 1 to {len(self.layers)}, the number of the model's layers, "
+                "or -1 for all."
+            )
+
+    @property
+    def keys(self):
+        """{name_key: entry of the files} of labels that the host's ``embedding_specs`` reads elsewhere."""
+        return {
+            f"{name}_key": spec["key"] for name, spec in self.embeddings.items() if name in LABELS and spec.get("key")
+        }
+
+    def batch(self, structures):
+        """Labelled structures as a batch with mace's keys, on the model's device."""
+        configurations = mace_interface.configurations(structures, head=self.head, embeddings=self.embeddings)
+        kept = tuple(self.embeddings)
+        batch = collate(
+            [mace_interface.graph(one, self.numbers, self.r_max, self.heads, kept) for one in configurations]
+        ).to(self.device)
+        # The cell of an open direction is one that mace makes up: a stress is defined for a crystal only.
+        batch["stress_weight"] = batch["stress_weight"] * batch["pbc"].all(-1)
+        return batch
+
+    def __call__(self, batch):
+        """The model's output for a batch: forces always, no graph for parameters."""
+        output = self.model(batch, training=False, compute_force=True, compute_stress=self.wanted.stress)
+        if self.wanted.contributions and "contributions" not in output:
+            raise InputError("--return_contributions: mace's ScaleShiftMACE does not give them, only its MACE does.")
+        return output
+
+    def split(self, output, batch):
+        """One pair (values of the structure, values of its atoms) of plain numbers and arrays per structure.
+
+        Only a structure that is periodic in three directions has a stress, only an open one a dipole.
+        """
+        of_structure, of_atom = dict(OF_STRUCTURE), dict(OF_ATOM)
+        if self.has_phi:
+            of_structure |= OF_STRUCTURE_WITH_PHI
+            of_atom |= OF_ATOM_WITH_PHI
+            if self.model.phi.config.multipoles:
+                of_atom["atomic_dipoles"] = "atomic_dipoles"
+        if self.wanted.contributions:
+            of_structure["contributions"] = "BO_contributions"
+        if self.wanted.node_energies:
+            of_atom["node_energy"] = "node_energies"
+        atoms = {name: _numbers(output[key]) for key, name in of_atom.items()}
+        if self.wanted.descriptors:
+            atoms["descriptors"] = _numbers(self._descriptors(output["node_feats"]))
+        whole = {name: _numbers(output[key]) for key, name in of_structure.items()}
+        periodic = batch["pbc"]  # (n_structures, 3)
+        partly = {
+            "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.stress else None),
+            "dipole": ((~periodic.any(-1)).tolist(), output["dipole"] if self.has_phi else None),
+        }
+        partly = {name: (has, _numbers(values)) for name, (has, values) in partly.items() if values is not None}
+        ptr = batch["ptr"].tolist()
+        for g, (first, last) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
+            info = {name: values[g] if values.ndim > 1 else float(values[g]) for name, values in whole.items()}
+            info |= {name: values[g] for name, (has, values) in partly.items() if has[g]}
+            yield info, {name: values[first:last] for name, values in atoms.items()}
+
+    def _descriptors(self, features):
+        """Node features of the first layers, (n_atoms, n): all of them, or the scalars."""
+        kept, start = [], 0
+        count = self.wanted.descriptor_num_layers
+        for irreps in self.layers[: None if count == -1 else count]:
+            for (_, irrep), place in zip(irreps, irreps.slices(), strict=True):
+                if irrep.l == 0 or not self.wanted.descriptor_invariants_only:
+                    kept.append(features[:, start + place.start : start + place.stop])
+            start += irreps.dim
+        return torch.cat(kept, dim=1)
+
+    def add_to(self, atoms, prediction, prefix):
+        """Put one structure's predictions into ``info`` and ``arrays`` under prefixed names; the rest stays."""
+        info, arrays = prediction
+        descriptors = arrays.pop("descriptors", None)
+        if descriptors is not None:
+            method = self.wanted.descriptor_aggregation_method
+            if method == "mean":
+                info["descriptors"] = descriptors.mean(0)
+            elif method == "per_element_mean":
+                symbols = np.array(atoms.get_chemical_symbols())
+                info["descriptors"] = {
+                    str(symbol): descriptors[symbols == symbol].mean(0).tolist() for symbol in np.unique(symbols)
+                }
+            else:
+                arrays["descriptors"] = descriptors
+        atoms.info.update({prefix + name: value for name, value in info.items()})
+        for name, values in arrays.items():
+            atoms.arrays.pop(prefix + name, None)
+            atoms.set_array(prefix + name, values)
+
+
+def not_finite(prediction):
+    """Names of the predictions that are not finite numbers."""
+    return [name for values in prediction for name, value in values.items() if not np.isfinite(value).all()]
+
+
+def _numbers(values):
+    return values.detach().cpu().double().numpy()

@@ -1,0 +1,45 @@
+"""Training by L-BFGS: one step per epoch, over the whole training set."""
+
+import torch
+
+from training.fit.lightning_module import PotentialModule
+from training.fit.predict import predict
+
+
+class WholeSetModule(PotentialModule):
+    """Trains a potential by L-BFGS, whose step evaluates the loss and its gradient up to 25 times.
+
+    The loss is Σ_batches (structures in the batch / structures) · (loss of the batch), as in mace. A batch's graph is
+    freed before the next one is made, so memory is that of a batch.
+    """
+
+    def on_train_batch_start(self, batch, batch_index):
+        """The metrics are those before the step."""
+        super().on_train_batch_start(batch, batch_index)
+        self._first = True
+
+    def training_step(self, whole, batch_index):
+        """Loss of the training set; its gradient waits for :meth:`backward`."""
+        total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in self._trainable]
+        for batch in whole.batches():
+            batch = batch.to(self.device)
+            share = batch.num_graphs / whole.num_graphs
+            output = predict(self.model, batch, self.outputs, training=True)
+            loss, terms = self.objective(output, batch, self.current_epoch)
+            parts = torch.autograd.grad(share * loss, self._trainable, materialize_grads=True)
+            for sum_, part in zip(gradients, parts, strict=True):
+                sum_ += part
+            total = total + share * loss.detach()
+            if self._first:
+                self._add(loss.detach(), terms, share)
+        self._first, self._gradients = False, gradients
+        return total
+
+    def backward(self, loss):
+        """Hand the gradient over."""
+        for parameter, gradient in zip(self._trainable, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def transfer_batch_to_device(self, batch, device, dataloader_index):
+        """Validation batches move themselves; the training set moves batch by batch."""
+        return super().transfer_batch_to_device(batch, device, dataloader_index) if isinstance(batch, dict) else batch

@@ -1,0 +1,136 @@
+"""The options of phi-mace-eval: those of mace_eval_configs by their names and defaults, and a few more."""
+
+import argparse
+import bz2
+import difflib
+import gzip
+import lzma
+import os
+from pathlib import Path
+
+import torch
+
+from phi_equivariant.errors import InputError
+from training import mace_interface
+from training.data.heads import KEY_OPTIONS
+from training.data.labels import LABELS
+
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by what may stand behind .xyz
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its complaints are InputErrors."""
+
+    def error(self, message):
+        raise InputError(f"command line: {message}.")
+
+
+def _true_or_false(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"
+
+
+def parser():
+    """mace_eval_configs' options by its names and defaults, and ours."""
+    made = _Parser(
+        "phi-mace-eval",
+        description="Energies, forces and charges of a trained model for the structures of a file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    add("--configs", required=True, help="structures: any file that ase reads")
+    add("--model", required=True, help="folder of a run, its model.safetensors, or a mace .model file")
+    add("--output", required=True, help="extended XYZ: .xyz or .extxyz, also with .gz, .bz2 or .xz behind it")
+    add("--errors", help="JSON file for the errors with respect to the labels in the file")
+    add("--info_prefix", default="MACE_", help="prefix of the names of what is written")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
+    add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
+    add("--batch_size", type=int, default=64, help="most structures in a batch")
+    add("--batch_atoms", type=int, default=5000, help="most atoms in a batch; a larger structure comes alone")
+    add("--head", help="head of the model, where it has several")
+    add("--enable_cueq", action="store_true", help="compute with cuequivariance's kernels, where it is installed")
+    add("--trust_pickle", action="store_true", help="read a .model file: a pickle, which can run any code")
+    add("--skip_bad", action="store_true", help="report structures that cannot be evaluated and leave them out")
+    add("--compute_stress", action="store_true", help="stress of crystals")
+    add("--return_contributions", action="store_true", help="energies by body order (bare hosts of class MACE)")
+    add("--return_node_energies", action="store_true", help="energy of each atom")
+    add("--return_descriptors", action="store_true", help="the host's node features")
+    add("--descriptor_num_layers", type=int, default=-1, help="from the first so many layers; -1: all")
+    add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="in place of each atom's")
+    add("--descriptor_invariants_only", type=_true_or_false, default=True, help="scalars only")
+    add("--compute_bec", action="store_true", help="refused: it belongs to MACELES")
+    for option in KEY_OPTIONS:
+        name = option.removesuffix("_key")
+        add(f"--{option}", help=f"name of the {name} in the file; {LABELS[name].default_key} where not given")
+    return made
+
+
+def parse(words=None):
+    """Options from the command line (``sys.argv`` by default).
+
+    Raises
+    ------
+    InputError
+        For an unknown option, a value that makes no sense, or files that would overwrite each other.
+    """
+    made = parser()
+    args, unknown = made.parse_known_args(words)
+    if unknown:
+        known = list(mace_interface.option_names(made).values())
+        near = difflib.get_close_matches(unknown[0].split("=")[0], [name for names in known for name in names], n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else " See phi-mace-eval --help."
+        raise InputError(f"{unknown[0]}: phi-mace-eval has no such option.{hint}")
+    if args.compute_bec:
+        raise InputError("--compute_bec: Born effective charges belong to MACELES; leave it out.")
+    for name in ("batch_size", "batch_atoms"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}: expected 1 or more, got {getattr(args, name)}.")
+    if args.enable_cueq and args.return_descriptors and not args.descriptor_invariants_only:
+        raise InputError(
+            "--descriptor_invariants_only False: cuequivariance orders the components of vectors differently; leave "
+            "--enable_cueq out."
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: cuda was asked for, but torch finds no CUDA device. Use --device cpu.")
+    _check_prefix(args)
+    _check_files(args)
+    return args
+
+
+def _check_prefix(args):
+    """Predictions must not take the place of labels, nor of what ase calls energy and forces."""
+    if not args.info_prefix or any(character.isspace() for character in args.info_prefix):
+        raise InputError(
+            f"--info_prefix is {args.info_prefix!r}; expected a word such as MACE_: without one, predictions would "
+            "take the place of the energies and forces that ase reads from the file."
+        )
+    for option in KEY_OPTIONS:
+        name = option.removesuffix("_key")
+        key = getattr(args, option) or LABELS[name].default_key
+        if key == args.info_prefix + name:
+            raise InputError(
+                f"--info_prefix: {args.info_prefix} would write predictions over the labels {key}. Choose another."
+            )
+
+
+def _check_files(args):
+    output = Path(args.output)
+    plain = output.with_suffix("") if output.suffix in OPENERS else output
+    if plain.suffix not in (".xyz", ".extxyz"):
+        raise InputError(
+            f"--output is {args.output}; expected a name that ends in .xyz or .extxyz (or .xyz.gz …): of the formats "
+            "that ase writes only extended XYZ keeps predictions of structures and of atoms."
+        )
+    if not Path(args.configs).is_file():
+        raise InputError(f"--configs: there is no file {args.configs}. Give one with structures that ase reads.")
+    files = {"--configs": Path(args.configs), "--output": output}
+    if args.errors:
+        files["--errors"] = Path(args.errors)
+    resolved = [path.resolve() for path in files.values()]
+    if len(set(resolved)) < len(resolved):
+        raise InputError(f"{', '.join(files)} must be different files; got {', '.join(map(str, files.values()))}.")
+    for option in list(files)[1:]:
+        folder = files[option].resolve().parent
+        if files[option].is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{option}: {files[option]} cannot be written; give a file in a folder that exists.")
