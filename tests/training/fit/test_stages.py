@@ -13,6 +13,7 @@ from training_runs import keep_default_dtype, metrics, run, words, write_molecul
 from phi_equivariant.weights import load_model
 from training import build
 from training.data.batches import GraphBatch, collate
+from training.data.run_data import load
 from training.options import command_line
 
 FAST = {"num_interactions": 1, "plot": False, "valid_fraction": 0.3, "seed": 7}
@@ -139,7 +140,7 @@ def test_sizes_of_batches(molecules, tmp_path, lbfgs, sizes):
         tmp_path, train_file=molecules, **{**FAST, "batch_size": 5, "valid_batch_size": 4, "lbfgs": lbfgs or None}
     )
     args = command_line.parse(line).args
-    run_data = build.data.load(args, None)
+    run_data = load(args, None)
     order = run_data.order(args)
     order.set_epoch(0)
     train = list(run_data.train_loader(order, args))
