@@ -181,9 +181,7 @@ def _run_data(
     """The run's data from those of its heads: graphs are built here, of data in memory now, of others when read."""
     names = [frames.head.name for frames in found]
     several = len(names) > 1
-    train: dict[str, Any] = {}
-    valid: dict[str, Graphs] = {}
-    test: dict[str, Graphs] = {}
+    train, valid, test = dict[str, Any](), dict[str, Graphs](), dict[str, Graphs]()
     test_heads: dict[str, str] = {}
     lines, sha = list[str](), hashlib.sha256()
     for frames in found:

@@ -304,7 +304,7 @@ def test_files_splits_and_isolated_atoms(files, tmp_path):
     for keep in ("False", "True"):
         given = {"train_file": None, "test_file": tmp_path / "typed.xyz", "keep_isolated_atoms": keep, "E0s": None}
         line = ["--config", str(tmp_path / "run.yaml"), *words(tmp_path, name="run", **given)]
-        run_data = building.load(command_line.parse(line))
+        _, run_data = building.load(command_line.parse(line))
         sizes[keep] = (run_data.size("train"), run_data.size("valid"))
         assert {name: len(part) for name, part in run_data.test.items()} == {
             "hot_Default": 3, "cold_Default": 7, "IsolatedAtom_Default": 3,
@@ -364,7 +364,7 @@ def test_downloads_go_to_a_folder_of_the_users(monkeypatch, tmp_path):
     monkeypatch.setitem(DATASETS, "md22_water", small)
     line = ["--dataset", "md22_water", "--downloads_dir", str(tmp_path / "mine"), "--batch_size", "2"]
     try:
-        run_data = building.load(command_line.parse(line))
+        _, run_data = building.load(command_line.parse(line))
     finally:
         server.stop()
     assert list((tmp_path / "mine").rglob("md22_water.npz")) and not (tmp_path / "cache").exists()
