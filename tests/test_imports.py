@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("phi_equivariant", "zoo", "training")
-MACE = {"zoo/mace_host.py", "training/mace_interface.py"}
+#: Of the trainer's two, one has options, structures and losses, the other hosts.
+MACE = {"zoo/mace_host.py", "training/mace_interface.py", "training/mace_hosts.py"}
 LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
 FILES = {"filelock", "requests", "rich", "yaml"}  # for downloads, cards and the command line
 ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | FILES | {"mace", "zoo"}}
@@ -65,12 +66,15 @@ def test_the_library_alone_loads_no_host_and_no_trainer():
 
 #: Rooms of the trainer, from the ground up: a module imports from its own room and from those below.
 FLOORS = (
-    {"distribution", "mace_interface"},
+    {"run", "messages"},
+    {"distribution", "mace_interface", "mace_hosts"},
     {"data", "report", "run_folder"},
     {"fit"},
     {"options"},
     {"build"},
-    {"results", "one_run", "compare"},
+    {"results", "evaluation"},
+    {"one_run"},
+    {"compare"},
     {"train", "evaluate"},
 )
 
@@ -108,3 +112,14 @@ def test_no_module_imports_itself_in_a_circle(package):
             if found != package:  # the package itself is what its users see of it
                 graph.add_edge(name, found)
     assert not list(networkx.simple_cycles(graph))
+
+
+def test_options_end_at_the_door():
+    """No room of the trainer knows argparse: it takes its part of the run. (shipped/ has a script, and no room.)"""
+    for path in sorted((ROOT / "training").rglob("*.py")):
+        place = path.relative_to(ROOT / "training").as_posix()
+        if place.startswith(("options/", "shipped/")) or place in ("mace_interface.py", "evaluate.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            words = {getattr(node, "id", ""), getattr(node, "attr", ""), *imported(ast.Module([node], []))}
+            assert not words & {"argparse", "configargparse", "Namespace"}, f"{place} knows options"

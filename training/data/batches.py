@@ -1,5 +1,7 @@
 """Structures in memory or streamed, and their batches."""
 
+from typing import Any, Protocol
+
 import torch
 
 #: Fields with one row per atom or per edge; all others have one row per structure.
@@ -50,6 +52,14 @@ def collate(graphs):
         else:
             joined[key] = torch.cat(values)
     return joined
+
+
+class Graphs(Protocol):
+    """Structures with their neighbour lists, in memory or made when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class GraphList(torch.utils.data.Dataset):

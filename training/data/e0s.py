@@ -6,6 +6,7 @@ import math
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.data.literals import literal, read_json
+from training.run import HEAD
 
 #: Where energies may come from, beside a dictionary and a JSON file.
 WORDS = ("average", "estimated", "foundation")
@@ -37,7 +38,7 @@ def read_e0s(choice, where=""):
     return energies
 
 
-def isolated_energies(frames, elements, numbers, foundation, options):
+def isolated_energies(frames, elements, numbers, foundation, device, embeddings):
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
 
     Raises
@@ -46,7 +47,7 @@ def isolated_energies(frames, elements, numbers, foundation, options):
         If there are none, or none for one of the head's elements.
     """
     name = frames.head.name
-    choice, of = frames.head.E0s, "" if name == mace_interface.HEAD else f" for head {name!r}"
+    choice, of = frames.head.E0s, "" if name == HEAD else f" for head {name!r}"
     if frames.e0s is not None:
         found = frames.e0s
         if choice is not None:
@@ -70,7 +71,7 @@ def isolated_energies(frames, elements, numbers, foundation, options):
     else:
         structures = itertools.chain(*frames.train)
         found = mace_interface.estimated_energies(
-            foundation.potential, foundation.energies, structures, elements, options.device, options.embedding_specs
+            foundation.potential, foundation.energies, structures, elements, device, embeddings
         )
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 import numpy as np
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ LABELS = {
         Label("virials", "REF_virials", "REF_virials", False, (3, 3), "virials"),
     )
 }
+#: Options that say where labels stand.
+KEY_OPTIONS = tuple(f"{name}_key" for name in LABELS)
 # Labels that reports name only where they are.
 SELDOM = ("total_spin", "elec_temp", "stress", "virials")
 # Labels that a structure may weigh, each by ``info["config_<name>_weight"]``.
@@ -66,8 +67,8 @@ def resolve_keys(keys: Mapping[str, str | None] | None) -> dict[str, str]:
         if name in OTHER_KEYS or key is None:
             continue
         if name not in LABELS:
-            near = get_close_matches(name, LABELS, n=3, cutoff=0.5) or list(LABELS)
-            raise InputError(f"{option!r} names no label. The nearest are {', '.join(f'{n}_key' for n in near)}.")
+            hint = did_you_mean(option, KEY_OPTIONS, f"The labels' options are {', '.join(KEY_OPTIONS)}.", n=3)
+            raise InputError(f"{option!r} names no label. {hint}")
         if not isinstance(key, str) or not key:
             raise InputError(f"{name}_key is {key!r}; expected the name of the entry that holds the {name}.")
         resolved[name] = key

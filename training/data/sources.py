@@ -1,78 +1,24 @@
-"""The structures of one head: read from its files or from the registry, checked, and split."""
+"""Structures of a head read from its files or from the registry, checked, and split."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Subset
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
 from training.data import named_files
 from training.data.embeddings import place_embeddings
-from training.data.heads import Head
+from training.data.head_frames import HeadFrames, of_head, on_disk
 from training.data.labels import LABELS, LabelReport, check_weights
 from training.data.stored import Chain, open_stored
 from training.data.stored_files import HDF5, is_stored, stored_files, test_sets_of_folder
 from training.data.structures import check_geometry, read_structures
+from training.run import Data, Head
 
 SAMPLE = 50  # structures of stored data that are looked at before training
-
-
-@dataclass
-class HeadFrames:
-    """What a head trains and is tested on.
-
-    train, valid : parts, each a list of structures or data that stays on disk; tests : {name: structures};
-    e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what was found.
-    """
-
-    head: Head
-    train: list
-    valid: list
-    tests: dict = field(default_factory=dict)
-    e0s: dict | None = None
-    reports: list = field(default_factory=list)
-    provenance: dict = field(default_factory=dict)
-
-    def size(self):
-        """Number of training structures."""
-        return sum(map(len, self.train))
-
-    def elements(self):
-        """Atomic numbers: those given for the head, or those of its training and validation structures.
-
-        Raises
-        ------
-        InputError
-            If they are not given and the data are on disk, or if they lack one of the data's.
-        """
-        given = self.head.atomic_numbers
-        parts = [part for part in (*self.train, *self.valid)]
-        if given is None and any(map(on_disk, parts)):
-            raise InputError(
-                f"--atomic_numbers: the elements of HDF5 and LMDB data must be given{_of(self.head)}, as in "
-                "--atomic_numbers '[1, 6, 8]' or by the statistics_file of mace_prepare_data."
-            )
-        found = {int(z) for part in parts if not on_disk(part) for atoms in part for z in set(atoms.numbers)}
-        if given is None:
-            return sorted(found)
-        if unknown := found - set(given):
-            raise InputError(
-                f"--atomic_numbers: the data{_of(self.head)} hold elements {sorted(unknown)} that are not among "
-                f"{given}."
-            )
-        return given
-
-
-def on_disk(part):
-    """Whether structures are read from disk each time that they are asked for."""
-    return isinstance(part.dataset if isinstance(part, Subset) else part, Chain)
-
-
-def _of(head):
-    return "" if head.name == mace_interface.HEAD else f" of head {head.name!r}"
 
 
 def random_split(size, fraction, seed):
@@ -93,21 +39,19 @@ def random_split(size, fraction, seed):
     return order[:train_size], order[train_size:]
 
 
-def from_registry(head, options, needed):
+def from_registry(head: Head, data: Data, seed: int, needed: Iterable[str]) -> HeadFrames:
     """A data set of the registry as the only head's."""
-    data = named_files.load_dataset(
-        options.dataset, data_dir=options.data_dir, cache=options.downloads_dir, seed=options.seed
-    )
+    found = named_files.load_dataset(data.dataset, data_dir=data.data_dir, cache=data.downloads_dir, seed=seed)
     for name in needed:
-        report = data.reports["train"]
+        report = found.reports["train"]
         if report.counts.get(name, 0) < report.frames:
             raise InputError(
-                f"--{name}_weight: the data set {options.dataset} has no {name}; it has {', '.join(report.counts)}. "
+                f"--{name}_weight: the data set {data.dataset} has no {name}; it has {', '.join(report.counts)}. "
                 "Leave the weight out."
             )
-    own = None if head.E0s is not None else data.e0s
-    reports, tests = list(data.reports.values()), {head.name: data.test}
-    return HeadFrames(head, [data.train], [data.valid], tests, own, reports, data.provenance)
+    own = None if head.E0s is not None else found.e0s
+    reports, tests = list(found.reports.values()), {head.name: found.test}
+    return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance)
 
 
 class HeadReader:
@@ -115,16 +59,26 @@ class HeadReader:
 
     Parameters
     ----------
-    options : argparse.Namespace
-    heads : all heads of the run
+    data : the run's options for data
+    seed : of the split into training and validation
+    embeddings : mace's ``embedding_specs``
+    names : of all heads of the run
     needed : labels that a structure must have
     allow_slabs, allow_charged : what the model can take: one or two periodic directions, a net charge
     """
 
-    def __init__(self, options, heads, needed, allow_slabs, allow_charged):
-        self.seed, self.needed, self.multi_processed_test = options.seed, needed, options.multi_processed_test
-        self.embeddings = options.embedding_specs or {}
-        self.names = [head.name for head in heads]
+    def __init__(
+        self,
+        data: Data,
+        seed: int,
+        embeddings: Mapping[str, Any],
+        names: list[str],
+        needed: list[str],
+        allow_slabs: bool,
+        allow_charged: bool,
+    ):
+        self.seed, self.needed, self.multi_processed_test = seed, needed, data.multi_processed_test
+        self.embeddings, self.names = embeddings, names
         self.allow_slabs, self.allow_charged = allow_slabs, allow_charged
 
     def train_and_valid(self, head):
@@ -173,7 +127,7 @@ class HeadReader:
         """Parts of a split: files that ase reads as one list, then each that stays on disk; E0s of isolated atoms."""
         for file in files:
             if not Path(file).exists():
-                raise InputError(f"--{split}_file: there is no {file}{_of(head)}. Correct the path.")
+                raise InputError(f"--{split}_file: there is no {file}{of_head(head)}. Correct the path.")
         whole = [file for file in files if not is_stored(file)]
         parts, e0s = [], {}
         if whole:

@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from phi_equivariant.errors import InputError
 from training import distribution, mace_interface
+from training.run import Loss, Phi
 
 
 def _mean(total, count, shared):
@@ -122,22 +122,10 @@ class Objective(torch.nn.Module):
         return total, terms
 
 
-def build_objective(options, phi, stage=1):
-    """The objective of a run's options in stage one or two, which has its own weights of mace's terms and of dipoles.
-
-    Raises
-    ------
-    InputError
-        For losses of other model types.
-    """
-    if options.loss in ("dipole", "dipole_polar", "energy_forces_dipole"):
-        raise InputError(
-            f"--loss: {options.loss} belongs to mace's dipole models. Use an energy and force loss such as weighted, "
-            "with --dipole_weight to train dipoles."
-        )
-    dipole_weight = options.dipole_weight if stage == 1 else options.swa_dipole_weight
-    weights = {"charges": options.charges_weight, "dipole": dipole_weight}
+def build_objective(loss: Loss, phi: Phi | None, stage: int = 1) -> Objective:
+    """The objective of a run in stage one or two, which has its own weights of mace's terms and of dipoles."""
+    weights = {name: loss.weight(name, stage) for name in ("charges", "dipole")}
     if phi is not None:
-        weights |= {"pde": phi.loss.pde_weight, "net_charge": phi.loss.net_charge_weight}
-    host_loss = mace_interface.loss_function(options, stage)
-    return Objective(host_loss, weights, 0 if phi is None else phi.loss.pde_warmup_epochs)
+        weights |= {"pde": phi.pde_weight, "net_charge": phi.net_charge_weight}
+    host_loss = mace_interface.loss_function(loss, stage)
+    return Objective(host_loss, weights, 0 if phi is None else phi.pde_warmup_epochs)

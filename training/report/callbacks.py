@@ -4,6 +4,9 @@ import csv
 import json
 import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +15,7 @@ from phi_equivariant.files import write_atomically
 from training import distribution
 from training.report import plots, tables
 from training.report.error_sums import PLOTTED
+from training.run import Output
 
 logger = logging.getLogger("phi_mace_train")
 
@@ -62,12 +66,12 @@ def write_rows(rows, folder):
 class Plots(Callback):
     """Draw parity.png of the validation set and learning_curve.png anew after every ``plot_frequency`` epochs."""
 
-    def __init__(self, folder, history, options, isolated):
-        self.folder, self.history, self.options = folder, history, options
-        self.isolated = isolated if options.plot_interaction_e else None
+    def __init__(self, folder: Path, history: History, output: Output, isolated: Callable[..., Any]):
+        self.folder, self.history, self.every = folder, history, output.plot_frequency
+        self.isolated = isolated if output.plot_interaction_e else None
 
     def _due(self, trainer):
-        return (trainer.current_epoch + 1) % self.options.plot_frequency == 0
+        return (trainer.current_epoch + 1) % self.every == 0
 
     def on_validation_epoch_start(self, trainer, module):
         """Let the validation keep what the plot shows."""

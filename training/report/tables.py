@@ -4,7 +4,6 @@ import json
 
 from rich.table import Table
 
-from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from training.report.error_sums import QUANTITIES
 
@@ -43,30 +42,6 @@ FORMS = {
     "EnergyDipoleRMSE": ("rmse", ("energy_per_atom", *_FORCES, *_DIPOLE)),
 }
 EXTRA = ("charges", "dipole")  # shown beside every form where they are labelled
-
-
-def check_reports(options, phi):
-    """Find out whether the model predicts what ``--error_table`` shows, and whether options of plots would act.
-
-    Raises
-    ------
-    InputError
-        For a form with a quantity that is not predicted.
-    """
-    for name in ("plot_frequency", "plot_interaction_e"):
-        if getattr(options, name) and not options.plot:
-            raise InputError(f"--{name}: nothing is plotted with --plot False. Leave one of them out.")
-    if options.plot_frequency < 0:
-        raise InputError(f"--plot_frequency: expected 0 (at the end only) or more, got {options.plot_frequency}.")
-    form = options.error_table
-    others = ", ".join(FORMS)
-    if form not in FORMS:
-        raise InputError(f"--error_table: {form} shows polarizabilities, which are not predicted. Choose {others}.")
-    if phi is None and "dipole_per_atom" in FORMS[form][1] and not options.compare:
-        raise InputError(
-            f"--error_table: {form} shows dipoles, which the bare host does not predict. Train with Φ (a phi: section "
-            "or --phi operator=coulomb), or choose another form."
-        )
 
 
 def error_cell(found):

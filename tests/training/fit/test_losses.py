@@ -8,7 +8,6 @@ from mace import modules
 from phi_equivariant.errors import InputError
 from training.data.batches import GraphBatch
 from training.fit import losses
-from training.fit.stages import check_stages
 from training.options import command_line, phi_section
 
 
@@ -100,17 +99,18 @@ def test_losses_of_both_stages_are_maces(batch, output, name, stage):
         for term, (one, two) in WEIGHTS.items()
         for word in (f"--{term}_weight", str(one), f"--swa_{term}_weight", str(two))
     ]
-    args = command_line.parse(["--train_file", "x", "--loss", name, "--huber_delta", "0.03", "--swa", *given]).args
+    line = ["--train_file", "x", "--loss", name, "--huber_delta", "0.03", *given]
     if stage == 2 and name == "forces_only":
         with pytest.raises(InputError, match="--swa"):
-            check_stages(args)
+            command_line.parse([*line, "--swa"])
         return
+    loss = command_line.parse(line).loss
     numbers = {f"{term}_weight": WEIGHTS[term][stage - 1] for term in arguments if term in WEIGHTS}
     numbers |= {"huber_delta": 0.03} if "huber_delta" in arguments else {}
     output["virials"] = output["stress"] * 2.0
     theirs = getattr(modules, kind, None) or getattr(modules.loss, kind)
     expected = theirs(**numbers)(pred=output, ref=batch)
-    total, _ = losses.build_objective(args, None, stage)(output, batch)
+    total, _ = losses.build_objective(loss, None, stage)(output, batch)
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=0.0)
 
 
@@ -190,8 +190,8 @@ def test_phi_section_is_strict(section, words):
 def test_phi_section_gives_a_configuration():
     settings = phi_section.validate({"operator": "graph", "poisson": "learned", "pde_weight": 1, "num_modes": 8})
     assert settings.config.operator == "graph" and settings.config.num_modes == 8
-    assert settings.loss.pde_weight == 1.0 and settings.loss.pde_warmup_epochs == 0
-    assert phi_section.validate(settings.to_dict()) == settings
+    assert settings.pde_weight == 1.0 and settings.pde_warmup_epochs == 0
+    assert phi_section.validate(settings.section()) == settings
     written = {"operator": "graph", "poisson": "learned", "pde_weight": "1e0", "num_modes": 8}  # text in YAML's eyes
     assert phi_section.validate(written) == settings
 
