@@ -44,7 +44,8 @@ def check_run(run):
     _check_architecture(args)
     foundation.check_options(run)
     losses.build_objective(args, run.phi)
-    tables.check_reports(args, run.phi)
+    dipoles = run.phi is not None or args.compare
+    tables.check_reports(args.error_table, dipoles, args.plot, args.plot_frequency, args.plot_interaction_e)
     trackers.check_trackers(args, run.given)
 
 
@@ -81,11 +82,20 @@ def prepare(run):
     mace_interface.set_default_dtype(run.args.default_dtype)
     torch.set_float32_matmul_precision("highest")  # no TF32, whose ten bits are too few for energies
     trained = foundation.read(run)
-    run_data = load(run.args, run.phi, trained)
+    objectives = {1: losses.build_objective(run.args, run.phi)}
+    if run.args.swa:
+        objectives[2] = losses.build_objective(run.args, run.phi, stage=2)
+    run_data = load(run.args, run.phi, losses.needs(run.args, objectives, run.given), trained)
+    run_data.lines += [f"loss{_of_stage(stage)}: {made.describe()}" for stage, made in objectives.items()]
+    run_data.lines += losses.idle_weights(run.args, objectives, run.given)
     if trained is not None:
         run_data.lines.insert(0, trained.line())
         run_data.provenance["foundation_model"] = trained.path
     return run_data
+
+
+def _of_stage(stage):
+    return "" if stage == 1 else " of stage two"
 
 
 def build(run, run_data):

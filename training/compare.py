@@ -15,8 +15,10 @@ from phi_equivariant.files import write_atomically
 from training import build, run_folder
 from training.fit import checkpoints
 from training.fit.lightning_module import PotentialModule
+from training.fit.losses import weight_options
 from training.fit.optimisers import set_training_mode
 from training.fit.predict import predict
+from training.fit.terms import TERMS
 from training.one_run import train
 from training.options import phi_section
 from training.report import plots, tables
@@ -46,7 +48,9 @@ def rows(run):
                 setattr(args, place, str(Path(getattr(args, place)) / run.args.name))
         args.name, args.compare = name, False  # so that the row's own configuration repeats it
         if phi is None:
-            args.charges_weight = args.dipole_weight = args.swa_dipole_weight = 0.0
+            for term in TERMS.values():
+                for option in weight_options(args, term.name) if term.label else ():
+                    setattr(args, option, 0.0)
         made[name] = dataclasses.replace(run, args=args, phi=phi)
     return made
 

@@ -20,23 +20,10 @@ from mace import modules
 from mace import tools as mace_tools
 from mace.tools import finetuning_utils, model_script_utils, scripts_utils
 
+from training.quantities import LABELS, TARGETS
 from zoo.mace_host import MaceHost, check_energies, readable_by_mace
 
 HEAD = "Default"
-
-#: Where ``training.data.structures`` puts the labels, whatever their names were in the file.
-CANONICAL_KEYS = {
-    "energy_key": "REF_energy",
-    "forces_key": "REF_forces",
-    "stress_key": "REF_stress",
-    "virials_key": "REF_virials",
-    "dipole_key": "REF_dipole",
-    "charges_key": "REF_charges",
-    "total_charge_key": "total_charge",
-    "total_spin_key": "total_spin",
-    "elec_temp_key": "elec_temp",
-    "head_key": "head",
-}
 
 #: Fields of a mace graph that only other architectures (PolarMACE, dielectric models) read.
 UNUSED_FIELDS = (
@@ -48,7 +35,7 @@ UNUSED_FIELDS = (
     "elec_temp",
     "polarizability",
     "polarizability_weight",
-)
+)  # but those that are labels of ours
 
 
 def version():
@@ -100,7 +87,9 @@ def configurations(frames, config_type_weights=None, head=HEAD, embeddings=None)
     embeddings : dict or None
         mace's ``embedding_specs``; their entries stand under the specifications' own names.
     """
-    keys = mace_data.update_keyspec_from_kwargs(mace_data.KeySpecification(), CANONICAL_KEYS)
+    keys = mace_data.KeySpecification({"head": "head"})
+    for label in LABELS.values():
+        (keys.arrays_keys if label.per_atom else keys.info_keys)[label.name] = label.canonical
     for name, spec in (embeddings or {}).items():
         (keys.arrays_keys if spec["per"] == "atom" else keys.info_keys).setdefault(name, name)
     weights = config_type_weights or {}
@@ -115,11 +104,19 @@ def graph(configuration, atomic_numbers, r_max, heads=(HEAD,), kept=()):
     """
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
     data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
+    kept = {*kept, *TARGETS, *(f"{name}_weight" for name in TARGETS)}
     fields = {
         key: value
         for key, value in data.to_dict().items()
         if value is not None and (key not in UNUSED_FIELDS or key in kept)
     }
+    for name, label in TARGETS.items():
+        if f"{name}_weight" not in fields:  # mace does not know it
+            shape = ((len(configuration.positions),) if label.per_atom else (1,) if label.shape else ()) + label.shape
+            value = configuration.properties.get(name)
+            dtype = torch.get_default_dtype()
+            fields[name] = torch.zeros(shape) if value is None else torch.tensor(value, dtype=dtype).view(shape)
+            fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
@@ -128,11 +125,10 @@ def graph(configuration, atomic_numbers, r_max, heads=(HEAD,), kept=()):
 
 
 def average_energies(frames, atomic_numbers):
-    """Isolated-atom energies {Z: eV} that fit the labelled energies best (least squares)."""
+    """Isolated-atom energies {Z: eV} that fit the energies of labelled structures best (least squares)."""
+    key = LABELS["energy"].canonical
     records = [
-        SimpleNamespace(properties={"energy": atoms.info[CANONICAL_KEYS["energy_key"]]}, atomic_numbers=atoms.numbers)
-        for atoms in frames
-        if CANONICAL_KEYS["energy_key"] in atoms.info
+        SimpleNamespace(properties={"energy": atoms.info[key]}, atomic_numbers=atoms.numbers) for atoms in frames
     ]
     found = mace_data.compute_average_E0s(records, mace_tools.AtomicNumberTable(list(atomic_numbers)))
     return {int(number): float(energy) for number, energy in found.items()}
@@ -260,13 +256,51 @@ def _mean_and_scale(options, loader, energies, heads):
         if options.std is None:
             loader.skip()  # mace looks again at what a statistics_file or a head has told
         return [head.mean or 0.0 for head in heads], [head.std for head in heads]
-    means, scales = (np.ravel(found) for found in modules.scaling_classes[options.scaling](loader, energies))
+    recorded = _RecordedEnergies(loader, energies)
+    means, scales = (np.ravel(found) for found in modules.scaling_classes[options.scaling](recorded, energies))
+    if not recorded.all_count():
+        means, deviations = recorded.means_and_deviations()
+        scales = deviations if options.scaling == "std_scaling" else scales
     if len(scales) != len(heads):
         raise ValueError("a head has too few structures to take its mean and scale from; give it a mean and a std")
     return (
         [float(mean) if head.mean is None else head.mean for head, mean in zip(heads, means, strict=True)],
         [float(scale) if head.std is None else head.std for head, scale in zip(heads, scales, strict=True)],
     )
+
+
+class _RecordedEnergies:
+    """Hands the batches of a loader on to mace's statistics and keeps the energies per atom, less isolated atoms.
+
+    mace takes the energy of a structure that has none for 0 eV, which would shift a model by tens of eV per atom.
+    """
+
+    def __init__(self, loader, energies):
+        self.loader, self.energies = loader, torch.tensor(energies)
+        self.values, self.heads, self.counts = [], [], []
+
+    def __iter__(self):
+        for batch in self.loader:
+            of_atoms = (batch["node_attrs"].to(self.energies.dtype) @ self.energies.T).gather(
+                1, batch["head"][batch["batch"]][:, None]
+            )
+            isolated = of_atoms.new_zeros(batch.num_graphs).index_add_(0, batch["batch"], of_atoms[:, 0])
+            self.values.append((batch["energy"] - isolated) / (batch["ptr"][1:] - batch["ptr"][:-1]))
+            self.heads.append(batch["head"])
+            self.counts.append(LABELS["energy"].counted(batch))
+            yield batch
+
+    def all_count(self):
+        """Whether every structure has an energy that weighs."""
+        return bool(torch.cat(self.counts).all())
+
+    def means_and_deviations(self):
+        """By head, over the structures whose energies weigh: 0 and 1 where there is none, as where nothing is known."""
+        values, heads, counts = torch.cat(self.values), torch.cat(self.heads), torch.cat(self.counts)
+        found = [values[counts & (heads == head)] for head in range(len(self.energies))]
+        means = np.array([float(value.mean()) if len(value) else 0.0 for value in found])
+        deviations = np.array([float(value.std()) if len(value) > 1 else 0.0 for value in found])
+        return means, np.where(deviations > 0, deviations, 1.0)
 
 
 def irreps(text):

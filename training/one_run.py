@@ -99,7 +99,8 @@ def _train(run, run_data, built, folders, identity, start, deadline, tracking):
             callback.load_state_dict(start["callbacks"][callback.state_key])
     extra = [tracking]
     if args.plot and args.plot_frequency:
-        extra.append(callbacks.Plots(folders.results, history, args, isolated_energies(built.model)))
+        isolated = isolated_energies(built.model) if args.plot_interaction_e else None
+        extra.append(callbacks.Plots(folders.results, history, args.plot_frequency, isolated))
     if run_folder.console.is_terminal and distribution.is_main():
         extra.append(callbacks.Bar(run_folder.console))
     if deadline is not None:

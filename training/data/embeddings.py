@@ -3,8 +3,8 @@
 import numpy as np
 
 from phi_equivariant.errors import InputError
-from training.data.labels import LABELS
 from training.data.literals import literal
+from training.quantities import LABELS
 
 EXAMPLE = "{'total_spin': {'type': 'categorical', 'per': 'graph', 'num_classes': 5, 'emb_dim': 8}}"
 SIZES = {"categorical": "num_classes", "continuous": "in_dim"}

@@ -10,8 +10,9 @@ from pathlib import Path
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.data.e0s import read_e0s
-from training.data.labels import LABELS, resolve_keys
+from training.data.labels import resolve_keys
 from training.data.literals import literal, read_json
+from training.quantities import LABELS
 
 #: What a head may say for itself; what it leaves out is the run's option of the same name.
 SETTINGS = (

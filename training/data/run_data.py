@@ -9,10 +9,11 @@ import torch
 from phi_equivariant.errors import InputError
 from training import distribution, mace_interface
 from training.data.batches import GraphList, GraphStream, collate
-from training.data.e0s import isolated_energies
 from training.data.heads import read_heads
+from training.data.isolated import isolated_energies
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
-from training.data.sources import HeadReader, from_registry, on_disk
+from training.data.parts import on_disk
+from training.data.sources import HeadReader, from_registry
 from training.data.spool import SpooledGraphs
 
 HEAD = mace_interface.HEAD
@@ -105,25 +106,11 @@ def _loader(dataset, options, **how):
     )
 
 
-def required_labels(options, heads):
-    """Labels that the loss needs: a frame without one of them stops the run."""
-    names = ("energy", "forces", "charges", "dipole")
-    weights = {name: getattr(options, f"{name}_weight") for name in names}
-    if options.swa:
-        weights = {name: weight or getattr(options, f"swa_{name}_weight", 0.0) for name, weight in weights.items()}
-    if options.loss == "forces_only":
-        weights["energy"] = 0.0
-    needed = [name for name, weight in weights.items() if weight]
-    needed += [name for name in ("stress", "virials") if options.loss == name]
-    if any(head.E0s in ("average", "estimated") for head in heads) and "energy" not in needed:
-        needed.append("energy")
-    return needed
-
-
-def load(options, phi, foundation=None):
+def load(options, phi, needs, foundation=None):
     """Read, check and prepare everything that a run trains and tests on.
 
-    ``foundation``: the trained model to start from (``training.fit.foundation.Foundation``), None without one.
+    ``needs``: what the loss asks of the data (:class:`training.data.needs.Needs`); ``foundation``: the trained model to
+    start from (``training.fit.foundation.Foundation``), None without one.
 
     Raises
     ------
@@ -131,14 +118,14 @@ def load(options, phi, foundation=None):
         For anything in the data that does not fit the options.
     """
     heads = read_heads(options)
-    needed = required_labels(options, heads)
     allow_charged = phi is None or phi.config.operator != "graph" or bool(options.dataset)
     allow_slabs = phi is None or phi.config.operator == "graph"
-    reader = HeadReader(options, heads, needed, allow_slabs, allow_charged)
+    reader = HeadReader(options, heads, needs, allow_slabs, allow_charged)
     if options.dataset:
-        found = [from_registry(heads[0], options, needed)]
+        found = [from_registry(heads[0], options, needs)]
     else:
         found = [reader.train_and_valid(head) for head in heads]
+        needs.check(found)
     _check_batch_size(options, sum(frames.size() for frames in found))
     elements = {frames.head.name: frames.elements() for frames in found}
     numbers = sorted(set().union(*elements.values()))

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from phi_equivariant.errors import InputError
 from training import mace_interface
+from training.fit.losses import weight_options
+from training.fit.terms import TERMS
 from training.options.table import HONOURED, MEANINGLESS, REFUSED
+from training.quantities import TARGETS
 
 LONGEST_NAME = 200  # bytes: most file systems take 255, of which suffixes need some
 
@@ -52,8 +55,7 @@ def check(args, phi):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name}: expected a number above zero, got {value}.")
-    terms = ("energy", "forces", "stress", "virials", "dipole")
-    weights = ("charges_weight", *(f"{stage}{name}_weight" for stage in ("", "swa_") for name in terms))
+    weights = [option for name in TARGETS for option in weight_options(args, name)]
     counts = ("warmup_epochs", "num_workers", "scheduler_patience", "seed")
     for name in (*weights, "weight_decay", "compare_pde_weight", *counts):
         if not 0 <= getattr(args, name) < math.inf:
@@ -71,7 +73,7 @@ def check(args, phi):
         what = "both were given" if args.dataset else "neither was given"
         raise InputError(f"--dataset and --train_file: exactly one of them says what to train on; {what}.")
     if phi is None and not args.compare:
-        for name in ("charges_weight", "dipole_weight", "swa_dipole_weight"):
+        for name in (option for term in TERMS.values() if term.label for option in weight_options(args, term.name)):
             if getattr(args, name):
                 raise InputError(
                     f"--{name}: the bare host predicts neither charges nor dipoles, so this weight would do nothing. "

@@ -13,7 +13,7 @@ import torch
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.data.heads import KEY_OPTIONS
-from training.data.labels import LABELS
+from training.quantities import LABELS
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by what may stand behind .xyz
 

@@ -138,8 +138,8 @@ def test_sizes_of_batches(molecules, tmp_path, lbfgs, sizes):
     line = words(
         tmp_path, train_file=molecules, **{**FAST, "batch_size": 5, "valid_batch_size": 4, "lbfgs": lbfgs or None}
     )
-    args = command_line.parse(line).args
-    run_data = build.data.load(args, None)
+    chosen = command_line.parse(line)
+    args, run_data = chosen.args, build.prepare(chosen)
     order = run_data.order(args)
     order.set_epoch(0)
     train = list(run_data.train_loader(order, args))
