@@ -158,7 +158,7 @@ def test_sets(arguments, run, run_data):
         make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, host=run.host
     )
     for path in arguments.test_files:
-        found = read_structures(path, head.keys, ["energy", "forces"], "test", elements=run_data.atomic_numbers)
+        found = read_structures(path, head.keys, "test", elements=run_data.atomic_numbers)
         run_data.test[path.stem] = GraphStream(found.frames, make)
     return {"held out": held_out, **run_data.loader("test")}
 

@@ -66,7 +66,7 @@ def test_the_library_alone_loads_no_host_and_no_trainer():
 
 #: Rooms of the trainer, from the ground up: a module imports from its own room and from those below.
 FLOORS = (
-    {"run", "messages"},
+    {"run", "messages", "quantities"},
     {"distribution", "mace_interface", "mace_hosts"},
     {"data", "report", "run_folder"},
     {"fit"},

@@ -12,7 +12,7 @@ from training.data import run_data
 from training.data.order import EpochOrder
 from training.data.run_data import RunData
 from training.fit import foundation
-from training.fit.losses import Objective, build_objective
+from training.fit.losses import Objective, build_objective, idle_weights, needs
 from training.options import named_models
 from training.run import Host, Phi, Run
 from zoo.mace_host import accelerate, accelerated, check_kernels
@@ -57,11 +57,20 @@ def load(run: Run) -> tuple[Run, RunData]:
     trained = foundation.read(run.host, run.phi)
     if trained is not None:
         run = foundation.settled(run, trained)
-    data = run_data.load(run, trained)
+    objectives = {1: build_objective(run.loss, run.phi)}
+    if run.stages.swa:
+        objectives[2] = build_objective(run.loss, run.phi, stage=2)
+    data = run_data.load(run, needs(run.loss, objectives, run.given), trained)
+    data.lines += [f"loss{_of_stage(stage)}: {made.describe()}" for stage, made in objectives.items()]
+    data.lines += idle_weights(run.loss, objectives, run.given)
     if trained is not None:
         data.lines.insert(0, trained.line())
         data.provenance["foundation_model"] = trained.path
     return run, data
+
+
+def _of_stage(stage: int) -> str:
+    return "" if stage == 1 else " of stage two"
 
 
 def build(run: Run, data: RunData) -> Built:

@@ -18,8 +18,10 @@ from training.build import Built
 from training.data.run_data import RunData
 from training.fit import checkpoints
 from training.fit.lightning_module import PotentialModule
+from training.fit.losses import weight_options
 from training.fit.optimisers import set_training_mode
 from training.fit.predict import predict
+from training.fit.terms import TERMS
 from training.one_run import train
 from training.report import plots, tables
 from training.run import Phi, Run
@@ -47,7 +49,8 @@ def rows(run: Run) -> dict[str, Run]:
         changes: dict[str, Any] = {place: str(Path(value) / run.output.name) for place, value in below.items()}
         changes |= {"name": name, "compare": False}  # so that the row's own configuration repeats it
         if phi is None:
-            changes |= {"charges_weight": 0.0, "dipole_weight": 0.0, "swa_dipole_weight": 0.0}
+            labelled = [term.name for term in TERMS.values() if term.label]
+            changes |= {option: 0.0 for name in labelled for option in weight_options(run.loss, name)}
             if "Dipole" in run.output.error_table:
                 changes["error_table"] = "PerAtomRMSE"
         made[name] = dataclasses.replace(run, phi=phi).changed(**changes)

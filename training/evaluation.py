@@ -22,8 +22,9 @@ from training.data.labels import KEY_OPTIONS
 from training.data.stream import Census, Frame, FrameStream
 from training.fit.predictions import Predictor, Wanted, not_finite
 from training.options.evaluation import OPENERS, Asked
+from training.quantities import TARGETS
 from training.report import tables
-from training.report.error_sums import QUANTITIES, ErrorSums
+from training.report.error_sums import ErrorSums
 from zoo import mace_host
 
 logger = logging.getLogger("phi_mace_train")
@@ -139,7 +140,7 @@ def _check_labels(asked: Asked, census: Census) -> None:
                 f"--{option}: no structure of {asked.configs} has {key!r}. The keys of its first one are "
                 f"{census.first_keys}."
             )
-    if set(census.report.counts) & set(QUANTITIES):
+    if set(census.report.counts) & set(TARGETS):
         return
     what = (
         f"{asked.configs} has no labels under the names {', '.join(census.report.keys.values())}. The keys of its "

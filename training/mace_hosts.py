@@ -18,6 +18,7 @@ from mace import tools as mace_tools
 from mace.tools import finetuning_utils, model_script_utils, scripts_utils
 
 from training.mace_interface import irreps, namespace
+from training.quantities import LABELS
 from training.run import Data, Head, Host, Loss
 from zoo.mace_host import MaceHost, check_energies, readable_by_mace
 
@@ -131,14 +132,53 @@ def _mean_and_scale(model: str, data: Data, training: TrainingSet) -> tuple[list
         if data.std is None:
             training.loader.skip()  # mace looks again at what a statistics_file or a head has told
         return [head.mean or 0.0 for head in heads], [head.std or 0.0 for head in heads]
-    found = modules.scaling_classes[data.scaling](training.loader, training.isolated)
-    means, scales = (np.ravel(values) for values in found)
+    recorded = _RecordedEnergies(training.loader, training.isolated)
+    means, scales = (np.ravel(values) for values in modules.scaling_classes[data.scaling](recorded, training.isolated))
+    if not recorded.all_count():
+        means, deviations = recorded.means_and_deviations()
+        scales = deviations if data.scaling == "std_scaling" else scales
     if len(scales) != len(heads):
         raise ValueError("a head has too few structures to take its mean and scale from; give it a mean and a std")
     return (
         [float(mean) if head.mean is None else head.mean for head, mean in zip(heads, means, strict=True)],
         [float(scale) if head.std is None else head.std for head, scale in zip(heads, scales, strict=True)],
     )
+
+
+class _RecordedEnergies:
+    """Hands the batches of a loader on to mace's statistics and keeps the energies per atom, less isolated atoms.
+
+    mace takes the energy of a structure that has none for 0 eV, which would shift a model by tens of eV per atom.
+    """
+
+    def __init__(self, loader: Loader, energies: np.ndarray) -> None:
+        self.loader, self.energies = loader, torch.tensor(energies)
+        self.values: list[torch.Tensor] = []
+        self.heads: list[torch.Tensor] = []
+        self.counts: list[torch.Tensor] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            of_atoms = (batch["node_attrs"].to(self.energies.dtype) @ self.energies.T).gather(
+                1, batch["head"][batch["batch"]][:, None]
+            )
+            isolated = of_atoms.new_zeros(batch.num_graphs).index_add_(0, batch["batch"], of_atoms[:, 0])
+            self.values.append((batch["energy"] - isolated) / (batch["ptr"][1:] - batch["ptr"][:-1]))
+            self.heads.append(batch["head"])
+            self.counts.append(LABELS["energy"].counted(batch))
+            yield batch
+
+    def all_count(self) -> bool:
+        """Whether every structure has an energy that weighs."""
+        return bool(torch.cat(self.counts).all())
+
+    def means_and_deviations(self) -> tuple[np.ndarray, np.ndarray]:
+        """By head, over the structures whose energies weigh: 0 and 1 where there is none, as where nothing is known."""
+        values, heads, counts = torch.cat(self.values), torch.cat(self.heads), torch.cat(self.counts)
+        found = [values[counts & (heads == head)] for head in range(len(self.energies))]
+        means = np.array([float(value.mean()) if len(value) else 0.0 for value in found])
+        deviations = np.array([float(value.std()) if len(value) > 1 else 0.0 for value in found])
+        return means, np.where(deviations > 0, deviations, 1.0)
 
 
 def freeze_layers(model: torch.nn.Module, level: int) -> None:

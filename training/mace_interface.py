@@ -20,22 +20,9 @@ from mace import data as mace_data
 from mace import tools as mace_tools
 from mace.tools import scripts_utils
 
+from training.quantities import LABELS, TARGETS
 from training.run import HEAD, Loss
 from training.run.option import Part
-
-#: Where ``training.data.structures`` puts the labels, whatever their names were in the file.
-CANONICAL_KEYS = {
-    "energy_key": "REF_energy",
-    "forces_key": "REF_forces",
-    "stress_key": "REF_stress",
-    "virials_key": "REF_virials",
-    "dipole_key": "REF_dipole",
-    "charges_key": "REF_charges",
-    "total_charge_key": "total_charge",
-    "total_spin_key": "total_spin",
-    "elec_temp_key": "elec_temp",
-    "head_key": "head",
-}
 
 #: Fields of a mace graph that only other architectures (PolarMACE, dielectric models) read.
 UNUSED_FIELDS = (
@@ -47,7 +34,7 @@ UNUSED_FIELDS = (
     "elec_temp",
     "polarizability",
     "polarizability_weight",
-)
+)  # but those that are labels of ours
 
 
 def version() -> str:
@@ -129,7 +116,9 @@ def configurations(
     embeddings : dict or None
         mace's ``embedding_specs``; their entries stand under the specifications' own names.
     """
-    keys = mace_data.update_keyspec_from_kwargs(mace_data.KeySpecification(), CANONICAL_KEYS)
+    keys = mace_data.KeySpecification({"head": "head"})
+    for label in LABELS.values():
+        (keys.arrays_keys if label.per_atom else keys.info_keys)[label.name] = label.canonical
     for name, spec in (embeddings or {}).items():
         (keys.arrays_keys if spec["per"] == "atom" else keys.info_keys).setdefault(name, name)
     weights = dict(config_type_weights or {})
@@ -150,11 +139,19 @@ def graph(
     """
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
     data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
+    kept = {*kept, *TARGETS, *(f"{name}_weight" for name in TARGETS)}
     fields = {
         key: value
         for key, value in data.to_dict().items()
         if value is not None and (key not in UNUSED_FIELDS or key in kept)
     }
+    for name, label in TARGETS.items():
+        if f"{name}_weight" not in fields:  # mace does not know it
+            shape = ((len(configuration.positions),) if label.per_atom else (1,) if label.shape else ()) + label.shape
+            value = configuration.properties.get(name)
+            dtype = torch.get_default_dtype()
+            fields[name] = torch.zeros(shape) if value is None else torch.tensor(value, dtype=dtype).view(shape)
+            fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
@@ -163,11 +160,10 @@ def graph(
 
 
 def average_energies(frames: Iterable[Atoms], atomic_numbers: Iterable[int]) -> dict[int, float]:
-    """Isolated-atom energies {Z: eV} that fit the labelled energies best (least squares)."""
+    """Isolated-atom energies {Z: eV} that fit the energies of labelled structures best (least squares)."""
+    key = LABELS["energy"].canonical
     records: list[Any] = [
-        SimpleNamespace(properties={"energy": atoms.info[CANONICAL_KEYS["energy_key"]]}, atomic_numbers=atoms.numbers)
-        for atoms in frames
-        if CANONICAL_KEYS["energy_key"] in atoms.info
+        SimpleNamespace(properties={"energy": atoms.info[key]}, atomic_numbers=atoms.numbers) for atoms in frames
     ]
     found = mace_data.compute_average_E0s(records, mace_tools.AtomicNumberTable(list(atomic_numbers)))
     return {int(number): float(energy) for number, energy in found.items()}

@@ -118,7 +118,8 @@ def _train(
             callback.load_state_dict(start["callbacks"][callback.state_key])
     extra: list[pl.Callback] = [tracking]
     if output.plot and output.plot_frequency:
-        extra.append(callbacks.Plots(folders.results, history, output, isolated_energies(built.model)))
+        isolated = isolated_energies(built.model) if output.plot_interaction_e else None
+        extra.append(callbacks.Plots(folders.results, history, output.plot_frequency, isolated))
     if run_folder.console.is_terminal and distribution.is_main():
         extra.append(callbacks.Bar(run_folder.console))
     if deadline is not None:

@@ -4,9 +4,6 @@ from typing import Any, Protocol
 
 import torch
 
-#: Fields with one row per atom or per edge; all others have one row per structure.
-PER_ATOM = ("positions", "node_attrs", "forces", "charges")
-
 
 class GraphBatch(dict):
     """Structures of a batch as one disconnected graph: a dictionary with mace's keys whose items are attributes too."""

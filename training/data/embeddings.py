@@ -3,7 +3,7 @@
 import numpy as np
 
 from phi_equivariant.errors import InputError
-from training.data.labels import LABELS
+from training.quantities import LABELS
 
 
 def place_embeddings(atoms, specs, where):

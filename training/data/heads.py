@@ -9,8 +9,9 @@ from typing import Any
 
 from phi_equivariant.errors import InputError, did_you_mean
 from training.data.e0s import read_e0s
-from training.data.labels import KEY_OPTIONS, LABELS, resolve_keys
+from training.data.labels import KEY_OPTIONS, resolve_keys
 from training.data.literals import literal, read_json
+from training.quantities import LABELS
 from training.run import HEAD, Data, Head, Host
 from training.run.data import OF_A_HEAD
 

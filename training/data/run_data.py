@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 from phi_equivariant.errors import InputError
 from training import distribution, mace_interface
 from training.data.batches import GraphList, Graphs, GraphStream, collate
-from training.data.e0s import isolated_energies
-from training.data.head_frames import HeadFrames, on_disk
+from training.data.isolated import isolated_energies
+from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
+from training.data.parts import HeadFrames, on_disk
 from training.data.sources import HeadReader, from_registry
 from training.data.spool import SpooledGraphs
-from training.run import Data, Head, Host, Loss, Machine, Run
+from training.run import Data, Head, Host, Machine, Run
 
 
 @dataclasses.dataclass
@@ -111,24 +112,11 @@ class RunData:
         )
 
 
-def required_labels(loss: Loss, two_stages: bool, heads: list[Head]) -> list[str]:
-    """Labels that the loss needs: a frame without one of them stops the run."""
-    stages = (1, 2) if two_stages else (1,)
-    needed = [
-        name
-        for name in ("energy", "forces", "charges", "dipole")
-        if any(loss.weight(name, stage) for stage in stages) and not (name == "energy" and loss.loss == "forces_only")
-    ]
-    needed += [name for name in ("stress", "virials") if loss.loss == name]
-    if any(head.E0s in ("average", "estimated") for head in heads) and "energy" not in needed:
-        needed.append("energy")
-    return needed
-
-
-def load(run: Run, foundation: Any = None) -> RunData:
+def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     """Read, check and prepare everything that a run trains and tests on.
 
-    ``foundation``: the trained model to start from (``training.fit.foundation.Foundation``), None without one.
+    ``needs``: what the loss asks of the data (:class:`training.data.needs.Needs`); ``foundation``: the trained model to
+    start from (``training.fit.foundation.Foundation``), None without one.
 
     Raises
     ------
@@ -138,15 +126,15 @@ def load(run: Run, foundation: Any = None) -> RunData:
     data, phi, machine = run.data, run.phi, run.machine
     # What is found while reading is noted with the head: in a copy, because a run does not change.
     heads = [dataclasses.replace(head, notes=list(head.notes)) for head in run.heads]
-    needed = required_labels(run.loss, run.stages.swa, heads)
     allow_charged = phi is None or phi.config.operator != "graph" or bool(data.dataset)
     allow_slabs = phi is None or phi.config.operator == "graph"
     names = [head.name for head in heads]
-    reader = HeadReader(data, machine.seed, run.host.embeddings, names, needed, allow_slabs, allow_charged)
+    reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, allow_slabs, allow_charged)
     if data.dataset:
-        found = [from_registry(heads[0], data, machine.seed, needed)]
+        found = [from_registry(heads[0], data, machine.seed, needs)]
     else:
         found = [reader.train_and_valid(head) for head in heads]
+        needs.check(found)
     if not run.optimiser.lbfgs:
         _check_batch_size(data.batch_size, sum(frames.size() for frames in found))
     elements = {frames.head.name: frames.elements() for frames in found}

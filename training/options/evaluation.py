@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from phi_equivariant.errors import InputError
-from training.data.labels import KEY_OPTIONS, LABELS
+from training.data.labels import KEY_OPTIONS
 from training.options.parser import refuse_unknown, version
+from training.quantities import LABELS
 
 PROGRAM = "phi-mace-eval"
 EXAMPLE = """example:

@@ -413,7 +413,7 @@ def test_what_does_not_fit_heads(files, tmp_path):
     for second, message in (
         ({"train_file": str(tmp_path / "none.xyz")}, "--train_file: there is no .*none.xyz of head 'mp2'"),
         ({"train_file": str(tmp_path / "single.xyz")}, "a validation set cannot be split off"),
-        ({"energy_key": "missing", "info_keys": {}}, "has no energy under the key 'missing'"),
+        ({"energy_key": "missing", "info_keys": {}}, "none of the 4 .* has energy under the key 'missing'"),
     ):
         with pytest.raises(InputError, match=message):
             prepared(tmp_path, heads=two_heads(files, one, second))

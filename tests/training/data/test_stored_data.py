@@ -21,7 +21,7 @@ from training_runs import keep_default_dtype, mace_prepare_data, refused, words,
 from phi_equivariant.errors import InputError
 from training import build as building
 from training import mace_interface
-from training.data import sources, spool
+from training.data import needs, spool
 from training.data.spool import SpooledGraphs, pack, unpack
 from training.data.stored import Chain, LmdbFrames, open_stored
 from training.options import command_line
@@ -251,7 +251,7 @@ def test_what_cannot_be_used_is_refused_before_training(prepared, tmp_path):
         "text.aselmdb": "text.aselmdb cannot be read as LMDB",
         "empty": "holds no files ending in .h5",
         "other.h5": "is not a file of mace_prepare_data: it holds positions",
-        "unlabelled.h5": "has energy; they have forces, charges, dipole.*energy_key",
+        "unlabelled.h5": "has energy under .*unlabelled.h5 have forces, charges, dipole .*energy_key",
         "nan.h5": "structure 3 of .*nan.h5 has positions that are not finite",
         "shape.h5": "structure 2 of .*shape.h5: the forces label has shape",
     }
@@ -278,7 +278,7 @@ def test_what_cannot_be_used_is_refused_before_training(prepared, tmp_path):
 def test_a_structure_that_a_loading_process_cannot_use(prepared, tmp_path, monkeypatch, capsys):
     """What is found only while training is told as shortly as what is found before."""
     damaged(tmp_path, prepared)
-    monkeypatch.setattr(sources, "SAMPLE", 1)
+    monkeypatch.setattr(needs, "SAMPLE", 1)
     given = {"train_file": tmp_path / "nan.h5", "valid_file": prepared / "val", "E0s": None, "num_workers": 1}
     given |= {"statistics_file": prepared / "statistics.json", "name": "run"}
     assert "structure 3 of" in refused(capsys, words(tmp_path, **given))

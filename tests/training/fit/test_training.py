@@ -20,7 +20,7 @@ from training import build as building
 from training import mace_interface
 from training.data.batches import collate
 from training.data.order import EpochOrder
-from training.data.sources import random_split
+from training.data.parts import random_split
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import predict
 from training.fit.schedules import Cosine
