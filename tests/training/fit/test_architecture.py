@@ -4,12 +4,11 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from training_runs import keep_default_dtype, parsed, write_molecules  # noqa: F401
+from training_runs import batch_of, build, keep_default_dtype, write_molecules  # noqa: F401
 
 from phi_equivariant import PhiCalculator, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model, save_model
-from training import build as building
 from training import mace_interface
 from training.data.batches import collate
 
@@ -22,18 +21,6 @@ SPECS = {
 @pytest.fixture(scope="module")
 def molecules(tmp_path_factory):
     return write_molecules(tmp_path_factory.mktemp("architecture") / "train.xyz", count=9, seed=3)
-
-
-def build(file, **given):
-    """What the command trains with these options, and its data."""
-    run = parsed(file.parent, **{"name": "run", "train_file": file, **given})
-    building.check_machine(run)
-    run, data = building.load(run)
-    return building.build(run, data).model, data, run
-
-
-def batch_of(data):
-    return next(iter(data.loader("valid")["Default"]))
 
 
 # Options → what they make of the model, each judged by mace's own modules. Options without influence on each other

@@ -8,8 +8,7 @@ import sys
 import ase.io
 import pytest
 import torch
-from test_architecture import batch_of, build
-from training_runs import keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
+from training_runs import batch_of, build, keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
 
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
