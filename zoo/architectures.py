@@ -15,7 +15,7 @@ from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.elements import electronegativity
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import check_dtype, host_types
-from zoo import limits
+from zoo.store import limits
 
 
 @dataclasses.dataclass(frozen=True)

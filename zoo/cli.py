@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from phi_equivariant.errors import InputError
-from zoo import card, export, publish
 from zoo.architectures import ARCHITECTURES, matching
-from zoo.catalogue import model_info, place_of
-from zoo.pretrained import entries, files_of, find, is_path, load_folder, locate
+from zoo.store import card, export, publish
+from zoo.store.catalogue import model_info, place_of
+from zoo.store.pretrained import entries, files_of, find, is_path, load_folder, locate
 
 console = Console()
 if not console.is_terminal:

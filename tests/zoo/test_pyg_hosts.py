@@ -17,8 +17,9 @@ from systems import ELEMENTS, R_MAX, batch_of, distorted, ethanol
 from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model, save_model
-from zoo import create_model, limits, list_models, model_info, parameter_groups
+from zoo import create_model, list_models, model_info, parameter_groups
 from zoo.pyg_hosts import SchNet, ViSNet
+from zoo.store import limits
 
 models = pytest.importorskip("torch_geometric.nn").models
 pytestmark = pytest.mark.usefixtures("double")

@@ -16,8 +16,8 @@ import pytest
 from local_server import LocalServer
 
 from phi_equivariant.errors import InputError
-from zoo import download, hub, transfer
-from zoo.download import FileInfo, fetch
+from zoo.store import download, hub, transfer
+from zoo.store.download import FileInfo, fetch
 
 NAME = "model.safetensors"
 CONTENT = bytes(range(256)) * 2000

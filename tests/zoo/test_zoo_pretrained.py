@@ -19,10 +19,11 @@ import zoo.mace_host
 from phi_equivariant import PhiCalculator, PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model
-from zoo import card, download, export, list_models, load_pretrained, model_info, publish, registry
+from zoo import list_models, load_pretrained, model_info
 from zoo.cli import main
-from zoo.reference import compute
-from zoo.registry import FILE_LIMITS, read_registry
+from zoo.store import card, download, export, publish, registry
+from zoo.store.reference import compute
+from zoo.store.registry import FILE_LIMITS, read_registry
 
 NAME = "phi-mace-tiny.emt"
 STATED = {"licence": "MIT", "level_of_theory": "EMT", "not_for": "anything but tests"}
@@ -254,7 +255,7 @@ def test_by_address(server, monkeypatch):
 
 def test_a_mirror_cannot_change_what_the_package_has(server, shared, monkeypatch):
     monkeypatch.setattr(
-        "zoo.pretrained.shipped", lambda: read_registry(shared / "registry.json", "https://none.invalid")
+        "zoo.store.pretrained.shipped", lambda: read_registry(shared / "registry.json", "https://none.invalid")
     )
     content = json.loads(server.files["registry.json"])
     content["models"][NAME]["files"]["config.json"]["sha256"] = "0" * 64
@@ -379,7 +380,7 @@ def test_references_that_are_none(folder, finished):
         ({"structure": {**dense, "cell": np.zeros((3, 3)).tolist(), "pbc": [True] * 3}}, "cell"),
     ):
         (folder / "reference.json").write_text(json.dumps({**good, **change}))
-        refuses(match, zoo.reference.check, model, folder)
+        refuses(match, zoo.store.reference.check, model, folder)
     atoms = molecule("H2O")
     assert compute(model, atoms)["charges"] is not None and compute(model.detach(), atoms)["charges"] is None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import requests
 
 from phi_equivariant.errors import InputError
-from zoo.transfer import cache_folder, locked, reason, sha256_of, transfer
+from zoo.store.transfer import cache_folder, locked, reason, sha256_of, transfer
 
 __all__ = ["cache_folder", "fetch", "record_of", "verify"]
 

@@ -19,9 +19,9 @@ from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import CONFIG_FILE, load_model, save_model
-from zoo import card, reference
-from zoo.pretrained import load_folder
-from zoo.registry import CARD_FILE, REFERENCE_FILE, check_name
+from zoo.store import card, reference
+from zoo.store.pretrained import load_folder
+from zoo.store.registry import CARD_FILE, REFERENCE_FILE, check_name
 
 RUN_FILES = ("config.yaml", "data.json", "errors.json")
 

@@ -9,10 +9,10 @@ import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import check_dtype, load_model
-from zoo import limits, reference
 from zoo.architectures import ARCHITECTURES
-from zoo.download import fetch, is_right
-from zoo.registry import (
+from zoo.store import limits, reference
+from zoo.store.download import fetch, is_right
+from zoo.store.registry import (
     REFERENCE_FILE,
     REGISTRY_FILE,
     Entry,

@@ -9,7 +9,7 @@ from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.taps import read_taps
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, host_types
-from zoo.registry import FILE_LIMITS, read_json
+from zoo.store.registry import FILE_LIMITS, read_json
 
 #: Arguments of hosts that decide how large they are: whole numbers between two bounds.
 WHOLE = {

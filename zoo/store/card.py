@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from phi_equivariant.errors import InputError
-from zoo.registry import FILE_LIMITS
+from zoo.store.registry import FILE_LIMITS
 
 #: {section: what it says}, in the order in which cards are written and shown.
 SECTIONS = {

@@ -1,11 +1,11 @@
 """What models there are, and what is known of each."""
 
 from phi_equivariant.errors import InputError
-from zoo import card
 from zoo.architectures import ARCHITECTURES, architecture, matching
-from zoo.download import fetch, is_right
-from zoo.pretrained import entries, find
-from zoo.registry import CARD_FILE, SHIPPED, is_address, shipped
+from zoo.store import card
+from zoo.store.download import fetch, is_right
+from zoo.store.pretrained import entries, find
+from zoo.store.registry import CARD_FILE, SHIPPED, is_address, shipped
 
 
 def list_models(filter=None, trained=False, offline=False):

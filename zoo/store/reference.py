@@ -11,7 +11,7 @@ from ase.geometry import complete_cell
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.total_charge import total_charge_of
-from zoo.registry import FILE_LIMITS, REFERENCE_FILE, read_json
+from zoo.store.registry import FILE_LIMITS, REFERENCE_FILE, read_json
 
 MOST_ATOMS = 500
 #: What a periodic reference may have: pairs of atoms and images; volume in Å³, for an Ewald sum's waves.

@@ -21,9 +21,9 @@ import requests
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE
-from zoo.download import FileInfo
-from zoo.hub import address_of
-from zoo.transfer import WrongContent, cache_folder, locked, reason, transfer
+from zoo.store.download import FileInfo
+from zoo.store.hub import address_of
+from zoo.store.transfer import WrongContent, cache_folder, locked, reason, transfer
 
 FORMAT_VERSION = 1
 REGISTRY_FILE = "registry.json"
@@ -31,7 +31,7 @@ CARD_FILE, REFERENCE_FILE = "card.yaml", "reference.json"
 #: The files of a model, and the most bytes that each may have.
 FILE_LIMITS = {WEIGHTS_FILE: 4 << 30, CONFIG_FILE: 4 << 20, CARD_FILE: 1 << 20, REFERENCE_FILE: 16 << 20}
 REGISTRY_LIMIT = 16 << 20
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parents[1] / "weights"
 _NAME = re.compile(r"phi-[a-z0-9]+-[a-z0-9_]+\.[a-z0-9_]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

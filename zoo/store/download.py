@@ -9,8 +9,8 @@ from pathlib import Path
 import requests
 
 from phi_equivariant.errors import InputError
-from zoo.hub import address_of
-from zoo.transfer import WrongContent, locked, passing, reason, sha256_of, transfer
+from zoo.store.hub import address_of
+from zoo.store.transfer import WrongContent, locked, passing, reason, sha256_of, transfer
 
 logger = logging.getLogger(__name__)
 ATTEMPTS, PAUSE = 4, 0.5  # tries per address, and seconds before the second one, doubled for each further one

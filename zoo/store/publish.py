@@ -6,10 +6,10 @@ from pathlib import Path
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from zoo import card
-from zoo.download import FileInfo, is_right
-from zoo.pretrained import load_folder
-from zoo.registry import (
+from zoo.store import card
+from zoo.store.download import FileInfo, is_right
+from zoo.store.pretrained import load_folder
+from zoo.store.registry import (
     CARD_FILE,
     FILE_LIMITS,
     FORMAT_VERSION,
@@ -22,7 +22,7 @@ from zoo.registry import (
     read_registry,
     shipped,
 )
-from zoo.transfer import locked
+from zoo.store.transfer import locked
 
 
 def add(folder, registry, urls=(), replace=False):

@@ -1,0 +1,1 @@
+"""Trained models: carried, checked, loaded and shared."""
