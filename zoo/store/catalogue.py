@@ -1,14 +1,16 @@
 """What models there are, and what is known of each."""
 
-from phi_equivariant.errors import InputError
-from zoo.architectures import ARCHITECTURES, architecture, matching
+import dataclasses
+from typing import Any
+
+from zoo.sizes import ARCHITECTURES, architecture, matching
 from zoo.store import card
-from zoo.store.download import fetch, is_right
-from zoo.store.pretrained import entries, find
-from zoo.store.registry import CARD_FILE, SHIPPED, is_address, shipped
+from zoo.store.find import entries, files_of, find, folder_here
+from zoo.store.places import is_address
+from zoo.store.registry import CARD_FILE, SHIPPED, Entry, shipped
 
 
-def list_models(filter=None, trained=False, offline=False):
+def list_models(filter: str | None = None, trained: bool = False, offline: bool = False) -> list[str]:
     """Names of the sizes that ``create_model`` can make here, or of the trained models that ``load_pretrained`` loads.
 
     Parameters
@@ -21,7 +23,7 @@ def list_models(filter=None, trained=False, offline=False):
     return matching(entries(offline) if trained else fresh, filter)
 
 
-def model_info(name, offline=False):
+def model_info(name: str, offline: bool = False) -> dict[str, Any]:
     """What is known of a size or of a trained model, as a dictionary.
 
     ``kind`` is ``architecture``, with host, arguments, phi, extra (what it needs beside the library) and the names of
@@ -34,45 +36,28 @@ def model_info(name, offline=False):
         If there is no such model.
     """
     if "." not in name and not is_address(name):
-        size = architecture(name)
-        return {
-            "name": name,
-            "kind": "architecture",
-            "description": size.description,
-            "host": size.host,
-            "arguments": dict(size.arguments),
-            "phi": dict(size.phi),
-            "extra": size.extra,
-            "trained": [other for other in shipped() if other.startswith(f"{name}.")],
-        }
+        trained = [other for other in shipped() if other.startswith(f"{name}.")]
+        return {"name": name, "kind": "architecture", **dataclasses.asdict(architecture(name)), "trained": trained}
     entry = find(name, offline, refresh=True)
+    known = folder_here(entry, [CARD_FILE]) is not None or not offline
     return {
         "name": entry.name,
         "kind": "trained",
         "description": entry.description,
-        "files": {file: {"size": info.size, "sha256": info.sha256} for file, info in entry.files.items()},
-        "urls": list(entry.urls),
+        "files": {file: dataclasses.asdict(info) for file, info in entry.files.items()},
+        "urls": entry.urls,
         "place": place_of(entry),
-        "card": _card(entry, offline),
+        "card": card.read(files_of(entry, offline, [CARD_FILE]) / CARD_FILE) if known else None,
     }
 
 
-def place_of(entry):
+def place_of(entry: Entry) -> str:
     """Where the files of an entry are, without checking them: with the package, a folder, the cache, or ``remote``."""
-    for folder in (*entry.folders, entry.cached()):
-        if all((folder / name).is_file() for name in entry.files):
-            return "package" if folder.parent == SHIPPED else str(folder)
+    if folder := folder_here(entry, checked=False):
+        return "package" if folder.parent == SHIPPED else str(folder)
     return "remote" if entry.urls else "missing"
 
 
-def _card(entry, offline):
-    info = entry.files[CARD_FILE]
-    for folder in (*entry.folders, entry.cached()):
-        if is_right(folder / CARD_FILE, info):
-            return card.read(folder / CARD_FILE)
-    if offline:
-        return None
-    if not entry.urls:
-        raise InputError(f"{entry.name}: its card is missing or is not the registered one; get the folder again.")
-    urls = [f"{url.rstrip('/')}/{CARD_FILE}" for url in entry.urls]
-    return card.read(fetch(entry.cached() / CARD_FILE, info, urls))
+def on_this_machine(offline: bool = False) -> list[str]:
+    """Names of the trained models that are there, without checking them."""
+    return [name for name, entry in entries(offline).items() if folder_here(entry, checked=False)]

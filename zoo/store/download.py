@@ -1,19 +1,33 @@
-"""Files whose size and sha256 are known beforehand: fetched once, checked at every use, never wrong in the cache."""
+"""Files over HTTP that are checked before they are kept: by size and sha256, or as their owner knows how.
 
+By requests, and not by pooch 1.9: that has no bound on what a server sends and no lock, tries a missing file as often
+as a broken connection, and leaves a temporary file behind whenever a process is killed. As much would be written
+around it.
+"""
+
+import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import track
 
 from phi_equivariant.errors import InputError
-from zoo.store.hub import address_of
-from zoo.store.transfer import WrongContent, locked, passing, reason, sha256_of, transfer
 
 logger = logging.getLogger(__name__)
+CHUNK, WAIT = 1 << 16, (10, 30)  # bytes; seconds without a connection, and without a further byte
 ATTEMPTS, PAUSE = 4, 0.5  # tries per address, and seconds before the second one, doubled for each further one
+
+
+class WrongContent(Exception):
+    """What the server sends cannot be the file that was asked for; trying again will not help."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +38,15 @@ class FileInfo:
     size: int
 
     @classmethod
-    def of(cls, path):
+    def of(cls, path: Path) -> "FileInfo":
         """Of a file on disk."""
         return cls(sha256_of(path), path.stat().st_size)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_right(path: Path, info: FileInfo) -> bool:
@@ -34,94 +54,134 @@ def is_right(path: Path, info: FileInfo) -> bool:
     return path.is_file() and path.stat().st_size == info.size and sha256_of(path) == info.sha256
 
 
-def fetch(path: Path, info: FileInfo, urls: list[str], offline: bool = False) -> Path:
-    """Make sure that ``path`` holds the file; needs neither network nor a writable folder where it does.
+def are_right(folder: Path, files: Mapping[str, FileInfo]) -> bool:
+    """Whether all these files of a folder are."""
+    return all(is_right(folder / name, info) for name, info in files.items())
 
-    A wrong file in the cache is replaced. The transfer goes to a partial file, which becomes ``path`` only with the
-    right size and sha256; a broken transfer is gone on with, by this call or a later one. A lock lets one of several
-    processes download while the others wait.
 
-    Parameters
-    ----------
-    path : where to keep the file
-    info : its size and sha256
-    urls : addresses, tried in this order
-    offline : never use the network
+def cache_folder() -> Path:
+    """Folder for downloads: ``PHI_CACHE``, else ``phi_equivariant`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    if folder := os.environ.get("PHI_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "phi_equivariant"
 
-    Returns
-    -------
-    path
 
-    Raises
-    ------
-    InputError
-        If no address gives the right file, the folder cannot be written to, or the file would have to be downloaded
-        although ``offline`` is set.
-    """
-    if is_right(path, info):
-        return path
-    if offline or not urls:
-        state = "differs from the registered one (damaged, or changed)" if path.exists() else "is not there"
-        wish = "leave --offline out to download it" if urls else "and the registry knows no address for it"
-        raise InputError(f"{path} {state}; {wish}.")
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that several processes may want to write; says so when it has to wait."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        logger.warning("Another process is downloading %s: waiting for it.", path.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file in the cache and hold its lock; InputError if it, or the block, cannot write there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
-            if not is_right(path, info):
-                if path.exists():
-                    logger.warning("%s differs from the registered file: downloading it again.", path)
-                _download(path, info, urls)
+            yield
     except OSError as error:
         raise InputError(
             f"Could not write {path}: {error.strerror or error}. Free some space, or name another cache folder in the "
             "environment variable PHI_CACHE."
         ) from error
-    return path
 
 
-def _download(path, info, urls):
-    # The name says which file this is a part of: a part of another version is never gone on with.
-    partial = path.with_name(f"{path.name}.{info.sha256[:16]}.part")
-    failures = []
-    for url in urls:
-        failure = _from_address(url, partial, info)
-        if failure is None:
-            os.replace(partial, path)
-            return
-        failures.append(f"{url}: {failure}")
-    raise InputError(
-        f"Could not download {path.name}: {'; '.join(failures)}. Nothing wrong was kept. Try again later, or name a "
-        "mirror in the environment variable PHI_ZOO_URL."
-    )
+def fetch(path: Path, info: FileInfo, url: str) -> None:
+    """Make sure that ``path`` holds the file; needs neither network nor a writable folder where it does already.
+
+    A wrong file in the cache is replaced. A lock lets one of several processes download while the others wait.
+
+    Raises
+    ------
+    InputError
+        If the address does not give the right file, or the folder cannot be written to.
+    """
+
+    def check(partial: Path) -> None:
+        if not is_right(partial, info):
+            raise WrongContent(f"not the registered file: its sha256 is {sha256_of(partial)}, not {info.sha256}")
+
+    if not is_right(path, info):
+        with writing(path):
+            if not is_right(path, info):
+                download(path, url, check, info.size)
 
 
-def _from_address(url, partial, info):
-    """Fill ``partial`` from one address, with several tries; None, or why it could not be done."""
-    failure = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE * 2 ** (attempt - 1))
-        resumed = partial.exists()
-        try:
-            if not resumed or partial.stat().st_size < info.size:
-                address, headers = address_of(url)
-                transfer(address, partial, size=info.size, resume=True, headers=headers)
-        except InputError as error:  # an address of a kind that cannot be read here; the next one may be of another
-            return str(error).rstrip(".")
-        except WrongContent as error:
-            partial.unlink(missing_ok=True)
-            return f"this is not the registered file ({error})"
-        except requests.RequestException as error:
-            failure = reason(error)
-            if not passing(error):
-                return failure
-            if isinstance(error, requests.HTTPError) and error.response.status_code == 416:
-                partial.unlink()  # the server's file ends before what is here
-            continue
-        if (found := sha256_of(partial)) == info.sha256:
-            return None
-        partial.unlink()
-        failure = f"this is not the registered file (its sha256 is {found}, not {info.sha256})"
-        if not resumed:
-            return failure
-    return failure
+def download(path: Path, url: str, check: Callable[[Path], object], most: int | None = None) -> None:
+    """Put a file that passes the check at ``path``, whole or not at all; within ``writing(path)``.
+
+    Parameters
+    ----------
+    check : called with the path of the complete file, to raise InputError if it is the wrong one
+    most : bytes that it may have; None: any number
+
+    Raises
+    ------
+    InputError
+        If the address does not give such a file.
+    """
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                _transfer(url, partial, most)
+                break
+            except requests.RequestException as error:
+                if not left or not _passes(error):
+                    raise
+                time.sleep(PAUSE * 2 ** (ATTEMPTS - 1 - left))
+        check(partial)
+        os.replace(partial, path)
+    except (WrongContent, InputError, requests.RequestException) as error:
+        raise InputError(
+            f"Could not download {url}: {_reason(error)}. Nothing was kept. Try again later, or get {path.name} by "
+            "other means."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _transfer(url: str, partial: Path, most: int | None) -> None:
+    # identity: the length is that of the file, not of a compressed copy.
+    with requests.get(url, stream=True, timeout=WAIT, headers={"Accept-Encoding": "identity"}) as response:
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
+        if most is not None and total is not None and total > most:
+            raise WrongContent(f"the server announced {total} bytes, but at most {most} are accepted")
+        console = Console(stderr=True)
+        chunks, n_chunks = response.iter_content(CHUNK), None if total is None else -(-total // CHUNK)
+        with open(partial, "wb") as file:
+            for chunk in track(chunks, partial.stem, n_chunks, console=console, disable=not console.is_terminal):
+                if most is not None and file.tell() + len(chunk) > most:
+                    raise WrongContent(f"the server sent more than the {most} bytes that are accepted")
+                file.write(chunk)
+
+
+def _passes(error: requests.RequestException) -> bool:
+    """Whether an error may go away by itself: a broken connection, a server in trouble."""
+    broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    status = 0 if error.response is None else error.response.status_code
+    return isinstance(error, broken) or status in (408, 429) or status >= 500
+
+
+def _reason(error: Exception) -> str:
+    """Why a transfer failed, in words."""
+    if isinstance(error, requests.HTTPError):
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
+        return "the server did not answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke before the file was complete"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection to the server"
+    return str(error).rstrip(".")

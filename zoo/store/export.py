@@ -17,7 +17,6 @@ from ase.data import chemical_symbols
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import CONFIG_FILE, load_model, save_model
 from zoo.store import card, reference
 from zoo.store.pretrained import load_folder
@@ -70,7 +69,7 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
         atoms = reference.cluster_of(numbers) if structure is None else _first_structure(structure)
         model = model.double()
         kept = reference.compute(model, atoms)
-        write_atomically(temporary / REFERENCE_FILE, lambda path: reference.write(kept, path))
+        (temporary / REFERENCE_FILE).write_text(json.dumps(kept, indent=1) + "\n")
         content = {
             "name": folder.name,
             "elements": [chemical_symbols[z] for z in numbers],
@@ -79,8 +78,7 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
             **_from_run(runs[run], json.loads((temporary / CONFIG_FILE).read_text())["versions"]),
         }
         content |= {name: value for name, value in stated.items() if value is not None}
-        text = card.text_of({name: content.get(name) for name in card.SECTIONS})
-        write_atomically(temporary / CARD_FILE, lambda path: path.write_text(text))
+        (temporary / CARD_FILE).write_text(card.text_of({name: content.get(name) for name in card.SECTIONS}))
         load_folder(temporary)
         temporary.rename(folder)
     finally:
