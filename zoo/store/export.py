@@ -1,5 +1,6 @@
 """From a finished training run to a folder that others can load."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -7,7 +8,9 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -22,10 +25,17 @@ from zoo.store import card, reference
 from zoo.store.pretrained import load_folder
 from zoo.store.registry import CARD_FILE, REFERENCE_FILE, check_name
 
-RUN_FILES = ("config.yaml", "data.json", "errors.json")
+RUN_FILES, MORE = ("config.yaml", "data.json", "errors.json"), (CONFIG_FILE, "metrics.json")
 
 
-def export(run, folder, structure=None, bare=(), more=(), **stated):
+def export(
+    run: str | Path,
+    folder: str | Path,
+    structure: str | Path | None = None,
+    bare: Sequence[str | Path] = (),
+    more: Sequence[str | Path] = (),
+    **stated: Any,
+) -> Path:
     """Make a folder that can be shared from a finished run: parameters, configuration, card, reference.
 
     The folder is there whole or not at all, and only if the model that is built from it is the trained one.
@@ -49,35 +59,31 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
     InputError
         If the run is not complete, the folder exists, the name is not allowed or the model cannot be built again.
     """
-    run, folder = Path(run), Path(folder)
+    folder = Path(folder)
     check_name(folder.name)
     if folder.exists():
         raise InputError(f"{folder} exists already; nothing in it was touched. Choose another name or delete it.")
-    runs = {Path(path): _read_run(Path(path)) for path in (run, *more, *bare)}
-    for path in bare:
-        if runs[Path(path)]["config"].get("phi"):
-            raise InputError(f"bare: {path} was trained with Φ; give runs of the bare host (--no_phi).")
+    told = Run.read(run)
+    others, bares = [Run.read(path) for path in more], [Run.read(path) for path in bare]
+    _check_together(folder.name, told, others, bares)
     model = load_model(run)
-    notes = runs[run]["built"]["notes"]
-    _check_together(folder.name, run, [Path(path) for path in more], runs)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         temporary.chmod(0o755)
-        save_model(model, temporary, notes=notes, parameters_only=True)
+        save_model(model, temporary, notes=told.built["notes"], parameters_only=True)
         numbers = [int(z) for z in model.atomic_numbers]
         atoms = reference.cluster_of(numbers) if structure is None else _first_structure(structure)
-        model = model.double()
-        kept = reference.compute(model, atoms)
+        kept = reference.compute(model.double(), atoms)
         (temporary / REFERENCE_FILE).write_text(json.dumps(kept, indent=1) + "\n")
         content = {
             "name": folder.name,
             "elements": [chemical_symbols[z] for z in numbers],
-            "speed": {**_speed(model, atoms), **runs[run]["speed"]},
-            "errors": _errors(runs.values()),
-            **_from_run(runs[run], json.loads((temporary / CONFIG_FILE).read_text())["versions"]),
+            "speed": {"evaluation": _speed(model, atoms), **told.speed},
+            "errors": [one.errors_row() for one in (told, *others, *bares)],
+            **told.sections(),
+            **{name: value for name, value in stated.items() if value is not None},
         }
-        content |= {name: value for name, value in stated.items() if value is not None}
         (temporary / CARD_FILE).write_text(card.text_of({name: content.get(name) for name in card.SECTIONS}))
         load_folder(temporary)
         temporary.rename(folder)
@@ -86,120 +92,118 @@ def export(run, folder, structure=None, bare=(), more=(), **stated):
     return folder
 
 
-def _read_run(run):
-    """What a run says of itself."""
-    missing = [name for name in RUN_FILES if not (run / name).is_file()]
-    if missing:
-        raise InputError(f"{run} is no finished run of phi-mace-train: it has no {', '.join(missing)}.")
-    try:
-        config, data, errors = (yaml.safe_load((run / name).read_text()) for name in RUN_FILES)  # JSON is YAML
-        metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else []
-        seconds = sorted(row["seconds"] for row in metrics if "seconds" in row)
-        built = json.loads((run / CONFIG_FILE).read_text()) if (run / CONFIG_FILE).is_file() else None
-        if not all(isinstance(part, dict) for part in (config, data, errors)) or "sets" not in errors:
-            raise ValueError(f"{', '.join(RUN_FILES)} do not hold what a run writes")
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{run} is no finished run of phi-mace-train: its files are damaged ({type(error).__name__})."
-        ) from error
-    log = (run / "log.txt").read_text().splitlines() if (run / "log.txt").is_file() else []
-    return {
-        "config": config,
-        "data": data,
-        "errors": errors,
-        "built": built,
-        "command": _without_folders(next((line.split("command: ", 1)[1] for line in log if "command: " in line), "")),
-        "speed": {"training": f"{seconds[len(seconds) // 2]:.1f} s per epoch"} if seconds else {},
-    }
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a finished run of phi-mace-train says of itself: the contents of its files, of the model's configuration
+    (empty in runs that are only compared with), its command and seconds per epoch."""
+
+    path: Path
+    config: dict[str, Any]
+    data: dict[str, Any]
+    errors: dict[str, Any]
+    built: dict[str, Any]
+    command: str
+    speed: dict[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Run":
+        """From its folder; InputError if it has no such files, or damaged ones."""
+        path = Path(path)
+        if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
+            raise InputError(f"{path} is no finished run of phi-mace-train: it has no {', '.join(missing)}.")
+        try:
+            read = {name: _read(path / name) if (path / name).is_file() else {} for name in RUN_FILES + MORE}
+            config, data, errors, built, metrics = read.values()
+            seconds = sorted(row["seconds"] for row in metrics if "seconds" in row)
+            if not all(isinstance(part, dict) for part in (config, data, errors)) or "sets" not in errors:
+                raise ValueError(f"{', '.join(RUN_FILES)} do not hold what a run writes")
+        except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path} is no finished run of phi-mace-train: its files are damaged ({type(error).__name__})."
+            ) from error
+        log = (path / "log.txt").read_text().splitlines() if (path / "log.txt").is_file() else []
+        command = next((line.split("command: ", 1)[1] for line in log if "command: " in line), "")
+        speed = {"training": f"{seconds[len(seconds) // 2]:.1f} s per epoch"} if seconds else {}
+        return cls(path, config, data, errors, built, _without_folders(command), speed)
+
+    def sections(self) -> dict[str, Any]:
+        """Sections of the card that the run knows."""
+        known = ("dataset", "train_file", "valid_file", "test_file", "source", "citation", "licence", "split", "files")
+        config = {key: _public(value) for key, value in self.config.items() if not key.endswith("_dir")}
+        told = {key: self.errors.get(key) for key in ("epochs", "best_epoch", "parameters")}
+        return {
+            "description": self.data.get("description"),
+            "data": {key: _public(self.data[key], longest=20) for key in (*known, "sha256") if key in self.data},
+            "level_of_theory": self.data.get("level_of_theory"),
+            "units": {"energy": "eV", "length": "Å", "charge": "e"},
+            "training": {"command": self.command, "configuration": config, **told},
+            "versions": {**self.built["versions"], "exported": datetime.date.today().isoformat()},
+        }
+
+    def errors_row(self) -> dict[str, Any]:
+        """Test errors with the seed; of the validation set where there is no test set."""
+        split = "test" if "test" in self.errors["sets"] else "valid"
+        errors = self.errors["sets"][split]["errors"]
+        return {
+            "model": "phi" if self.config.get("phi") else "bare host",
+            "seed": self.config.get("seed"),
+            "set": f"{split}, {self.errors['sets'][split]['structures']} structures",
+            **{k: f"MAE {e['mae']:.4g}, RMSE {e['rmse']:.4g} {e['unit']}" for k, e in errors.items() if e},
+        }
+
+    def architecture(self) -> tuple[Any, ...]:
+        """The host and Φ without what follows from the data."""
+        fitted = ("atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift")
+        host = self.built.get("host", {"type": None, "arguments": {}})
+        return host["type"], {k: v for k, v in host["arguments"].items() if k not in fitted}, self.built.get("phi")
 
 
-def _from_run(run, versions):
-    """Sections of the card that a run knows."""
-    data, config = run["data"], run["config"]
-    return {
-        "description": data.get("description"),
-        "data": {key: _short(data[key]) for key in ("dataset", "train_file", "valid_file", "test_file", "source",
-                 "citation", "licence", "split", "files", "sha256") if key in data},
-        "level_of_theory": data.get("level_of_theory"),
-        "units": {"energy": "eV", "length": "Å", "charge": "e"},
-        "training": {
-            "command": run["command"],
-            "configuration": {key: _file_name(value) for key, value in config.items() if not key.endswith("_dir")},
-            "epochs": run["errors"].get("epochs"),
-            "best_epoch": run["errors"].get("best_epoch"),
-            "parameters": run["errors"].get("parameters"),
-        },
-        "versions": {**versions, "exported": datetime.date.today().isoformat()},
-    }  # fmt: skip
+def _read(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
 
 
-def _check_together(name, run, more, runs):
-    """InputError unless the name tells the host, and runs are of one data set, and ``more`` of one model with it."""
-    kind = runs[run]["built"]["host"]["type"]
+def _check_together(name: str, run: Run, more: Sequence[Run], bare: Sequence[Run]) -> None:
+    """InputError unless the name tells the host, runs are of one data set, ``more`` are of the same model, and ``bare``
+    are without Φ."""
+    kind = run.architecture()[0]
     if name.split("-")[1] != kind:
-        raise InputError(f"{name} names the host {name.split('-')[1]!r}, but that of {run} is {kind!r}: phi-{kind}-….")
-    for path, other in runs.items():
+        raise InputError(
+            f"{name} names the host {name.split('-')[1]!r}, but that of {run.path} is {kind!r}: phi-{kind}-…."
+        )
+    for other in (*more, *bare):
+        if other in bare and other.config.get("phi"):
+            raise InputError(f"bare: {other.path} was trained with Φ; give runs of the bare host (--no_phi).")
         for key in ("dataset", "train_file", "test_file"):
-            if _file_name(other["data"].get(key)) != _file_name(runs[run]["data"].get(key)):
+            if _public(other.data.get(key)) != _public(run.data.get(key)):
                 raise InputError(
-                    f"{path} has {key} {other['data'].get(key)!r}, {run} has {runs[run]['data'].get(key)!r}; errors on "
+                    f"{other.path} has {key} {other.data.get(key)!r}, {run.path} has {run.data.get(key)!r}; errors on "
                     "different data cannot stand side by side."
                 )
-    for path in more:
-        if runs[path]["built"] is None or _architecture(runs[path]["built"]) != _architecture(runs[run]["built"]):
-            raise InputError(f"more: {path} is not another run of the model of {run}; its host or Φ is another.")
+        if other in more and other.architecture() != run.architecture():
+            raise InputError(
+                f"more: {other.path} is not another run of the model of {run.path}; its host or Φ is another."
+            )
 
 
-def _architecture(built):
-    """A configuration without what follows from the data."""
-    fitted = ("atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift")
-    arguments = {key: value for key, value in built["host"]["arguments"].items() if key not in fitted}
-    return built["host"]["type"], arguments, built["phi"]
-
-
-def _file_name(value):
+def _public(value: Any, longest: int | None = None) -> Any:
     """Without folders, which say something of the author's machine and nothing of the model: a path, or all paths in a
-    list or dictionary."""
+    list or dictionary; and without longer lists, of frames."""
     if isinstance(value, dict):
-        return {key: _file_name(item) for key, item in value.items()}
+        return {key: _public(item, longest) for key, item in value.items()}
     if isinstance(value, list):
-        return [_file_name(item) for item in value]
+        return f"{len(value)} of them" if longest and len(value) > longest else [_public(item) for item in value]
     outside = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", f"..{os.sep}")))
     return Path(value).name if outside else value
 
 
-def _without_folders(command):
+def _without_folders(command: str) -> str:
     """A command line whose paths have no folders, be they words of their own or behind ``--option=``."""
     words = (word.partition("=") if word.startswith("--") else ("", "", word) for word in shlex.split(command))
-    return shlex.join(f"{option}{sign}{_file_name(value)}" for option, sign, value in words)
+    return shlex.join(f"{option}{sign}{_public(value)}" for option, sign, value in words)
 
 
-def _short(value):
-    """Without folders, and without the long lists (of frames) that a run's provenance holds."""
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    return f"{len(value)} of them" if isinstance(value, list) and len(value) > 20 else _file_name(value)
-
-
-def _errors(runs):
-    """Test errors of every run, with its seed; of the validation set where there is no test set."""
-    rows = []
-    for run in runs:
-        sets = run["errors"]["sets"]
-        split = "test" if "test" in sets else "valid"
-        found = {name: error for name, error in sets[split]["errors"].items() if error}
-        rows.append(
-            {
-                "model": "phi" if run["config"].get("phi") else "bare host",
-                "seed": run["config"].get("seed"),
-                "set": f"{split}, {sets[split]['structures']} structures",
-                **{k: f"MAE {e['mae']:.4g}, RMSE {e['rmse']:.4g} {e['unit']}" for k, e in found.items()},
-            }
-        )
-    return rows
-
-
-def _speed(model, atoms):
+def _speed(model: torch.nn.Module, atoms: ase.Atoms) -> str:
     """Processor time of an energy and its forces, once the first calls are over; other work on the machine counts
     little in it."""
     atoms = atoms.copy()
@@ -210,12 +214,11 @@ def _speed(model, atoms):
         begin = time.process_time()
         atoms.get_forces()
         times.append(time.process_time() - begin)
-    milliseconds = 1e3 * sorted(times[3:])[1]
     what = f"{len(atoms)} atoms, float64, {torch.get_num_threads()} thread(s)"
-    return {"evaluation": f"{milliseconds:.0f} ms of processor time for {what}"}
+    return f"{1e3 * sorted(times[3:])[1]:.0f} ms of processor time for {what}"
 
 
-def _first_structure(path):
+def _first_structure(path: str | Path) -> ase.Atoms:
     try:
         atoms = ase.io.read(path, 0)
     except Exception as error:  # ase reports unreadable files by many types
