@@ -11,6 +11,7 @@ import torch
 
 import phi_equivariant  # noqa: F401  (lets torch read e3nn's constants, which mace imports)
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import keep_exact
 
 # isort: split
 import mace
@@ -120,6 +121,9 @@ def graph(configuration, atomic_numbers, r_max, heads=(HEAD,), kept=()):
         for key, value in data.to_dict().items()
         if value is not None and (key not in UNUSED_FIELDS or key in kept)
     }
+    # A total energy of -10^7 eV has no digits for the interaction in float32.
+    energy = configuration.properties.get("energy")
+    fields["energy"] = torch.tensor(0.0 if energy is None else float(energy), dtype=torch.float64)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
@@ -216,6 +220,7 @@ def build_host(options, loader, energies, atomic_numbers, heads):
             )
         options.mean, options.std = _mean_and_scale(options, loader, energies, heads)
         model, outputs = model_script_utils.configure_model(options, loader, energies, None, names, table, heads)
+        keep_exact(model, energies)
     except InputError:
         raise
     except (AssertionError, ValueError, KeyError, RuntimeError, SyntaxError) as error:
@@ -382,6 +387,7 @@ def fine_tuned_host(options, loader, energies, atomic_numbers, heads, trained):
     # mace takes the trained model's E0s over those that were given where the elements are the same, and makes a
     # parameter that nothing trains of a buffer.
     model.atomic_energies_fn.atomic_energies = torch.tensor(own)
+    keep_exact(model, own)
     basis = model.radial_embedding.bessel_fn
     if isinstance(getattr(basis, "bessel_weights", None), torch.nn.Parameter):
         weights = basis.bessel_weights.detach().clone()

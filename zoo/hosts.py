@@ -6,6 +6,7 @@ import torch
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.weights import host_type_of
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
@@ -28,6 +29,13 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def build(arguments):
         """A fresh model from what ``describe`` gave, in torch's default precision."""
+
+    @staticmethod
+    def load_named(name: str) -> torch.nn.Module:
+        """A trained model by a name or an address of the zoo; InputError if there is none."""
+        from zoo.pretrained import load_pretrained  # which knows all types of hosts
+
+        return load_pretrained(name)
 
     @staticmethod
     def portable(model):
@@ -54,7 +62,7 @@ class EnergyModelHost(Host):
     def describe(model):
         """Constructor arguments as JSON can hold them, E0, scale and shift as they are now."""
         now = {
-            "atomic_energies": model.atomic_energies_fn.atomic_energies[0],
+            "atomic_energies": atomic_energies(model)[0],
             "atomic_inter_scale": model.scale.detach(),
             "atomic_inter_shift": model.shift.detach(),
         }

@@ -5,10 +5,9 @@ import difflib
 import os
 from pathlib import Path
 
-import torch
-
 from phi_equivariant.errors import InputError
-from phi_equivariant.weights import check_dtype, load_model
+from phi_equivariant.precision import DTYPES, read_dtype
+from phi_equivariant.weights import CONFIG_FILE, load_model
 from zoo import limits, reference
 from zoo.architectures import ARCHITECTURES
 from zoo.download import fetch, is_right
@@ -127,7 +126,13 @@ def locate(name: str | Path, offline: bool = False) -> Path:
         if not path.is_dir():
             raise InputError(f"{name} is no folder; give one that holds model.safetensors and config.json.")
         return path
-    return files_of(find(str(name), offline), offline)
+    try:
+        entry = find(str(name), offline)
+    except InputError:
+        if (Path(name) / CONFIG_FILE).is_file():
+            return Path(name)
+        raise
+    return files_of(entry, offline)
 
 
 def is_path(name: str | Path) -> bool:
@@ -161,10 +166,10 @@ def load_pretrained(name, device="cpu", dtype=None, offline=False):
         If there is no such model, its files cannot be had or are not the registered ones, its settings are not allowed,
         or it does not give the reference energy, forces and charges.
     """
-    check_dtype(dtype)
+    precision = read_dtype(dtype)
     folder = locate(name, offline)
     model, saved = load_folder(folder)
-    return model.to(device=device, dtype=getattr(torch, dtype or saved))
+    return model.to(device=device, dtype=precision or DTYPES[saved])
 
 
 def load_folder(folder: Path):

@@ -10,7 +10,7 @@ from ase.geometry import complete_cell
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.total_charge import total_charge_of
+from phi_equivariant.inputs.state import StateReader
 from zoo.registry import FILE_LIMITS, REFERENCE_FILE, read_json
 
 MOST_ATOMS = 500
@@ -44,7 +44,7 @@ def compute(model, atoms):
             "positions": atoms.positions.tolist(),
             "cell": np.asarray(atoms.cell).tolist(),
             "pbc": atoms.pbc.tolist(),
-            "total_charge": float(total_charge_of(atoms.info)),
+            "total_charge": StateReader().read(atoms)["total_charge"],
         },
         "energy": atoms.get_potential_energy(),
         "forces": atoms.get_forces().tolist(),

@@ -1,7 +1,8 @@
 """Predictions of a model for batches, and their errors over a set."""
 
-import torch
-
+from phi_equivariant.batching import segment_sum
+from phi_equivariant.host_energy import isolated_of_atoms
+from phi_equivariant.potential import run_model
 from training.report.error_sums import ErrorSums
 
 
@@ -9,10 +10,8 @@ def isolated_energies(model):
     """A function from a batch to the energies (n_structures,) in eV of its isolated atoms, as the model has them."""
 
     def energies(batch):
-        by_head = model.atomic_energies_fn(batch["node_attrs"])  # (n_atoms, n_heads)
-        head = batch["head"][batch["batch"]] if by_head.shape[1] > 1 else torch.zeros_like(batch["batch"])
-        per_atom = by_head.gather(1, head[:, None]).squeeze(1)
-        return torch.zeros_like(batch["energy"]).index_add_(0, batch["batch"], per_atom.to(batch["energy"].dtype))
+        of_atom = isolated_of_atoms(model, batch)
+        return segment_sum(of_atom, batch["batch"], len(batch["ptr"]) - 1)
 
     return energies
 
@@ -40,7 +39,8 @@ def evaluate(model, loader, outputs, device, keep=(), on_batch=None, isolated=No
 
 def predict(model, batch, outputs, training=False):
     """Call a model with mace's call signature."""
-    return model(
+    return run_model(
+        model,
         batch,
         training=training,
         compute_force=outputs["forces"],
