@@ -31,11 +31,11 @@ class Host(abc.ABC):
         """A fresh model from what ``describe`` gave, in torch's default precision."""
 
     @staticmethod
-    def load_named(name: str) -> torch.nn.Module:
+    def load_named(name: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """A trained model by a name or an address of the zoo; InputError if there is none."""
         from zoo.pretrained import load_pretrained  # which knows all types of hosts
 
-        return load_pretrained(name)
+        return load_pretrained(name, dtype=dtype)
 
     @staticmethod
     def portable(model):

@@ -91,7 +91,7 @@ def _load(name: str | Path, device: torch.device, dtype: torch.dtype | None) -> 
         load_named = getattr(point.load(), "load_named", None)
         if load_named is not None:
             try:
-                found: torch.nn.Module = load_named(str(name))
+                found: torch.nn.Module = load_named(str(name), dtype)
             except InputError as error:
                 raise InputError(f"{name} is no folder, and {error}") from error
             return found
