@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells, describe_pbc
-from phi_equivariant.inputs.total_charge import total_charge_of
+from phi_equivariant.inputs.state import StateReader
 from training.data.labels import LabelReport, check_weights, clean_label, resolve_keys
 from training.quantities import LABELS, Label
 
@@ -201,12 +201,12 @@ def _collect_labels(atoms: Atoms, keys: Mapping[str, str], where: str) -> dict:
         value = None if name == "total_charge" else _value(atoms, label, keys[name])
         if value is not None:
             found[name] = clean_label(label, value, len(atoms), where)
-    charge_keys = [key for key in (keys["total_charge"], "charge") if atoms.info.get(key) is not None]
-    if charge_keys:
-        try:
-            found["total_charge"] = total_charge_of(atoms.info, charge_keys)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+    try:
+        charge = StateReader({"total_charge": keys["total_charge"]}).find(atoms, "total_charge")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if charge is not None:
+        found["total_charge"] = charge[0]
     return found
 
 
