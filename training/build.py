@@ -6,6 +6,7 @@ import torch
 
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import set_reader
 from phi_equivariant.weights import describe_model
 from training import mace_interface
 from training.data.run_data import load
@@ -97,6 +98,7 @@ def build(run, run_data):
     model = host if run.phi is None else _attach(host, run.phi, run_data)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze: {args.freeze} leaves nothing to train. Choose a smaller number.")
+    set_reader(model, run_data.state)  # what it is evaluated on is read as this was
     describe_model(model)  # what cannot be saved must not be trained
     stage_two = losses.build_objective(args, run.phi, stage=2) if args.swa else None
     return Built(model, losses.build_objective(args, run.phi), stage_two, outputs, order)

@@ -1,35 +1,38 @@
 """``phi-mace-eval``: energies, forces and charges of a trained model for the structures of a file."""
 
-import io
+import argparse
 import json
 import logging
 import math
 import sys
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import ase.io
 import torch
 
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import UNUSABLE_DISK, write_atomically
+from phi_equivariant.inputs.state import reader_of, set_reader
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, load_model
 from training import mace_interface, run_folder
 from training.data.heads import KEY_OPTIONS
-from training.data.stream import FrameStream
-from training.fit.predictions import Predictor, Wanted, not_finite
+from training.data.stream import Census, FrameStream
+from training.fit.file_evaluation import Evaluation
+from training.fit.predictions import Predictor, Wanted
 from training.options.evaluation import OPENERS, parse
 from training.report import tables
-from training.report.error_sums import QUANTITIES, ErrorSums
+from training.report.error_sums import QUANTITIES
 from zoo import mace_host
 
 logger = logging.getLogger("phi_mace_train")
 NAMED_FRAMES = 20  # of those left out, on the terminal; --errors lists all
 
 
-def read_model(args):
+def read_model(args: argparse.Namespace) -> torch.nn.Module:
     """The model of ``--model`` in the precision asked for, on the device asked for.
 
     Raises
@@ -51,11 +54,13 @@ def read_model(args):
         else:
             model = mace_host.read_model(path, args.trust_pickle).to(getattr(torch, args.default_dtype))
         if args.enable_cueq:
+            reader = reader_of(model)
             model = _on_cueq(model, args.device)
+            set_reader(model, reader)
     return model.to(args.device).eval()
 
 
-def _on_cueq(model, device):
+def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:
     """The model with its host on cuequivariance's kernels."""
     if not isinstance(model, PhiPotential):
         return mace_host.accelerate(model, "cueq", device)
@@ -65,67 +70,7 @@ def _on_cueq(model, device):
     return fast
 
 
-class Evaluation:
-    """One pass over a file: predictions go to the output, errors into sums.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    stream : FrameStream
-    prefix : of the names of what is written
-    """
-
-    def __init__(self, predictor, stream, prefix):
-        self.predictor, self.stream, self.prefix = predictor, stream, prefix
-        self.errors = ErrorSums()
-        self.structures = self.atoms = 0
-
-    def write(self, file, max_structures, max_atoms, advance=None):
-        """Evaluate all structures and write them in their order."""
-        for frames in self.stream.batches(max_structures, max_atoms):
-            self._write_batch(frames, file)
-            if advance is not None:
-                advance(len(frames))
-        if not self.structures:
-            raise InputError(f"{self.stream.path}: no structure could be evaluated; nothing was written.")
-
-    def _write_batch(self, frames, file):
-        batch = self.predictor.batch([frame.labelled for frame in frames])
-        output = self.predictor(batch)
-        texts, good = [], []
-        for frame, prediction in zip(frames, self.predictor.split(output, batch), strict=True):
-            reason = self._why_unusable(prediction) or self._add_text(frame, prediction, texts)
-            if reason is None:
-                good.append(frame)
-            else:
-                self.stream.reject(frame.index, f"{self.stream.where(frame.index)} {reason}")
-        if len(good) == len(frames):
-            self.errors.update(output, batch)
-        elif good:  # without those that were rejected
-            batch = self.predictor.batch([frame.labelled for frame in good])
-            self.errors.update(self.predictor(batch), batch)
-        file.writelines(texts)
-        self.structures += len(good)
-        self.atoms += sum(len(frame.atoms) for frame in good)
-
-    @staticmethod
-    def _why_unusable(prediction):
-        names = not_finite(prediction)
-        return f"has predictions that are not finite ({', '.join(names)}): do atoms coincide?" if names else None
-
-    def _add_text(self, frame, prediction, texts):
-        """Write a frame to memory; the reason where ase cannot."""
-        self.predictor.add_to(frame.atoms, prediction, self.prefix)
-        text = io.StringIO()
-        try:
-            ase.io.write(text, frame.atoms, format="extxyz")
-        except Exception as error:  # ase's writers raise whatever they meet: there is no narrower base class
-            return f"cannot be written as extended XYZ: {type(error).__name__}: {error}."
-        texts.append(text.getvalue())
-        return None
-
-
-def _check_labels(args, census):
+def _check_labels(args: argparse.Namespace, census: Census) -> None:
     """A key that was named must be there; without labels there are no errors."""
     for option in KEY_OPTIONS:
         name, key = option.removesuffix("_key"), getattr(args, option)
@@ -145,14 +90,14 @@ def _check_labels(args, census):
     logger.info(f"no errors: {what}")
 
 
-def _report_bad(bad):
+def _report_bad(bad: Mapping[int, str]) -> None:
     for reason in list(bad.values())[:NAMED_FRAMES]:
         logger.info(f"left out: {reason}")
     if len(bad) > NAMED_FRAMES:
         logger.info(f"left out: {len(bad) - NAMED_FRAMES} more")
 
 
-def evaluate_file(args, model):
+def evaluate_file(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
     """Write a model's predictions for the structures of ``--configs`` to ``--output``, and the table of errors.
 
     Parameters
@@ -181,15 +126,16 @@ def evaluate_file(args, model):
         descriptor_invariants_only=args.descriptor_invariants_only,
     )
     predictor = Predictor(model, args.device, args.head, wanted)
-    phi = isinstance(model, PhiPotential)
+    operator = model.phi.config.operator if isinstance(model, PhiPotential) else None
     stream = FrameStream(
         args.configs,
         predictor.numbers,
-        {**predictor.keys, **{option: key for option in KEY_OPTIONS if (key := getattr(args, option))}},
-        allow_slabs=not (phi and model.phi.config.operator == "coulomb"),
-        allow_charged=not (phi and model.phi.config.operator == "graph"),
+        {option: key for option in KEY_OPTIONS if (key := getattr(args, option))},
+        allow_slabs=operator != "coulomb",
+        allow_charged=operator != "graph",
         embeddings=predictor.embeddings,
         skip_bad=args.skip_bad,
+        usual=reader_of(model).keys,
     )
     census = stream.take_census()
     _check_labels(args, census)
@@ -198,10 +144,9 @@ def evaluate_file(args, model):
     evaluation = Evaluation(predictor, stream, args.info_prefix)
     begin = time.perf_counter()
 
-    def write(path):
-        opener = OPENERS.get(Path(args.output).suffix, open)
-        with opener(path, "wt", encoding="utf-8") as file:
-            evaluation.write(file, args.batch_size, args.batch_atoms, advance)
+    def write(path: Path) -> None:
+        opener: Any = OPENERS.get(Path(args.output).suffix, open)
+        evaluation.write(path, opener, args.batch_size, args.batch_atoms, advance)
 
     with run_folder.structure_bar("evaluating", census.report.frames) as advance:
         write_atomically(args.output, write)
@@ -209,7 +154,7 @@ def evaluate_file(args, model):
     return _finish(args, evaluation, seconds)
 
 
-def _finish(args, evaluation, seconds):
+def _finish(args: argparse.Namespace, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     """The table, the file of errors, and the last lines."""
     table, bad = evaluation.errors.table(), evaluation.stream.bad
     _report_bad(bad)
@@ -236,7 +181,7 @@ def _finish(args, evaluation, seconds):
     return summary
 
 
-def main(words=None):
+def main(words: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0, 2 for unusable input, 130 when interrupted; nothing is written but with 0."""
     try:
         args = parse(words)

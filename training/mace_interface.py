@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import random
 import warnings
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 
 import phi_equivariant  # noqa: F401  (lets torch read e3nn's constants, which mace imports)
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.empty_space import compact, mostly_empty
 
 # isort: split
 import mace
@@ -114,17 +116,37 @@ def graph(configuration, atomic_numbers, r_max, heads=(HEAD,), kept=()):
     ``kept`` names fields of :data:`UNUSED_FIELDS` that this model reads after all.
     """
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
+    positions, cell, pbc = configuration.positions, np.array(configuration.cell, float), np.array(configuration.pbc)
+    tight = compact(positions, cell, pbc, r_max) if mostly_empty(positions, cell, pbc, r_max) else None
+    if tight is not None:
+        configuration = dataclasses.replace(
+            configuration, positions=tight.positions, cell=tight.cell, pbc=(True, True, True)
+        )
     data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
     fields = {
         key: value
         for key, value in data.to_dict().items()
         if value is not None and (key not in UNUSED_FIELDS or key in kept)
     }
+    if tight is not None:
+        _unpack(fields, tight, positions, cell, pbc, r_max)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
             fields[key] = fields[key].new_zeros(1, 3).expand(len(fields[key]), 3)
     return fields
+
+
+def _unpack(fields, tight, positions, cell, pbc, r_max):
+    """Give a graph that was made without empty space its own positions, cell and images."""
+    number = {"dtype": torch.get_default_dtype()}
+    sender, receiver = fields["edge_index"].numpy()
+    images = fields["unit_shifts"].double().numpy() + tight.wraps[receiver] - tight.wraps[sender]
+    made_up = np.eye(3) * (np.abs(positions).max() + 1) * 5 * r_max  # mace's vectors of open directions
+    cell = np.where(pbc[:, None], cell, made_up)
+    fields["positions"], fields["cell"] = torch.tensor(positions, **number), torch.tensor(cell, **number)
+    fields["unit_shifts"], fields["shifts"] = torch.tensor(images, **number), torch.tensor(images @ cell, **number)
+    fields["pbc"] = torch.tensor(pbc)[None]
 
 
 def average_energies(frames, atomic_numbers):

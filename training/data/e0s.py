@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from phi_equivariant.errors import InputError
 from training import mace_interface
@@ -11,7 +13,7 @@ from training.data.literals import literal, read_json
 WORDS = ("average", "estimated", "foundation")
 
 
-def read_e0s(choice, where=""):
+def read_e0s(choice: Any, where: str = "") -> dict[int, float] | str | None:
     """``--E0s`` as {Z: eV}, or the word that says where they come from; None if there are none.
 
     Raises
@@ -37,8 +39,18 @@ def read_e0s(choice, where=""):
     return energies
 
 
-def isolated_energies(frames, elements, numbers, foundation, options):
+def isolated_energies(
+    frames: Any, elements: Sequence[int], numbers: Sequence[int], foundation: Any, options: Any
+) -> Mapping[int, float]:
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
+
+    Parameters
+    ----------
+    frames : :class:`training.data.head_frames.HeadFrames`
+    elements : of the head's structures
+    numbers : of the model
+    foundation : the trained model to start from, None without one
+    options : of the run
 
     Raises
     ------

@@ -8,6 +8,7 @@ import numpy as np
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ LABELS = {
         Label("virials", "REF_virials", "REF_virials", False, (3, 3), "virials"),
     )
 }
+#: Label -> key where the labels are in their canonical places already.
+CANONICAL = {name: label.canonical for name, label in LABELS.items()}
 # Labels that reports name only where they are.
-SELDOM = ("total_spin", "elec_temp", "stress", "virials")
+SELDOM = ("stress", "virials")
 # Labels that a structure may weigh, each by ``info["config_<name>_weight"]``.
 WEIGHTED = ("energy", "forces", "stress", "virials", "dipole", "charges")
 # Keys of mace that name other entries of atoms.info: accepted and left where they are.
@@ -126,6 +129,7 @@ class LabelReport:
     keys : label name -> key
     counts : label name -> number of structures that have the label
     looked_at : number of structures that were read to count labels, where it is not all of them
+    notes : further lines for the log: charges, periodic directions, what stands out
     """
 
     split: str
@@ -135,6 +139,7 @@ class LabelReport:
     keys: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     looked_at: int | None = None
+    notes: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """Lines for the log."""
@@ -143,9 +148,9 @@ class LabelReport:
         lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]
         for name, label in LABELS.items():
             count = self.counts.get(name, 0)
-            if count or name not in SELDOM:
+            if (count or name not in SELDOM) and name not in QUANTITIES:
                 lines.append(f"  {label.plural:<13} {count:>7}   {name}_key: {self.keys.get(name, label.default_key)}")
-        return lines
+        return lines + [f"  {note}" for note in self.notes]
 
     def as_dict(self) -> dict:
         """The same for JSON."""

@@ -7,12 +7,14 @@ import hashlib
 import torch
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import StateReader
 from training import distribution, mace_interface
-from training.data.batches import GraphList, GraphStream, collate
+from training.data.batches import GraphList, GraphStream, collate, name_of
 from training.data.e0s import isolated_energies
+from training.data.head_frames import on_disk, state_reader
 from training.data.heads import read_heads
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
-from training.data.sources import HeadReader, from_registry, on_disk
+from training.data.sources import HeadReader, from_registry
 from training.data.spool import SpooledGraphs
 
 HEAD = mace_interface.HEAD
@@ -27,7 +29,8 @@ class RunData:
     test : {name of the test set: structures}, empty without test files; test_heads : {name of the test set: head};
     skipped : heads that tables leave out; atomic_numbers : elements of the model; e0s : {head: {Z: eV}};
     lines : what was found, for the log; provenance : the same for JSON, with the indices of the split;
-    digest : sha256 of training and validation structures and labels; foundation : the trained model to start from.
+    digest : sha256 of training and validation structures and labels; foundation : the trained model to start from;
+    state : how total charges and the like are read, and in which range the training structures have them.
     """
 
     heads: list
@@ -44,6 +47,7 @@ class RunData:
     provenance: dict
     digest: str
     foundation: object = None
+    state: StateReader = dataclasses.field(default_factory=StateReader)
 
     def order(self, options):
         """The shuffled batches of every epoch; in a distributed run, this process's part of them."""
@@ -151,7 +155,10 @@ def load(options, phi, foundation=None):
         e0s[frames.head.name] = {number: own.get(number, known.get(number, 0.0)) for number in numbers}
         if not options.dataset:
             reader.tests(frames, numbers)
-    return _run_data(found, numbers, e0s, options, foundation)
+    run_data = _run_data(found, numbers, e0s, options, foundation)
+    read = {"total_charge"} if phi is not None else set()
+    run_data.state = state_reader(found, read | set(reader.embedded), reader.embedded)
+    return run_data
 
 
 def _check_batch_size(options, size):
@@ -213,10 +220,9 @@ def _graphs(parts, make, sha):
     for part in parts:
         if on_disk(part):
             sets.append(SpooledGraphs(part, make))
-            inner = getattr(part, "dataset", part)
-            sha.update(f"{inner.fingerprint()}{list(getattr(part, 'indices', ()))}".encode())
+            sha.update(part.fingerprint().encode())
         else:
-            sets.append(GraphList(map(make, part)))
+            sets.append(GraphList(map(make, part), [name_of(atoms) for atoms in part]))
             _digest(sets[-1], sha)
     return sets[0] if len(sets) == 1 else torch.utils.data.ConcatDataset(sets)
 

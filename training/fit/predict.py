@@ -1,7 +1,12 @@
 """Predictions of a model for batches, and their errors over a set."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 
+from phi_equivariant.errors import InputError
+from training.data.batches import GraphBatch, name_in
 from training.report.error_sums import ErrorSums
 
 
@@ -26,16 +31,44 @@ def evaluate(model, loader, outputs, device, keep=(), on_batch=None, isolated=No
     errors = ErrorSums(keep, isolated)
     flags = freeze(model)
     try:
-        for batch in loader:
+        for indices, batch in zip(loader.batch_sampler, loader, strict=True):
             if not batch:  # this process's share is a batch shorter than others'
                 continue
             batch = batch.to(device)
-            errors.update(predict(model, batch, outputs), batch)
+            output = predict(model, batch, outputs)
+            check_finite(model, output, batch, loader.dataset, indices)
+            errors.update(output, batch)
             if on_batch is not None:
                 on_batch(batch.num_graphs)
     finally:
         unfreeze(model, flags)
     return errors.gather()
+
+
+def check_finite(
+    model: torch.nn.Module, output: Mapping[str, Any], batch: GraphBatch, dataset: Any, indices: Iterable[int]
+) -> None:
+    """InputError, naming the frames, where a model with finite parameters gives energies or forces that are not.
+
+    Parameters
+    ----------
+    model, output, batch : the model and what it said of a batch
+    dataset, indices : where the batch's structures come from, for their names
+    """
+    finite = torch.isfinite(output["energy"].detach())
+    if output.get("forces") is not None:
+        atoms = torch.isfinite(output["forces"].detach()).all(1)
+        finite = finite & (
+            torch.zeros_like(finite, dtype=torch.long).index_add_(0, batch["batch"], (~atoms).long()) == 0
+        )
+    # A model whose training diverged is told of elsewhere: no frame is at fault.
+    if bool(finite.all()) or not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        return
+    named = [name_in(dataset, index) for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+    raise InputError(
+        f"the model gives energies or forces that are not finite for {', '.join(named[:5])}"
+        f"{', …' if len(named) > 5 else ''}. Take these structures out, or look at what is wrong with them."
+    )
 
 
 def predict(model, batch, outputs, training=False):

@@ -1,0 +1,118 @@
+"""What one head of a run trains and is tested on."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import StateCount, StateReader
+from training import mace_interface
+from training.data.chain import Chain, Picked
+from training.data.heads import Head
+from training.data.labels import LabelReport
+from training.data.placing import LabelPlacer
+
+#: Structures in memory, or on disk (``Chain``, ``Picked``).
+Part = Sequence[Atoms]
+
+
+@dataclass
+class HeadFrames:
+    """What a head trains and is tested on.
+
+    train, valid : parts, each a list of structures or data that stays on disk; tests : {name: structures};
+    e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what was found; states : total
+    charges and the like of the training data, None for a part of which not all was read.
+    """
+
+    head: Head
+    train: list[Part] = field(default_factory=list)
+    valid: list[Part] = field(default_factory=list)
+    tests: dict[str, Part] = field(default_factory=dict)
+    e0s: dict[int, float] | None = None
+    reports: list[LabelReport] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    states: list[StateCount | None] = field(default_factory=list)
+
+    def size(self) -> int:
+        """Number of training structures."""
+        return sum(map(len, self.train))
+
+    def elements(self) -> list[int]:
+        """Atomic numbers: those given for the head, or those of its training and validation structures.
+
+        Raises
+        ------
+        InputError
+            If they are not given and the data are on disk, or if they lack one of the data's.
+        """
+        given = self.head.atomic_numbers
+        parts = [part for part in (*self.train, *self.valid)]
+        if given is None and any(map(on_disk, parts)):
+            raise InputError(
+                f"--atomic_numbers: the elements of HDF5 and LMDB data must be given{of_head(self.head)}, as in "
+                "--atomic_numbers '[1, 6, 8]' or by the statistics_file of mace_prepare_data."
+            )
+        found = {int(z) for part in parts if not on_disk(part) for atoms in part for z in set(atoms.numbers)}
+        if given is None:
+            return sorted(found)
+        if unknown := found - set(given):
+            raise InputError(
+                f"--atomic_numbers: the data{of_head(self.head)} hold elements {sorted(unknown)} that are not among "
+                f"{given}."
+            )
+        return given
+
+
+def state_reader(found: Sequence[HeadFrames], read: Iterable[str], embedded: Iterable[str]) -> StateReader:
+    """What a model keeps of how its training structures were read: keys that all heads share, and ranges.
+
+    Parameters
+    ----------
+    found : the structures of all heads
+    read : quantities that the model reads; only of these is a range worth a warning
+    embedded : quantities that the host embeds
+    """
+    named = [LabelPlacer(frames.head.keys, embedded).named for frames in found]
+    keys = {name: key for name, key in named[0].items() if all(other.get(name) == key for other in named)}
+    states = [state for frames in found for state in frames.states]
+    if any(state is None for state in states):
+        return StateReader(keys)  # of data on disk not all was looked at
+    ranges = [state.seen() for state in states if state is not None and state.frames]
+    seen = {
+        name: (min(one[name][0] for one in ranges), max(one[name][1] for one in ranges))
+        for name in read
+        if ranges and all(name in one for one in ranges)
+    }
+    return StateReader(keys, seen)
+
+
+def on_disk(part: Part) -> bool:
+    """Whether structures are read from disk each time that they are asked for."""
+    return isinstance(part, Chain | Picked)
+
+
+def of_head(head: Head) -> str:
+    """Which head a message is about, where there are several."""
+    return "" if head.name == mace_interface.HEAD else f" of head {head.name!r}"
+
+
+def random_split(size: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of training and validation, the same as mace's for that seed.
+
+    Raises
+    ------
+    InputError
+        If one structure is not enough for two sets.
+    """
+    if size < 2:
+        raise InputError(
+            f"--train_file holds {size} structure; a validation set cannot be split off. Give --valid_file."
+        )
+    order = list(range(size))
+    np.random.default_rng(seed).shuffle(order)
+    train_size = min(size - int(fraction * size), size - 1)
+    return order[:train_size], order[train_size:]
