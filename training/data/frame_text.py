@@ -139,7 +139,7 @@ def _quoted(text: object) -> str:
     if _PLAIN.fullmatch(text):
         return text
     if "\n" in text or "\r" in text:
-        raise InputError(f"{text!r} has a line break. Take out what it names.")
+        raise InputError(f"the name of an entry or column, {text!r}, has a line break.")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -15,17 +15,18 @@ from training.data.frame_text import frame_text
 
 TEXTS = (
     "a\nb", "a\rb", "x\r\ny", "C:\\dir\\", "\\frac{a}{b}", 'say "hi"', "it's", "a=b total_charge=1", "Å µ 水 “x”",
-    "\u2028 x", "a\xa0b", "", " lead and trail ", "a\tb", "12", "1.5 2.5", "nan", "T", "T F", "true", "_JSON [1]", "{x}",
-    "[1 2]", "a, b", "a;b", "\\", '"', "'", "=", "\x0b", "\x00",
+    "\u2028 x", "a\xa0b", "", " lead and trail ", "a\tb", "12", "1.5 2.5", "nan", "T", "T F", "true", "_JSON [1]",
+    "{x}", "[1 2]", "a, b", "a;b", "\\", '"', "'", "=", "\x0b", "\x00",
 )  # fmt: skip
 VALUES = {
     "none": None, "flag": True, "numpy flag": np.bool_(False), "float32": np.float32(0.1), "large": 2**80, "small": -5,
     "float": 1e-300, "infinite": np.inf, "list": [1, 2, 3], "words": ["a", "b c"], "nothing": [], "no entry": {},
-    "dictionary": {"a": [1, 2], "b": {"c": "x\ny"}, "d": None}, "arrays within": {"x": np.arange(3), "y": np.float64(2)},
-    "empty array": np.zeros(0), "one": np.array([0.5]), "matrix": np.arange(9.0).reshape(3, 3),
-    "flags": np.array([True, False]), "one flag": np.array([True]), "bytes": np.array([1, 255], np.uint8),
-    "single": np.array([0.1, 0.2], np.float32), "not numbers": np.array([np.nan, np.inf, 1.0]),
-    "text array": np.array(["a", "b c"]), "tuple": (1, 2), "tensor": np.arange(8.0).reshape(2, 2, 2),
+    "dictionary": {"a": [1, 2], "b": {"c": "x\ny"}, "d": None},
+    "arrays within": {"x": np.arange(3), "y": np.float64(2)}, "empty array": np.zeros(0), "one": np.array([0.5]),
+    "matrix": np.arange(9.0).reshape(3, 3), "flags": np.array([True, False]), "one flag": np.array([True]),
+    "bytes": np.array([1, 255], np.uint8), "single": np.array([0.1, 0.2], np.float32),
+    "not numbers": np.array([np.nan, np.inf, 1.0]), "text array": np.array(["a", "b c"]), "tuple": (1, 2),
+    "tensor": np.arange(8.0).reshape(2, 2, 2),
 }  # fmt: skip
 NAMES = ("key with space", 'k"q', "k=e", "k\\b", "ключ", "k[1]", "it's")
 
@@ -117,7 +118,7 @@ def test_ordinary_frames_are_written_as_ase_writes_them():
         ({"z": 1j}, {}, "'z' is a complex"),
         ({"z": b"x"}, {}, "'z' is a bytes"),
         ({1: 2}, {}, "name of an entry is 1"),
-        ({"a\nb": 2}, {}, "Take out what it names"),
+        ({"a\nb": 2}, {}, "has a line break"),
         ({"rows": [[1, 2], [3]]}, {}, "'rows' is a list"),
         ({"virial": 3.0}, {}, "virial"),
         ({"Lattice": 1}, {}, "Lattice"),
