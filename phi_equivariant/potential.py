@@ -6,6 +6,7 @@ import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import read_cells
+from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.strain import slopes, strain, stress_of
 from phi_equivariant.taps import RecordedOutput, read_layers, submodules
@@ -111,10 +112,10 @@ class PhiPotential(torch.nn.Module):
         Raises
         ------
         InputError
-            For positions, cells or total charges that are not finite, a charge or spin that is no class of the host's
-            embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a structure periodic in one
-            or two directions, a quantity that is not computed, derivatives in inference mode, or if Φ was detached. A
-            charged periodic cell gives a warning.
+            For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is no
+            class of the host's embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a
+            structure periodic in one or two directions, a quantity that is not computed, derivatives in inference mode,
+            or if Φ was detached. A charged periodic cell gives a warning.
         """
         _refuse(
             compute_hessian=compute_hessian,
@@ -129,6 +130,7 @@ class PhiPotential(torch.nn.Module):
             raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
         if not bool(torch.isfinite(data["positions"]).all()):
             raise InputError("positions are not finite (NaN or infinity); a simulation that blew up does this.")
+        check_edges(data)
         cell, pbc = read_cells(data)
         charge = _total_charge(data, pbc)
         compute_stress = compute_stress and bool(pbc.all(1).any())

@@ -8,6 +8,7 @@ import torch
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells
+from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.inputs.total_charge import total_charge_of
 from phi_equivariant.potential import PhiPotential
@@ -101,7 +102,7 @@ class ModelInput:
         values = [self.read(atoms.info) for atoms in structures]
         info = {name: torch.tensor([value[name] for value in values], **number) for name in self._info}
         check_classes(host_of(self.model), info)
-        return {
+        batch = {
             "positions": torch.tensor(np.concatenate([atoms.positions for atoms in structures]), **number),
             "node_attrs": torch.nn.functional.one_hot(species, len(self._elements)).to(reference.dtype),
             "edge_index": torch.tensor(edges, **whole),
@@ -114,6 +115,8 @@ class ModelInput:
             "head": torch.full((len(structures),), self.head, **whole),
             **info,
         }
+        check_edges(batch)
+        return batch
 
     def _edges(self, structures, cells, ptr):
         """Edges (2, n_edges) of the whole batch, their cell images and shifts (n_edges, 3)."""

@@ -1,12 +1,16 @@
 """What ``embedding_specs`` reads from structures beside their atoms: a temperature, a spin, a charge, a method."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from training.quantities import LABELS
 
 
-def place_embeddings(atoms, specs, where):
+def place_embeddings(atoms: Atoms, specs: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """Put what ``embedding_specs`` reads under the specifications' names; labels are there already.
 
     A structure without a total charge, total spin or electronic temperature has mace's: 0 e, 1 and 0.
@@ -18,7 +22,8 @@ def place_embeddings(atoms, specs, where):
     """
     for name, spec in specs.items():
         per_atom = spec["per"] == "atom"
-        place, kind = (atoms.arrays, "atom") if per_atom else (atoms.info, "structure")
+        place: dict[str, Any] = atoms.arrays if per_atom else atoms.info
+        kind = "atom" if per_atom else "structure"
         key, label = spec.get("key") or name, LABELS.get(name)
         value = place.get(key, place.get(name)) if label is None else place.get(label.canonical)
         if value is not None:
@@ -29,7 +34,7 @@ def place_embeddings(atoms, specs, where):
             raise InputError(f"embedding_specs: {where} has no entry {key!r} per {kind}, which {name} reads. Add it.")
 
 
-def _embedded(value, spec, n_atoms, what):
+def _embedded(value: Any, spec: Mapping[str, Any], n_atoms: int, what: str) -> np.ndarray | int | float:
     """The value as mace's embedding takes it: whole numbers of classes, or floats."""
     array, per_atom = np.asarray(value), spec["per"] == "atom"
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
