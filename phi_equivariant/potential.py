@@ -8,6 +8,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import read_cells
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.strain import slopes, strain, stress_of
+from phi_equivariant.structures import Structures
 from phi_equivariant.taps import RecordedOutput, read_layers, submodules
 
 
@@ -155,19 +156,7 @@ class PhiPotential(torch.nn.Module):
     def _evaluate(self, data, cell, pbc, total_charge, training, second_order):
         """Energies and charges, without derivatives."""
         host, layers = self._run_host(data, training)
-        phi = self.phi(
-            layers,
-            data["positions"],
-            species=data["node_attrs"].argmax(-1),
-            batch=data["batch"],
-            ptr=data["ptr"],
-            edge_index=data["edge_index"],
-            shifts=data["shifts"],
-            total_charge=total_charge,
-            second_order=second_order,
-            cell=cell,
-            pbc=pbc,
-        )
+        phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc), second_order)
         energy, features = host["energy"] + phi["phi_energy"], host.get("node_feats")
         return {
             **phi,

@@ -2,7 +2,7 @@
 
 import torch
 
-from phi_equivariant.operators.ewald import cell_volume
+from phi_equivariant.operators.lattice import cell_volume
 
 
 def strain(data, cell, displacement):

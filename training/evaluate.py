@@ -186,8 +186,8 @@ def evaluate_file(args, model):
         args.configs,
         predictor.numbers,
         {**predictor.keys, **{option: key for option in KEY_OPTIONS if (key := getattr(args, option))}},
-        allow_slabs=not (phi and model.phi.config.operator == "coulomb"),
-        allow_charged=not (phi and model.phi.config.operator == "graph"),
+        allow_slabs=not phi or model.phi.operator.periodicities >= {1, 2},
+        allow_charged=not phi or model.phi.operator.carries_charge,
         embeddings=predictor.embeddings,
         skip_bad=args.skip_bad,
     )

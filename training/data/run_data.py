@@ -7,6 +7,7 @@ import hashlib
 import torch
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.operators.registry import operator_class
 from training import distribution, mace_interface
 from training.data.batches import GraphList, GraphStream, collate
 from training.data.e0s import isolated_energies
@@ -132,8 +133,8 @@ def load(options, phi, foundation=None):
     """
     heads = read_heads(options)
     needed = required_labels(options, heads)
-    allow_charged = phi is None or phi.config.operator != "graph" or bool(options.dataset)
-    allow_slabs = phi is None or phi.config.operator == "graph"
+    allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(options.dataset)
+    allow_slabs = phi is None or operator_class(phi.config).periodicities >= {1, 2}
     reader = HeadReader(options, heads, needed, allow_slabs, allow_charged)
     if options.dataset:
         found = [from_registry(heads[0], options, needed)]

@@ -12,6 +12,7 @@ import yaml
 
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
+from phi_equivariant.operators.registry import operator_class
 
 #: Numbers that YAML takes for text, because it wants 1.0e+2; mace's own options take them as they are.
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -157,10 +158,10 @@ def _refuse_zero_terms(settings):
             f"phi: pde_weight = {loss.pde_weight} weighs the Poisson residual, which is zero by construction with "
             "poisson: exact. Leave pde_weight out, or choose poisson: learned."
         )
-    if loss.net_charge_weight and config.operator == "graph":
+    if loss.net_charge_weight and not operator_class(config).carries_charge:
         raise InputError(
             f"phi: net_charge_weight = {loss.net_charge_weight} weighs the net charge, which is zero by construction "
-            "with operator: graph. Leave net_charge_weight out, or choose operator: coulomb."
+            f"with operator: {config.operator}. Leave net_charge_weight out, or choose operator: coulomb."
         )
     if loss.pde_warmup_epochs and not (loss.pde_weight or loss.net_charge_weight):
         raise InputError(
