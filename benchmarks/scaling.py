@@ -28,7 +28,8 @@ from ase import Atoms
 from ase.build import molecule
 
 from phi_equivariant import PhiConfig, PhiModule, attach_phi
-from phi_equivariant.operators.pairs import pairs_in_boxes
+from phi_equivariant.pairs import both_ways
+from phi_equivariant.structures import Structures
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -74,20 +75,16 @@ def structure(system, size):
 def batch_of(atoms, device):
     """A batch with mace's keys. Other lists take gigabytes, or minutes, for a long chain."""
     cell = torch.tensor(atoms.cell.array)
-    if not atoms.pbc.any():
-        cell = torch.diag(torch.tensor(np.ptp(atoms.positions, axis=0) + 2 * R_MAX))  # no neighbours across a face
-    first, second, images = pairs_in_boxes(R_MAX, torch.tensor(atoms.positions), cell)
-    senders, receivers, images = torch.cat([first, second]), torch.cat([second, first]), torch.cat([images, -images])
-    shifts, images = (images @ cell, images) if atoms.pbc.any() else (0 * images, 0 * images)
-    order = receivers.argsort()
+    receivers, senders, images = both_ways(R_MAX, torch.tensor(atoms.positions), cell, torch.tensor(atoms.pbc))
+    images = -images  # from sender to receiver
     number = {"dtype": torch.get_default_dtype(), "device": device}
     species = torch.tensor([ELEMENTS.index(z) for z in atoms.numbers], device=device)
     return {
         "positions": torch.tensor(atoms.positions, **number),
         "node_attrs": torch.nn.functional.one_hot(species, len(ELEMENTS)).to(number["dtype"]),
-        "edge_index": torch.stack([senders, receivers])[:, order].to(device),
-        "shifts": shifts[order].to(**number),
-        "unit_shifts": images[order].to(**number),
+        "edge_index": torch.stack([senders, receivers]).to(device),
+        "shifts": (images @ cell).to(**number),
+        "unit_shifts": images.to(**number),
         "cell": torch.tensor(atoms.cell.array, **number),
         "pbc": torch.tensor(atoms.pbc, device=device)[None],
         "batch": torch.zeros(len(atoms), dtype=torch.long, device=device),
@@ -124,11 +121,11 @@ def evaluation(kind, config, device):
     def forces(batch):
         positions = batch["positions"].detach().requires_grad_(True)
         features = [torch.ones(len(positions), 16, device=device).requires_grad_(True)]
-        out = phi(
-            features, positions, batch["node_attrs"].argmax(-1), batch["batch"], batch["ptr"], batch["edge_index"],
-            batch["shifts"], batch["shifts"].new_zeros(1), second_order=False, cell=batch["cell"].reshape(1, 3, 3),
-            pbc=batch["pbc"].reshape(1, 3),
+        structures = Structures.of_batch(
+            {**batch, "positions": positions}, total_charge=positions.new_zeros(1),
+            cell=batch["cell"].reshape(1, 3, 3), pbc=batch["pbc"].reshape(1, 3),
         )  # fmt: skip
+        out = phi(features, structures, second_order=False)
         return torch.autograd.grad(out["phi_energy"].sum(), [positions, *features])[0]
 
     return forces

@@ -1,5 +1,7 @@
 """The α-Net: from the host's equivariant node features to one or two scalar fields per atom."""
 
+from collections.abc import Sequence
+
 import torch
 
 # isort: split
@@ -27,7 +29,7 @@ class ScalarHead(torch.nn.Module):
 
     start_output = 0.1  # size of the last layer's weights, relative to the usual start
 
-    def __init__(self, irreps_in, hidden, out):
+    def __init__(self, irreps_in: str | o3.Irreps, hidden: int, out: int) -> None:
         super().__init__()
         irreps_in = o3.Irreps(irreps_in)
         if irreps_in.count("0e") == 0:
@@ -38,10 +40,11 @@ class ScalarHead(torch.nn.Module):
         with torch.no_grad():
             self.out.weight.mul_(self.start_output)
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n_atoms, irreps_in.dim) → (n_atoms, out)."""
         silu = torch.nn.functional.silu
-        return self.out(silu(self.mix(silu(self.scalars(features)))))
+        found: torch.Tensor = self.out(silu(self.mix(silu(self.scalars(features)))))
+        return found
 
 
 class VectorHead(torch.nn.Module):
@@ -56,17 +59,18 @@ class VectorHead(torch.nn.Module):
 
     n_vectors = 8
 
-    def __init__(self, irreps_in, hidden, channels):
+    def __init__(self, irreps_in: str | o3.Irreps, hidden: int, channels: int) -> None:
         super().__init__()
         self.vectors = o3.Linear(o3.Irreps(irreps_in), o3.Irreps(f"{self.n_vectors}x1o"))
         self.weights = ScalarHead(irreps_in, hidden, channels * self.n_vectors)
         # The scalar head starts small: without m dipoles would begin, and for long stay, near zero.
         self.mixing = torch.nn.Parameter(torch.randn(channels, self.n_vectors) / self.n_vectors**0.5)
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n_atoms, irreps_in.dim) → (n_atoms, channels, 3)."""
         vectors = self.vectors(features).unflatten(-1, (self.n_vectors, 3))
-        return (self.mixing + self.weights(features).unflatten(-1, (-1, self.n_vectors))) @ vectors
+        found: torch.Tensor = (self.mixing + self.weights(features).unflatten(-1, (-1, self.n_vectors))) @ vectors
+        return found
 
 
 class AlphaNet(torch.nn.Module):
@@ -94,8 +98,16 @@ class AlphaNet(torch.nn.Module):
     """
 
     def __init__(
-        self, layer_irreps, atomic_numbers, n_fields, channels, hidden, element_scale, start_scale, dipoles=False
-    ):
+        self,
+        layer_irreps: Sequence[str | o3.Irreps],
+        atomic_numbers: Sequence[int],
+        n_fields: int,
+        channels: int,
+        hidden: int,
+        element_scale: float,
+        start_scale: float,
+        dipoles: bool = False,
+    ) -> None:
         super().__init__()
         if not layer_irreps:
             raise InputError("no layer of the host is tapped; give taps={'submodule.name': irreps}.")
@@ -121,14 +133,21 @@ class AlphaNet(torch.nn.Module):
         self.element_term = torch.nn.Parameter(start.to(torch.get_default_dtype()))
         self.scale = torch.nn.Parameter(torch.tensor(float(start_scale)))
 
-    def forward(self, layers, species):
+    def forward(self, layers: Sequence[torch.Tensor], species: torch.Tensor) -> torch.Tensor:
         """Features of each layer (n_atoms, irreps.dim) and species (n_atoms,) → (n_atoms, n_fields, channels)."""
-        total = sum(head(features) for head, features in zip(self.heads, layers, strict=True))
+        total = _sum([head(features) for head, features in zip(self.heads, layers, strict=True)])
         first = torch.zeros(self.channels, dtype=total.dtype, device=total.device)
         first[0] = 1.0
         element = self.element_term[species][:, None, None] * first  # (n_atoms, 1, channels)
         return self.scale * (total.reshape(-1, self.n_fields, self.channels) + element)
 
-    def dipoles(self, layers):
+    def dipoles(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
         """Features of each layer (n_atoms, irreps.dim) → atomic dipoles (n_atoms, channels, 3), in e·Å."""
-        return self.scale * sum(head(layers[int(layer)]) for layer, head in self.vector_heads.items())
+        return self.scale * _sum([head(layers[int(layer)]) for layer, head in self.vector_heads.items()])
+
+
+def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total

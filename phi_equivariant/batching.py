@@ -8,7 +8,7 @@ except ImportError:
     scatter_sum = None
 
 
-def segment_sum(values, index, size):
+def segment_sum(values: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
     """Sum rows that share an index: out_g = Σ_{i: index_i = g} values_i.
 
     Parameters
@@ -21,7 +21,8 @@ def segment_sum(values, index, size):
     (size, ...). Uses ``torch_scatter`` where it is installed, else ``torch.index_add``.
     """
     if scatter_sum is not None:
-        return scatter_sum(values, index, dim=0, dim_size=size)
+        found: torch.Tensor = scatter_sum(values, index, dim=0, dim_size=size)
+        return found
     return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
 
 
@@ -34,7 +35,7 @@ class PaddedLayout:
     ptr: (n_structures + 1,) first atom of each structure
     """
 
-    def __init__(self, batch, ptr):
+    def __init__(self, batch: torch.Tensor, ptr: torch.Tensor) -> None:
         self.batch = batch
         self.counts = ptr[1:] - ptr[:-1]  # (n_structures,)
         self.n_structures = len(self.counts)
@@ -44,11 +45,11 @@ class PaddedLayout:
         self.is_full = len(batch) == self.n_structures * self.n_max
 
     @property
-    def mask(self):
+    def mask(self) -> torch.Tensor:
         """(n_structures, n_max), True where there is an atom."""
         return torch.arange(self.n_max, device=self.counts.device) < self.counts[:, None]
 
-    def pad(self, values):
+    def pad(self, values: torch.Tensor) -> torch.Tensor:
         """(n_atoms, ...) → (n_structures, n_max, ...), zero where there is no atom."""
         shape = (self.n_structures, self.n_max, *values.shape[1:])
         if self.is_full:
@@ -56,11 +57,11 @@ class PaddedLayout:
         flat = values.new_zeros((self.n_structures * self.n_max, *values.shape[1:]))
         return flat.index_copy(0, self.index, values).reshape(shape)
 
-    def unpad(self, values):
+    def unpad(self, values: torch.Tensor) -> torch.Tensor:
         """(n_structures, n_max, ...) → (n_atoms, ...)."""
         flat = values.reshape(-1, *values.shape[2:])
         return flat if self.is_full else flat[self.index]
 
-    def sum(self, values):
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """(n_atoms, ...) → (n_structures, ...), the sum over the atoms of each structure."""
         return segment_sum(values, self.batch, self.n_structures)

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import math
 import numbers
+from collections.abc import Mapping
+from typing import Any
 
 from phi_equivariant.errors import InputError
 
@@ -15,7 +17,7 @@ _CHOICES = {
 }
 
 
-def _is_number(value):
+def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -72,7 +74,7 @@ class PhiConfig:
     width: float | None = None
     dense_limit: int = 2000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, allowed))}.")
@@ -85,7 +87,7 @@ class PhiConfig:
             object.__setattr__(self, name, int(value))
         if isinstance(self.multipoles, bool) or self.multipoles not in (0, 1):
             raise InputError(f"multipoles is {self.multipoles!r}; use 0 (charges) or 1 (charges and dipoles).")
-        if self.multipoles and (self.operator != "coulomb" or self.poisson != "exact"):
+        if self.multipoles and not (self.operator == "coulomb" and self.poisson == "exact"):
             raise InputError(
                 f"multipoles is 1 with operator={self.operator!r} and poisson={self.poisson!r}; atomic dipoles need "
                 "operator='coulomb' and poisson='exact'."
@@ -111,20 +113,20 @@ class PhiConfig:
             raise InputError("num_modes and low_pass are both given; choose one response.")
         if self.operator == "graph" and self.charge_constraint in ("project", "penalty"):
             raise InputError(
-                f"charge_constraint is {self.charge_constraint!r}, but the charges of operator='graph' sum to zero by "
-                "construction; leave it out or use operator='coulomb'."
+                f"charge_constraint is {self.charge_constraint!r}, but the charges of operator={self.operator!r} sum "
+                "to zero by construction; leave it out or use operator='coulomb'."
             )
         if self.charge_constraint is None:
             object.__setattr__(self, "charge_constraint", "project" if self.operator == "coulomb" else "none")
         if self.num_modes == 1 and (self.operator == "graph" or self.charge_constraint == "project"):
             raise InputError("num_modes is 1, but one mode cannot hold neutral charges; keep at least 2.")
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The settings as a JSON-able dictionary."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: Mapping[str, Any]) -> "PhiConfig":
         """The settings from a dictionary; an unknown name is an InputError that names the nearest known one."""
         if not isinstance(values, dict):
             raise InputError(f"the settings of the Φ-Module are {values!r}; give a dictionary of names and values.")

@@ -8,7 +8,7 @@ import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import read_cells
-from phi_equivariant.operators.ewald import cell_volume
+from phi_equivariant.operators.lattice import cell_volume
 
 Batch = dict[str, Any]  # with mace's keys
 Output = dict[str, torch.Tensor | None]

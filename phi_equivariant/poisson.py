@@ -1,179 +1,172 @@
-"""Lφ = ρ of a batch: the two parameterisations on the two operators, by dense algebra or without a matrix."""
+"""Lφ = ρ of a batch: the two parameterisations, where L is applied and where its inverse P is."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.batching import PaddedLayout
+from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
-from phi_equivariant.solvers.spectral import ModeWindow
+from phi_equivariant.operators.base import Bound, Part
+from phi_equivariant.solvers.spectral import LowPass, ModeWindow
+
+Response = Callable[[torch.Tensor], torch.Tensor]  # f(L), as a map of (n_atoms, c)
 
 
 @dataclasses.dataclass(frozen=True)
-class Structures:
-    """Atoms and cells of a batch: positions (n_atoms, 3) in Å, species (n_atoms,), batch (n_atoms,), ptr
-    (n_structures + 1,), edge_index (2, n_edges), edge_lengths (n_edges,) in Å or None where edges are not needed, cell
-    (n_structures, 3, 3) in Å or None, periodic (n_structures,), total_charge (n_structures,) in e."""
-
-    positions: torch.Tensor
-    species: torch.Tensor
-    batch: torch.Tensor
-    ptr: torch.Tensor
-    edge_index: torch.Tensor
-    edge_lengths: torch.Tensor | None
-    cell: torch.Tensor | None
-    periodic: torch.Tensor
-    total_charge: torch.Tensor
-    dense: bool = True
-
-    def __post_init__(self):
-        object.__setattr__(self, "layout", PaddedLayout(self.batch, self.ptr))
-
-    def split(self, largest):
-        """Structures of at most ``largest`` (n_structures,) atoms together, to be computed with matrices, each larger
-        one alone, without: a list of (atoms, structures)."""
-        large = self.layout.counts > largest
-        if self.layout.n_structures == 1 or not bool(large.any()):
-            alone = dataclasses.replace(self, dense=not bool(large.any()))
-            return [(torch.arange(len(self.batch), device=self.batch.device), alone)]
-        groups = [~large] if bool((~large).any()) else []
-        for index in large.nonzero()[:, 0]:
-            groups.append(torch.arange(len(large), device=large.device) == index)
-        return [self._select(group, dense=not bool((group & large).any())) for group in groups]
-
-    def _select(self, group, dense):
-        """(atoms, structures) where group (n_structures,) is True."""
-        inside = group[self.batch]  # (n_atoms,)
-        atoms, edges = inside.nonzero()[:, 0], inside[self.edge_index[0]]
-        counts = self.layout.counts[group]
-        new = Structures(
-            positions=self.positions[atoms],
-            species=self.species[atoms],
-            batch=torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
-            ptr=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
-            edge_index=(inside.cumsum(0) - 1)[self.edge_index[:, edges]],
-            edge_lengths=None if self.edge_lengths is None else self.edge_lengths[edges],
-            cell=None if self.cell is None else self.cell[group],
-            periodic=self.periodic[group],
-            total_charge=self.total_charge[group],
-            dense=dense,
-        )
-        return atoms, new
-
-
-def graph_fields(fields, structures, operator, response, config, second_order, repeated):
-    """Fields on the graph Laplacian.
+class Fields:
+    """A solution of Poisson's equation.
 
     Parameters
     ----------
-    fields: (n_atoms, n_fields, channels), what the heads give
-    structures: ``Structures``, one alone if it is computed without matrices
-    operator: ``GraphLaplacian``; response: a response or None; config: ``PhiConfig``
-    second_order: whether second derivatives are wanted
-    repeated: whether calls follow one another with almost the same atoms, so that an iteration starts where the last
-        one ended
-
-    Returns
-    -------
     potential, charges: (n_atoms, channels), φ in V and ρ in e
     residual: (n_atoms,), each atom's share of the Poisson residual
-    net: (n_structures, channels), Σρ before projection
+    net: (n_structures, channels), Σρ before projection, in e
+    gradient: (n_atoms, channels, 3), ∇φ in V/Å at atoms with dipoles, else None
     """
-    layout, edge_index = structures.layout, structures.edge_index
-    weights = operator.edge_weights(structures.edge_lengths)
 
-    def laplacian(field):
-        return operator.apply(weights, edge_index, field)
+    potential: torch.Tensor
+    charges: torch.Tensor
+    residual: torch.Tensor
+    net: torch.Tensor
+    gradient: torch.Tensor | None = None
 
-    columns = fields.flatten(1)  # (n_atoms, n_fields * channels)
-    if response is None:
-        pass
-    elif structures.dense:
-        matrix = operator.matrix(weights, edge_index, layout)
-        if config.low_pass is not None:
-            matrix = matrix * operator.log_weight.exp()
-        columns = layout.unpad(response.apply(matrix, layout.pad(columns), layout, second_order))
-    elif _needs_low_pass(response, structures, config):
-        columns = response.solve(laplacian, columns, second_order, structures.species if repeated else None)
-    fields = columns.reshape(fields.shape)
+
+def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, response: Response, config: PhiConfig) -> Fields:
+    """φ = f(L) a, with ρ = Lφ where exact, ρ = L f(L) b where learned.
+
+    Parameters
+    ----------
+    heads: (n_atoms, n_fields, channels), a in V, and b if learned
+    laplacian: L; response: f(L)
+    config: ``PhiConfig``
+    """
+    fields = response(heads.flatten(1)).reshape(heads.shape)
     potential = fields[:, 0]
-    induced = laplacian(potential)
+    induced = laplacian.product(potential)
     if config.poisson == "exact":
         charges, residual = induced, torch.zeros_like(induced[:, 0])
     else:
-        charges = laplacian(fields[:, 1])
+        charges = laplacian.product(fields[:, 1])
         residual = (induced - charges).square().sum(-1)
-    return potential, charges, residual, layout.sum(charges)
+    return Fields(potential, charges, residual, laplacian.structures.sum(charges))
 
 
-def coulomb_fields(fields, structures, operator, response, config, second_order, repeated):
-    """Fields of Gaussian charges; parameters and results as for ``graph_fields``, operator: ``GaussianCoulomb``."""
-    n_fields, channels = fields.shape[1:]
-    layout = structures.layout
-    if structures.dense:
-        matrix = operator.matrix(
-            structures.positions, structures.species, layout, structures.cell, structures.periodic
-        )  # (n_structures, n_max, n_max)
+def fields_by_potential(
+    heads: torch.Tensor,
+    potential_of: Bound,
+    response: Response,
+    config: PhiConfig,
+    dipoles: torch.Tensor | None = None,
+) -> Fields:
+    """ρ = f(L) a and φ = Pρ where exact, φ = P f(L) a and ρ = f(L) b where learned; what f(L) gives is shifted along
+    f(L)1 to the total charge if the constraint is ``project``.
 
-        def product(values):
-            return layout.unpad(matrix @ layout.pad(values))
-
-    else:
-        cell = structures.cell[0] if bool(structures.periodic.any()) else None
-        product = operator.product(structures.positions, structures.species, cell)
-    ones = torch.ones_like(fields[:, :1, 0])  # (n_atoms, 1)
-    columns = torch.cat([fields.flatten(1), ones], dim=1)
-    if response is None:
-        pass
-    elif structures.dense:
-        columns = layout.unpad(
-            _respond(matrix, layout.pad(columns), structures.periodic, layout, response, second_order)
-        )
-    elif _needs_low_pass(response, structures, config):
-        known = structures.species if repeated else None
-        columns = _respond_without_matrix(product, columns, cell is not None, response, second_order, known)
+    Parameters
+    ----------
+    heads: (n_atoms, n_fields, channels), in e
+    potential_of: P; response: f(L)
+    config: ``PhiConfig``
+    dipoles: (n_atoms, channels, 3) in e·Å, whose potential joins that of the charges; with ``exact`` only
+    """
+    n_fields, channels = heads.shape[1:]
+    structures = potential_of.structures
+    columns = response(torch.cat([heads.flatten(1), torch.ones_like(heads[:, :1, 0])], dim=1))
     columns, direction = columns[:, :-1], columns[:, -1:]
-    net = layout.sum(columns)  # (n_structures, n_fields * channels)
+    net = structures.sum(columns)  # (n_structures, n_fields * channels)
     if config.charge_constraint == "project":
         wanted = torch.zeros_like(net).unflatten(-1, (n_fields, channels))
         wanted[:, :, 0] = structures.total_charge[:, None]
-        share = (wanted.flatten(1) - net) / layout.sum(direction)
-        columns = columns + direction * share[layout.batch]
-    net = net.reshape(-1, n_fields, channels)[:, -1]
+        share = (wanted.flatten(1) - net) / structures.sum(direction)
+        columns = columns + direction * share[structures.batch]
+    net = net.unflatten(-1, (n_fields, channels))[:, -1]
     columns = columns.unflatten(-1, (n_fields, channels))
     source, charges = columns[:, 0], columns[:, -1]  # Lφ and ρ, the same if exact
+    if dipoles is not None:
+        potential, gradient = potential_of.joint(charges, dipoles)
+        return Fields(potential, charges, torch.zeros_like(charges[:, 0]), net, gradient)
     if config.poisson == "exact":
-        potential = product(source)
-        residual = torch.zeros_like(charges[:, 0])
-    else:
-        potential, induced = product(columns.flatten(1)).unflatten(-1, (n_fields, channels)).unbind(1)
-        residual = ((source - charges) * (potential - induced)).sum(-1)
-    return potential, charges, residual, net
+        potential = potential_of.product(charges)
+        return Fields(potential, charges, torch.zeros_like(charges[:, 0]), net)
+    potential, induced = potential_of.product(columns.flatten(1)).unflatten(-1, (n_fields, channels)).unbind(1)
+    residual = ((source - charges) * (potential - induced)).sum(-1)
+    return Fields(potential, charges, residual, net)
 
 
-def _needs_low_pass(response, structures, config):
-    """Whether f is not 1 on a structure that is too large for dense algebra; InputError if that needs its modes."""
-    if not isinstance(response, ModeWindow):
-        return True
-    if config.num_modes >= structures.layout.n_max:
-        return False
-    raise InputError(
-        f"num_modes is {config.num_modes} and a structure has {structures.layout.n_max} atoms, more than dense_limit="
-        f"{config.dense_limit}: the level of the window, Σf = k, takes all eigenvalues. Use low_pass or all modes "
-        f"(num_modes=None), or dense_limit={structures.layout.n_max} where memory and time allow."
-    )
+def respond(
+    response: LowPass | ModeWindow | None,
+    operator: Bound,
+    columns: torch.Tensor,
+    second_order: bool,
+    repeated: bool,
+    config: PhiConfig,
+) -> torch.Tensor:
+    """f(L) applied to columns (n_atoms, c); where L has no matrix, by conjugate gradients.
+
+    Parameters
+    ----------
+    response: f, 1 where None
+    operator: L or P, with matrices
+    second_order: whether second derivatives are wanted
+    repeated: whether calls follow one another with almost the same atoms, so that an iteration starts where the last
+        one ended
+    """
+    if response is None:
+        return columns
+
+    def of_part(part: Part, columns: torch.Tensor) -> tuple[torch.Tensor]:
+        structures, layout = part.structures, part.structures.layout
+        if part.dense:
+            # The window's width is relative to the operator's own scale.
+            matrix = part.matrix() / operator.scale if isinstance(response, ModeWindow) else part.matrix()
+            padded = layout.pad(columns)
+            if response.inverse:
+                found = _of_inverse(response, matrix, padded, part, second_order)
+            else:
+                found = response.apply(matrix, padded, layout, second_order)
+            return (layout.unpad(found),)
+        if isinstance(response, ModeWindow):
+            _check_window(layout.n_max, config)
+            return (columns,)
+        known = structures.species if repeated else None
+        if not response.inverse or not structures.n_periodic[0]:
+            return (response.solve(part.product, columns, second_order, known),)
+        mean = columns.mean(0)
+        neutral = response.solve(
+            lambda values: _neutral(part.product(_neutral(values))), columns - mean, second_order, known
+        )
+        return (mean + neutral,)
+
+    return operator.by_part(of_part, columns)[0]
 
 
-def _respond(matrix, columns, periodic, layout, response, second_order):
-    """f(L) applied to columns (n_structures, n_max, c).
+def _neutral(values: torch.Tensor) -> torch.Tensor:
+    return values - values.mean(0)
+
+
+def _check_window(n_atoms: int, config: PhiConfig) -> None:
+    """InputError unless a window on ``num_modes`` modes is 1 on a structure that is too large for dense algebra."""
+    if config.num_modes is None or config.num_modes < n_atoms:
+        raise InputError(
+            f"num_modes is {config.num_modes} and a structure has {n_atoms} atoms, more than dense_limit="
+            f"{config.dense_limit}: the level of the window, Σf = k, takes all eigenvalues. Use low_pass or all modes "
+            f"(num_modes=None), or dense_limit={n_atoms} where memory and time allow."
+        )
+
+
+def _of_inverse(
+    response: LowPass | ModeWindow, matrix: torch.Tensor, columns: torch.Tensor, part: Part, second_order: bool
+) -> torch.Tensor:
+    """f(L) applied to columns (n_structures, n_max, c), from P = L⁻¹.
 
     Periodic structures: with Π = 1 − 11ᵀ/n, L is the inverse of ΠPΠ among neutral charges and zero on the uniform
     one, f(L)a = ā + Π f(L) Πa. P itself will not do: next to the background it calls the uniform charge the
     roughest of all, f(L)1 all but vanishes, and no total charge can be projected along it.
     """
-    mean = torch.zeros_like(columns[:, :1])
+    layout, mean = part.structures.layout, torch.zeros_like(columns[:, :1])
     windowed = isinstance(response, ModeWindow)
-    if bool(periodic.any()):
+    if any(part.structures.n_periodic):
+        periodic = part.structures.pbc.any(1)
         inside = (layout.mask & periodic[:, None]).to(columns.dtype)  # (n_structures, n_max)
         uniform = inside / inside.sum(1, keepdim=True).clamp(min=1).sqrt()  # of norm 1, or 0 where open
         mean = uniform[:, :, None] * (uniform[:, None, :] @ columns)
@@ -181,21 +174,8 @@ def _respond(matrix, columns, periodic, layout, response, second_order):
         row = uniform[:, None, :] @ matrix
         across = uniform[:, :, None] * (row - 0.5 * (row @ uniform[:, :, None]) * uniform[:, None, :])
         # The uniform mode counts as one of k: it is put far above all others, where f = 1.
-        top = matrix.detach().abs().sum(-1).amax(-1) + (40 * response.width if windowed else 0.0)
+        margin = 40 * response.width if isinstance(response, ModeWindow) else 0.0
+        top = matrix.detach().abs().sum(-1).amax(-1) + margin
         matrix = matrix - across - across.mT + torch.einsum("g,gi,gj->gij", top, uniform, uniform)
-    if windowed:
-        # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
-        matrix = -matrix
-    return mean + response.apply(matrix, columns, layout, second_order)
-
-
-def _respond_without_matrix(product, columns, periodic, response, second_order, known):
-    """The same for one structure, with a low-pass: columns (n_atoms, c)."""
-    if not periodic:
-        return response.solve(product, columns, second_order, known)
-
-    def neutral(values):
-        return values - values.mean(0)
-
-    mean = columns.mean(0)
-    return mean + response.solve(lambda values: neutral(product(neutral(values))), columns - mean, second_order, known)
+    # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
+    return mean + response.apply(-matrix if windowed else matrix, columns, layout, second_order)

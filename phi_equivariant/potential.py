@@ -11,6 +11,7 @@ from phi_equivariant.host_energy import run_host
 from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.phi_module import PhiModule
+from phi_equivariant.structures import Structures
 from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
 
 
@@ -146,19 +147,7 @@ class PhiPotential(torch.nn.Module):
         """Energies and charges, without derivatives."""
         total_charge = _total_charge(data, pbc)
         host, layers = self._run_host(data, wanted.training)
-        phi = self.phi(
-            layers,
-            data["positions"],
-            species=data["node_attrs"].argmax(-1),
-            batch=data["batch"],
-            ptr=data["ptr"],
-            edge_index=data["edge_index"],
-            shifts=data["shifts"],
-            total_charge=total_charge,
-            second_order=wanted.second_order,
-            cell=cell,
-            pbc=pbc,
-        )
+        phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc), wanted.second_order)
         features = host.get("node_feats")
         return {
             **phi,

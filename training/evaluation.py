@@ -125,13 +125,13 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         descriptor_invariants_only=asked.descriptor_invariants_only,
     )
     predictor = Predictor(model, asked.device, asked.head, wanted)
-    operator = model.phi.config.operator if isinstance(model, PhiPotential) else None
+    operator = model.phi.operator if isinstance(model, PhiPotential) else None
     stream = FrameStream(
         asked.configs,
         predictor.numbers,
         asked.keys,
-        allow_slabs=operator != "coulomb",
-        allow_charged=operator != "graph",
+        allow_slabs=operator is None or operator.periodicities >= {1, 2},
+        allow_charged=operator is None or operator.carries_charge,
         embeddings=predictor.embeddings,
         skip_bad=asked.skip_bad,
         usual=reader_of(model).keys,

@@ -87,18 +87,6 @@ def describe_pbc(pbc):
     return " ".join("FT"[int(periodic)] for periodic in pbc)
 
 
-def all_or_none(pbc):
-    """(n_structures,), True where periodic; InputError for one or two periodic directions: pbc (n_structures, 3)."""
-    partly = (pbc.any(1) & ~pbc.all(1)).nonzero()[:, 0].tolist()
-    if partly:
-        raise InputError(
-            f"structure {partly[0]} has pbc {describe_pbc(pbc[partly[0]])}, but operator='coulomb' sums over three "
-            "periodic directions or none: slabs and wires are not supported. Use operator='graph', or, if enough "
-            "vacuum is between the images and there is no dipole across it, pbc=True."
-        )
-    return pbc.all(1)
-
-
 def check_open(pbc, reason):
     """InputError, with the reason, unless all structures are open: pbc (n_structures, 3)."""
     periodic = pbc.any(1).nonzero()[:, 0].tolist()

@@ -1,127 +1,91 @@
-"""Potentials of Gaussian charges in a periodic cell without their matrix: particle-mesh Ewald summation."""
+"""The smooth part of a lattice sum on a mesh: particle-mesh Ewald summation."""
 
 import math
 
 import torch
-from torchpme import CoulombPotential
 
-from phi_equivariant.operators.ewald import cell_volume
-from phi_equivariant.operators.mesh import read, read_slopes, spread, spread_slopes
-from phi_equivariant.operators.multipoles import own_gradient, pair_terms
-from phi_equivariant.solvers.partwise import sum_of_parts
+from phi_equivariant.operators.lattice import Smooth, cell_volume, smooth_transform
+from phi_equivariant.operators.mesh import SLOPES, VALUE, Stencils, read, spread
+from phi_equivariant.structures import Structures
 
-# Where the sum over pairs ends, in units of the width of the Gaussian; order of the splines; mesh points per width s.
-_REACH = {torch.float64: 6.5, torch.float32: 5.0}
+# Where the sum over pairs ends, in units of s; order of the splines; mesh points per s.
+REACH = {torch.float64: 6.5, torch.float32: 5.0}
 _ORDER = {torch.float64: 10, torch.float32: 6}
 _PER_WIDTH = {torch.float64: 3.0, torch.float32: 2.5}
-_PAIRS = 2**17  # pairs at a time
 
 
-class ParticleMesh:
-    """P of one periodic structure, applied to charges; a cost in proportion to the number of atoms.
+class ParticleMesh(Smooth):
+    """The smooth potential of one structure as a convolution on a mesh, at a cost in proportion to its size.
 
-    The split is that of ``operators.ewald``. The sum over pairs is computed as it stands there; the smooth part
-    is a convolution on a mesh: charges are spread with cardinal B-splines M_p, multiplied in reciprocal space by
-    v(k)/V Π_a sinc^{−2p}(m_a/n_a), and read off with the same splines.
+    Charges are put on the mesh with cardinal B-splines M_p, multiplied in reciprocal space by v(k)/V Π_a
+    sinc^{−2p}(m_a/n_a), and potentials are read off with the same splines; those of dipoles with the splines' slopes.
 
     Parameters
     ----------
-    positions: (n_atoms, 3) in Å; width_squared: (n_atoms,), σ² in Å²; cell: (3, 3), rows are the cell vectors in Å
-    splitting: s in Å, raised to the widest γ_ij, beyond which pairs would reach further than s asks for
-    coulomb_constant: k_e in eV·Å/e²
-    find_pairs: a search of ``operators.pairs`` that is fast for one large structure
+    structures: ``Structures``, one
+    splitting: s in Å
 
     Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995). torch-pme's meshes have splines up to p = 5, which leave
-    ten thousand times the error at this spacing, and no second derivative in the cell; the kernels are torch-pme's.
+    ten thousand times the error at this spacing, and no second derivative in the cell.
     """
 
-    def __init__(self, positions, width_squared, cell, splitting, coulomb_constant, find_pairs):
-        widest = math.sqrt(2 * float(width_squared.detach().max()))
-        self.splitting = splitting = max(splitting, widest)
-        self.coulomb = CoulombPotential(smearing=splitting, prefactor=coulomb_constant)
-        self.constant = coulomb_constant
-        self.positions, self.width_squared, self.cell = positions, width_squared, cell
-        self.volume = cell_volume(cell[None])[0]
+    def __init__(self, structures: Structures, splitting: float) -> None:
+        cell = structures.cell[0]
+        self.splitting, self.volume = splitting, cell_volume(structures.cell)[0]
         order, spacing = _ORDER[cell.dtype], splitting / _PER_WIDTH[cell.dtype]
-        lengths = cell.detach().norm(dim=1)
-        self.size = [_smooth_number(max(order, math.ceil(length / spacing))) for length in lengths.tolist()]
+        lengths = cell.detach().norm(dim=1).tolist()
+        self.size = [_smooth_number(max(order, math.ceil(length / spacing))) for length in lengths]
         inverse = torch.linalg.inv(cell)
-        self.points = inverse * inverse.new_tensor(self.size)  # ∂u/∂r, mesh points per Å
-        fractional = positions @ inverse
+        self.per_length = inverse * inverse.new_tensor(self.size)  # ∂u/∂r, mesh points per Å
+        fractional = structures.positions @ inverse
         # Whole cells change nothing, but large arguments would lose digits.
-        self.place = (fractional - fractional.detach().floor()) * fractional.new_tensor(self.size)  # (n_atoms, 3)
-        self.influence = self._influence(inverse, order) / self.volume
-        everywhere = torch.ones_like(fractional[None, :, 0], dtype=torch.bool)
-        reach = _REACH[cell.dtype] * splitting
-        _, first, second, images = find_pairs(reach, fractional.detach()[None], everywhere, cell.detach()[None])
-        self.pairs = list(zip(first.split(_PAIRS), second.split(_PAIRS), images.split(_PAIRS), strict=True))
+        fractional = fractional - fractional.detach().floor()
+        self.stencils = Stencils(fractional * fractional.new_tensor(self.size), self.size, order)
+        self.transform, correction = self._influence(inverse, order)
+        self.influence = self.transform * correction / self.volume
 
-    def __call__(self, charges):
-        """Pq: charges (n_atoms, c) in e → (n_atoms, c) in V; differentiable to any order."""
-        constant, coulomb, width_squared = self.constant, self.coulomb, self.width_squared
-        total = charges.sum(0)
-        background = math.pi * constant * (width_squared[:, None] * total + width_squared @ charges)
-        background = 2 * (background - coulomb.background_correction() * total) / self.volume
-        own = constant * (math.pi * width_squared).rsqrt() - coulomb.self_contribution()  # (n_atoms,)
-        (near,) = sum_of_parts(self._near, self.pairs, self.positions, width_squared, self.cell, charges)
-        return self._smooth(charges) + background + own[:, None] * charges + near
+    def potential(self, charges: torch.Tensor) -> torch.Tensor:
+        """Put on the mesh, filtered, read off: (n_atoms, c) → (n_atoms, c)."""
+        return read(self.stencils, self._filter(spread(self.stencils, charges[..., None])))[..., 0]
 
-    def dipole_terms(self, charges, dipoles):
-        """What ``lattice_dipole_terms`` gives: charges (n_atoms, c) in e, dipoles (n_atoms, c, 3) in e·Å → (n_atoms, c)
-        in V, (n_atoms, c, 3) in V/Å."""
-        order = _ORDER[charges.dtype]
-        of_dipoles = self._filter(spread_slopes(self.place, dipoles @ self.points, self.size, order))
-        of_charges = self._filter(spread(self.place, charges, self.size, order))
-        potential = read(self.place, of_dipoles, order)
-        gradient = read_slopes(self.place, of_dipoles + of_charges, order) @ self.points.mT
-        own = own_gradient(self.width_squared, self.splitting, self.constant)[:, None, None] * dipoles
-        inputs = self.positions, self.width_squared, self.cell, charges, dipoles
-        near_potential, near_gradient = sum_of_parts(self._near_dipoles, self.pairs, *inputs)
-        return potential + near_potential, gradient + own + near_gradient
+    def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both from one mesh."""
+        moments = torch.cat([charges[..., None], dipoles @ self.per_length], dim=-1)  # (n_atoms, c, 4)
+        mesh = self._filter(spread(self.stencils, moments, (*VALUE, *SLOPES)))
+        found = read(self.stencils, mesh, (*VALUE, *SLOPES))
+        return found[..., 0], found[..., 1:] @ self.per_length.mT
 
-    def _near_dipoles(self, pairs, positions, width_squared, cell, charges, dipoles):
-        first, second, images = pairs
-        difference = positions.index_select(0, first) - positions.index_select(0, second) - images @ cell
-        spread = width_squared.index_select(0, first) + width_squared.index_select(0, second)
-        return pair_terms(first, second, difference, spread, self.splitting, charges, dipoles, self.constant)
+    def own(self) -> torch.Tensor:
+        """Σ_k v(k)/V; of the last axis half is there."""
+        last = torch.full_like(self.transform[0, 0], 2.0)
+        last[0] = 1.0
+        if self.size[2] % 2 == 0:
+            last[-1] = 1.0
+        return (self.transform * last).sum()[None] / self.volume
 
-    def _near(self, pairs, positions, width_squared, cell, charges):
-        """Σ_j [erf(r/√2γ_ij) − erf(r/√2s)]/r q_j over some of the pairs."""
-        first, second, images = pairs
-        vectors = positions.index_select(0, second) - positions.index_select(0, first) + images @ cell
-        distance = vectors.square().sum(1).sqrt()  # (n_pairs,)
-        spread = width_squared.index_select(0, first) + width_squared.index_select(0, second)
-        kernel = self.constant * torch.erf(distance * (2 * spread).rsqrt()) / distance
-        kernel = (kernel - self.coulomb.lr_from_dist(distance))[:, None]
-        potential = torch.zeros_like(charges).index_add(0, first, kernel * charges.index_select(0, second))
-        return (potential.index_add(0, second, kernel * charges.index_select(0, first)),)
-
-    def _smooth(self, charges):
-        """(1/V) Σ_{k≠0} v(k) Σ_j cos k·r_ij q_j on the mesh."""
-        order = _ORDER[charges.dtype]
-        return read(self.place, self._filter(spread(self.place, charges, self.size, order)), order)
-
-    def _filter(self, mesh):
+    def _filter(self, mesh: torch.Tensor) -> torch.Tensor:
         """The potential on the mesh of charges on the mesh: (c, *size) → (c, *size)."""
         waves = torch.fft.rfftn(mesh, dim=(1, 2, 3))
         return torch.fft.irfftn(waves * self.influence, s=self.size, dim=(1, 2, 3), norm="forward")
 
-    def _influence(self, inverse, order):
-        """v(k) Π_a sinc^{−2p}(m_a/n_a), zero at k = 0: (n_a, n_b, n_c/2 + 1), in V·Å³/e."""
+    def _influence(self, inverse: torch.Tensor, order: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """v(k) in V·Å³/e, zero at k = 0, and Π_a sinc^{−2p}(m_a/n_a): (n_a, n_b, n_c/2 + 1) both."""
         a, b, c = self.size
-        number = {"dtype": inverse.dtype, "device": inverse.device}
-        axes = [torch.fft.fftfreq(a, 1 / a, **number), torch.fft.fftfreq(b, 1 / b, **number)]
-        axes.append(torch.fft.rfftfreq(c, 1 / c, **number))
-        shapes = (-1, 1, 1), (1, -1, 1), (1, 1, -1)
+        dtype, device = inverse.dtype, inverse.device
+        axes = [torch.fft.fftfreq(n, 1 / n, dtype=dtype, device=device) for n in (a, b)]
+        axes.append(torch.fft.rfftfreq(c, 1 / c, dtype=dtype, device=device))
+        m = [axis.reshape([-1 if i == j else 1 for j in range(3)]) for i, axis in enumerate(axes)]
         metric = (2 * math.pi) ** 2 * inverse.mT @ inverse
-        m = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
         # Terms that need the last axis come last, for only they are as large as the mesh.
-        k_squared = sum((2 - (i == j)) * metric[i, j] * m[i] * m[j] for j in range(3) for i in range(j + 1))
+        k_squared = torch.zeros((), dtype=dtype, device=device)
+        for j in range(3):
+            for i in range(j + 1):
+                k_squared = k_squared + (2 - (i == j)) * metric[i, j] * m[i] * m[j]
         sinc = [torch.sinc(axis / n).pow(-2 * order) for axis, n in zip(m, self.size, strict=True)]
-        return self.coulomb.lr_from_k_sq(k_squared) * (sinc[0] * sinc[1] * sinc[2])
+        return smooth_transform(k_squared, self.splitting), sinc[0] * sinc[1] * sinc[2]
 
 
-def _smooth_number(n):
+def _smooth_number(n: int) -> int:
     """The least number from n on without prime factors above 5, which Fourier transforms are fast for."""
     while True:
         rest = n

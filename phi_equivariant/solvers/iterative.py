@@ -1,5 +1,8 @@
 """Linear systems whose matrix is only ever applied, by conjugate gradients, with implicit derivatives."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from phi_equivariant.errors import ConvergenceError
@@ -8,8 +11,11 @@ from phi_equivariant.errors import ConvergenceError
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 _MAX_STEPS = 2000
 
+Product = Callable[[torch.Tensor], torch.Tensor]
+Solutions = dict[str, torch.Tensor]
 
-def solve(product, rhs, order, last=None):
+
+def solve(product: Product, rhs: torch.Tensor, order: int, last: Solutions | None = None) -> torch.Tensor:
     """x with Ax = rhs for a symmetric positive definite A.
 
     Derivatives are those of the solution, not of the iteration: with x̃ the converged, constant solution,
@@ -43,7 +49,7 @@ def solve(product, rhs, order, last=None):
     return solution
 
 
-def _guess(last, name, rhs):
+def _guess(last: Solutions | None, name: str, rhs: torch.Tensor) -> torch.Tensor | None:
     """A solution that is kept, if it can be one of this system."""
     kept = None if last is None else last.get(name)
     if kept is None or (kept.shape, kept.dtype, kept.device) != (rhs.shape, rhs.dtype, rhs.device):
@@ -51,7 +57,9 @@ def _guess(last, name, rhs):
     return kept
 
 
-def conjugate_gradients(product, rhs, start=None, floor=None):
+def conjugate_gradients(
+    product: Product, rhs: torch.Tensor, start: torch.Tensor | None = None, floor: torch.Tensor | None = None
+) -> torch.Tensor:
     """A⁻¹ rhs, column by column, to the relative residual of the precision or to ``floor`` (c,), its absolute value."""
     tolerance = _TOLERANCE[rhs.dtype] * rhs.norm(dim=0)  # (c,)
     tolerance = tolerance if floor is None else torch.maximum(tolerance, 10 * floor)
@@ -83,7 +91,9 @@ def conjugate_gradients(product, rhs, start=None, floor=None):
     )
 
 
-def _descend(product, solution, residual, tolerance, max_steps):
+def _descend(
+    product: Product, solution: torch.Tensor, residual: torch.Tensor, tolerance: torch.Tensor, max_steps: int
+) -> tuple[torch.Tensor, int]:
     """Solution after conjugate gradients from a residual (n_atoms, c), and the number of steps taken."""
     direction, squared, one = residual, residual.square().sum(0), torch.ones_like(tolerance)
     for step in range(max_steps):
@@ -105,7 +115,9 @@ class _ConstantInverse(torch.autograd.Function):
     """A⁻¹ as a linear map that depends on nothing: its own derivative is the same map, for A is symmetric."""
 
     @staticmethod
-    def forward(ctx, rhs, product, floor, last):
+    def forward(
+        ctx: Any, rhs: torch.Tensor, product: Product, floor: torch.Tensor | None, last: Solutions | None
+    ) -> torch.Tensor:
         ctx.product, ctx.last = product, last
         if floor is not None:
             return conjugate_gradients(product, rhs, floor=floor)
@@ -115,5 +127,5 @@ class _ConstantInverse(torch.autograd.Function):
         return solution
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[Any, None, None, None]:
         return _ConstantInverse.apply(slope, ctx.product, None, ctx.last), None, None, None

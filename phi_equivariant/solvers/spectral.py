@@ -1,11 +1,15 @@
 """Responses f(λ) of an operator, applied to fields: all modes, a low-pass, or a window on the k smoothest modes.
 
-Each response is an object with ``apply(matrix, fields, layout, second_order)``: matrix (n_structures, n_max, n_max),
-fields (n_structures, n_max, c) → (n_structures, n_max, c), zero where there is no atom.
+Each response is an object with ``inverse``, whether it is given P = L⁻¹ rather than L, and ``apply(matrix, fields,
+layout, second_order)``: matrix (n_structures, n_max, n_max), fields (n_structures, n_max, c) → (n_structures, n_max,
+c), zero where there is no atom.
 """
+
+from collections.abc import Callable
 
 import torch
 
+from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.kept import keep, recall
 from phi_equivariant.solvers.iterative import solve
 
@@ -19,11 +23,13 @@ class LowPass:
     inverse: True where ``matrix`` is P = L⁻¹ rather than L
     """
 
-    def __init__(self, cutoff, inverse):
+    def __init__(self, cutoff: float, inverse: bool) -> None:
         self.cutoff = cutoff
         self.inverse = inverse
 
-    def apply(self, matrix, fields, layout, second_order):
+    def apply(
+        self, matrix: torch.Tensor, fields: torch.Tensor, layout: PaddedLayout, second_order: bool
+    ) -> torch.Tensor:
         """f(L) applied to fields; differentiable to any order."""
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         if self.inverse:
@@ -31,7 +37,13 @@ class LowPass:
             return fields - torch.linalg.solve(matrix + identity / self.cutoff, fields) / self.cutoff
         return torch.linalg.solve(identity + matrix / self.cutoff, fields)
 
-    def solve(self, product, fields, second_order, species=None):
+    def solve(
+        self,
+        product: Callable[[torch.Tensor], torch.Tensor],
+        fields: torch.Tensor,
+        second_order: bool,
+        species: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """f(L) applied to the fields of one structure by conjugate gradients; twice differentiable.
 
         Parameters
@@ -42,10 +54,12 @@ class LowPass:
         species: (n_atoms,); the iteration starts from the last solution if that was for the same species. Without
             them it starts from zero, and its result depends on nothing that came before.
         """
-        if self.inverse:
-            rhs, system = fields, lambda values: product(values) + values / self.cutoff
-        else:
-            rhs, system = fields, lambda values: values + product(values) / self.cutoff
+
+        def system(values: torch.Tensor) -> torch.Tensor:
+            if self.inverse:
+                return product(values) + values / self.cutoff
+            return values + product(values) / self.cutoff
+
         last = None
         if species is not None:
             kept = recall(self)
@@ -54,11 +68,11 @@ class LowPass:
                 keep(self, kept)
             last = kept[1]
         order = 0 if not torch.is_grad_enabled() else 2 if second_order else 1
-        solution = solve(system, rhs, order, last)
+        solution = solve(system, fields, order, last)
         return fields - solution / self.cutoff if self.inverse else solution
 
 
-def _same(one, other):
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (one.shape, one.device) == (other.shape, other.device) and torch.equal(one, other)
 
 
@@ -77,15 +91,17 @@ class ModeWindow:
     ----------
     num_modes: k
     width: τ, in the units of the matrix's eigenvalues
+    inverse: True where the matrix it is to be given is made from P = L⁻¹ rather than L
 
     Source: Daleckii–Krein theorem; Higham, Functions of Matrices (2008), chapter 3.
     """
 
-    def __init__(self, num_modes, width):
-        self.num_modes = num_modes
-        self.width = width
+    def __init__(self, num_modes: int, width: float, inverse: bool = False) -> None:
+        self.num_modes, self.width, self.inverse = num_modes, width, inverse
 
-    def apply(self, matrix, fields, layout, second_order):
+    def apply(
+        self, matrix: torch.Tensor, fields: torch.Tensor, layout: PaddedLayout, second_order: bool
+    ) -> torch.Tensor:
         """f(M) applied to fields; ``second_order`` off saves the term that only second derivatives see."""
         windowed = layout.counts > self.num_modes  # (n_structures,)
         if not bool(windowed.any()):
@@ -106,7 +122,7 @@ class ModeWindow:
             core = core + _second_order(first, shift, gamma, u, pairs)
         return vectors @ (core @ (vectors.mT @ fields))
 
-    def _decompose(self, matrix, layout):
+    def _decompose(self, matrix: torch.Tensor, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The matrix with padding moved above every mode, its eigenvectors, and u = (λ − μ)/2τ."""
         with torch.no_grad():
             bound = matrix.abs().sum(-1).amax(-1)  # (n_structures,) Gershgorin
@@ -117,7 +133,7 @@ class ModeWindow:
             level = self._level(values, layout).to(values.dtype)
             return matrix, vectors, (values - level[:, None]) / (2 * self.width)
 
-    def _level(self, values, layout):
+    def _level(self, values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:
         """μ with Σ_i f_i = k by bisection: values (n_structures, n_max) → (n_structures,)."""
         values = values.double()
         low = values[:, 0] - 60 * self.width
@@ -129,7 +145,9 @@ class ModeWindow:
             low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
         return (low + high) / 2
 
-    def _level_change(self, shift, u, gamma, second_order):
+    def _level_change(
+        self, shift: torch.Tensor, u: torch.Tensor, gamma: torch.Tensor, second_order: bool
+    ) -> torch.Tensor:
         """Change of μ/2τ that keeps tr f(M) = k: (n_structures,), zero in value."""
         slope = torch.diagonal(gamma, dim1=-2, dim2=-1)  # f'(u), zero for padding
         total = slope.sum(-1)
@@ -144,7 +162,7 @@ class ModeWindow:
         return change
 
 
-def _divided_differences(u):
+def _divided_differences(u: torch.Tensor) -> torch.Tensor:
     """Γ_ij = (f(u_i) − f(u_j))/(u_i − u_j) of f = ½(1 − tanh), exact for equal arguments: (..., n) → (..., n, n)."""
     difference = u[..., :, None] - u[..., None, :]
     near = difference.abs() < 0.5
@@ -157,7 +175,9 @@ def _divided_differences(u):
     return -0.5 * torch.where(near, close, apart)
 
 
-def _second_order(first, shift, gamma, u, pairs):
+def _second_order(
+    first: torch.Tensor, shift: torch.Tensor, gamma: torch.Tensor, u: torch.Tensor, pairs: torch.Tensor
+) -> torch.Tensor:
     """Σ_k f[u_i, u_k, u_j] X_ik X_kj, with its limit for (nearly) equal u_i and u_j: (n_structures, n_max, n_max)."""
     difference = u[:, :, None] - u[:, None, :]
     # Either form errs by about eps^(2/3) at this distance: the quotient by rounding, the limit by its next order.

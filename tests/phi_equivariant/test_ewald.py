@@ -1,6 +1,7 @@
 """The potential matrix of periodic cells: lattice sums that are known, and sums that nobody needs to split."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -8,41 +9,37 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell
+from systems import structures_of
 from torchpme import CoulombPotential, EwaldCalculator
 
-from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.inputs.cells import lattice_heights
-from phi_equivariant.kept import recall
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT, GaussianCoulomb
-from phi_equivariant.operators.pairs import pairs_within
+from phi_equivariant.pairs import find_pairs
 
 pytestmark = pytest.mark.usefixtures("double")
 
 
-def operator_of(*widths, **attributes):
+def operator_of(*widths, splitting=None):
     """An operator whose elements 1, 2, … have these widths in Å; 0.3 stands for the narrowest."""
     operator = GaussianCoulomb(list(range(1, len(widths) + 1)))
     fraction = (torch.tensor(widths) - operator.narrowest) / (operator.widest - operator.narrowest)
     with torch.no_grad():
         operator.width_logit.copy_(torch.logit(fraction.clamp(1e-12, 1 - 1e-12)))
-    for name, value in attributes.items():
-        setattr(operator, name, value)
+    operator.splitting.fixed = splitting
     return operator
 
 
 def matrix_of(operator, *structures):
     """P of structures whose atomic numbers are the operator's elements: (n_structures, n_max, n_max)."""
-    sizes = [len(atoms) for atoms in structures]
-    layout = PaddedLayout(
-        torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), torch.tensor([0, *np.cumsum(sizes)])
-    )
-    return operator.matrix(
-        torch.tensor(np.concatenate([atoms.positions for atoms in structures])),
-        torch.tensor(np.concatenate([atoms.numbers for atoms in structures])) - 1,
-        layout,
-        torch.tensor(np.stack([np.asarray(atoms.cell) for atoms in structures])),
-        torch.tensor([bool(atoms.pbc.all()) for atoms in structures]),
-    )
+    found = structures_of(*structures, elements=list(range(1, 10)))
+    n, matrix = found.layout.n_max, []
+    for number, (atoms, part) in enumerate(operator.at(found, matrix=True).parts):
+        chosen = range(len(found)) if atoms is None else found.batch[atoms].unique().tolist()
+        pad = n - part.structures.layout.n_max
+        padded = torch.nn.functional.pad(part.matrix(), (0, pad, 0, pad))
+        matrix += list(zip(chosen, padded, strict=True))
+        assert number == 0 or atoms is not None
+    return torch.stack([one for _, one in sorted(matrix, key=lambda both: both[0])])
 
 
 def triclinic(seed=0, n=5, numbers=(1, 2, 3, 4, 5)):
@@ -113,9 +110,7 @@ def test_matrix_equals_torch_pmes_ewald_calculator():
     atoms = bulk("HHe", "rocksalt", a=7.0, cubic=True)
     atoms.positions += 0.1 * rng.normal(size=atoms.positions.shape)
     positions, cell = torch.tensor(atoms.positions), torch.tensor(np.asarray(atoms.cell))
-    mask = torch.ones((1, len(atoms)), dtype=torch.bool)
-    fractional = (positions @ torch.linalg.inv(cell))[None]
-    _, first, second, images = pairs_within(7.0, fractional, mask, cell[None])
+    first, second, images = find_pairs(7.0, positions, cell, torch.tensor([True] * 3))
     distances = (positions[second] - positions[first] + images @ cell).norm(dim=1)
     calculator = EwaldCalculator(CoulombPotential(smearing=1.0, prefactor=COULOMB_CONSTANT), lr_wavelength=0.4).double()
     pairs = torch.stack([first, second], dim=1)
@@ -179,14 +174,17 @@ def test_open_and_periodic_structures_share_a_batch():
 
 def test_twice_differentiable_in_positions_cell_and_widths():
     operator, atoms = operator_of(0.4, 0.9), triclinic(n=3, numbers=(1, 2, 1))
-    layout = PaddedLayout(torch.zeros(3, dtype=torch.long), torch.tensor([0, 3]))
-    charges = torch.tensor([0.7, -0.3, 0.2])
+    structures, charges = structures_of(atoms, elements=[1, 2]), torch.tensor([0.7, -0.3, 0.2])
 
     def energy(positions, cell, logit):
         potential = torch.func.functional_call(operator, {"width_logit": logit}, (positions, cell))
         return charges @ potential[0] @ charges
 
-    operator.forward = lambda x, cell: operator.matrix(x, torch.tensor([0, 1, 0]), layout, cell, torch.tensor([True]))
+    def matrix(positions, cell):
+        moved = dataclasses.replace(structures, positions=positions, cell=cell)
+        return operator.at(moved, matrix=True).parts[0][1].matrix()
+
+    operator.forward = matrix
     inputs = torch.tensor(atoms.positions), torch.tensor(np.asarray(atoms.cell))[None], operator.width_logit.detach()
     inputs = [x.clone().requires_grad_(True) for x in inputs]
     assert torch.autograd.gradcheck(energy, inputs)
@@ -197,14 +195,11 @@ def test_single_precision():
     atoms, widths = bulk("HHe", "rocksalt", a=5.6, cubic=True), (0.4, 0.8)
     want = matrix_of(operator_of(*widths), atoms)
     operator = operator_of(*widths).float()
-    layout = PaddedLayout(torch.zeros(len(atoms), dtype=torch.long), torch.tensor([0, len(atoms)]))
-    got = operator.matrix(
-        torch.tensor(atoms.positions + 3 * atoms.cell[0]).float(),
-        torch.tensor(atoms.numbers) - 1,
-        layout,
-        torch.tensor(np.asarray(atoms.cell)).float()[None],
-        torch.tensor([True]),
+    moved = structures_of(atoms, elements=[1, 2])
+    moved = dataclasses.replace(
+        moved, positions=(moved.positions + 3 * moved.cell[0, 0]).float(), cell=moved.cell.float()
     )
+    got = operator.at(moved, matrix=True).parts[0][1].matrix()
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.detach().numpy(), want.detach().numpy(), atol=2e-5 * want.abs().max().item())
 
@@ -222,12 +217,12 @@ def test_heights_of_lattices_of_one_two_and_three_vectors():
 
 def test_kept_pairs_give_the_matrix_of_a_fresh_search():
     """Atoms that walk, cross faces and are put back into the cell, two structures at once, while a cell breathes and is
-    then compressed."""
+    then compressed: a search for each structure at first, one for the compressed cell, none for what was put back."""
     searches = []
 
     def counted(*arguments):
         searches.append(arguments[0])
-        return pairs_within(*arguments)
+        return find_pairs(*arguments)
 
     keeps, fresh = operator_of(0.4, 0.9, 0.6, 0.5, 0.7).eval(), operator_of(0.4, 0.9, 0.6, 0.5, 0.7).train()
     keeps.kept_pairs.search = counted
@@ -243,5 +238,5 @@ def test_kept_pairs_give_the_matrix_of_a_fresh_search():
         found = matrix_of(keeps, *structures)
         counts.append(len(searches) - before)
         torch.testing.assert_close(found, matrix_of(fresh, *structures), rtol=1e-13, atol=1e-12)
-    assert counts[0] == counts[8] == counts[12] == 1 and sum(counts) < 9
-    assert recall(keeps.kept_pairs) is not None and recall(copy.deepcopy(keeps).kept_pairs) is None
+    assert counts[0] == 2 and counts[8] == 1 and counts[12] == 0 and sum(counts) < 12
+    assert not copy.deepcopy(keeps).kept_pairs._kept

@@ -1,16 +1,19 @@
 """Atomic dipoles in periodic cells, without a host: limits, closed forms, derivatives."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from systems import structures_of
 from test_multipoles import energy_of
 
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
-from phi_equivariant.operators.ewald import ewald_matrix
-from phi_equivariant.operators.multipoles import lattice_dipole_terms
-from phi_equivariant.operators.pairs import pairs_within
+from phi_equivariant.operators.lattice import LatticeSum, NearPairs
+from phi_equivariant.operators.waves import REACH, Waves
+from phi_equivariant.pairs import find_pairs
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -30,13 +33,20 @@ def system(n=4, seed=0):
 
 
 def lattice_energy(place, width, charges, dipoles, cell, splitting=1.5):
-    """½ Σ (qφ + μ·∇φ) of one cell, with P by ``ewald_matrix``."""
-    mask = torch.ones((1, len(place)), dtype=torch.bool)
-    about = place[None], width[None], mask, cell[None], splitting
-    matrix = ewald_matrix(*about, COULOMB_CONSTANT, pairs_within)[0]
-    moments = charges[None, :, None], dipoles[None, :, None]
-    added, gradient = lattice_dipole_terms(*about, *moments, COULOMB_CONSTANT, pairs_within)
-    return 0.5 * (charges @ matrix @ charges + charges @ added[0, :, 0] + (dipoles * gradient[0, :, 0]).sum())
+    """½ Σ (qφ + μ·∇φ) of one cell."""
+    potential, gradient = lattice_sum(place, width, cell, splitting).joint(charges[:, None], dipoles[:, None])
+    return 0.5 * (charges @ potential[:, 0] + (dipoles * gradient[:, 0]).sum())
+
+
+def lattice_sum(place, width, cell, splitting):
+    """P by pairs and waves."""
+    atoms = Atoms("H" * len(place), positions=place.detach().numpy(), cell=cell.detach().numpy(), pbc=True)
+    structures = dataclasses.replace(structures_of(atoms), positions=place, cell=cell[None])
+    radius = REACH[place.dtype] * max(splitting, math.sqrt(2) * float(width.detach().max()))
+    pairs = find_pairs(radius, place.detach(), cell.detach(), structures.pbc[0])
+    s = torch.tensor([splitting])
+    near = NearPairs(pairs, None, s.expand(len(pairs.first)))
+    return LatticeSum(structures, width.square(), s, near, Waves(structures, s), dense=True)
 
 
 def test_a_dipole_is_the_limit_of_two_opposite_charges():

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from systems import batch_of, ethanol, mace_host, potential
+from systems import batch_of, ethanol, mace_host, potential, structures_of
 
 from phi_equivariant import PhiConfig, attach_phi
-from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.graph import GraphLaplacian
 
@@ -15,21 +14,14 @@ BOTH = pytest.mark.parametrize("operator", ["graph", "coulomb"])
 
 def dense_laplacian(atoms):
     """L (n, n) in e/V, its eigenvalues and eigenvectors."""
-    batch = batch_of(atoms)
-    operator = GraphLaplacian(4.0)
-    sender, receiver = batch["edge_index"]
-    lengths = (batch["positions"][receiver] - batch["positions"][sender]).norm(dim=-1)
-    layout = PaddedLayout(batch["batch"], batch["ptr"])
-    matrix = operator.matrix(operator.edge_weights(lengths), batch["edge_index"], layout)[0]
-    matrix = (matrix * operator.log_weight.exp()).detach()
+    bound = GraphLaplacian(4.0).at(structures_of(atoms, r_max=4.0), matrix=True)
+    matrix = bound.parts[0][1].matrix()[0].detach()
     return matrix, *torch.linalg.eigh(matrix)
 
 
 def dense_coulomb(model, atoms):
     """P (n, n) in V/e for one structure."""
-    species = torch.tensor([[1, 6, 7, 8].index(z) for z in atoms.numbers])
-    layout = PaddedLayout(torch.zeros(len(atoms), dtype=torch.long), torch.tensor([0, len(atoms)]))
-    return model.phi.operator.matrix(torch.tensor(atoms.positions), species, layout)[0].detach()
+    return model.phi.operator.at(structures_of(atoms), matrix=True).parts[0][1].matrix()[0].detach()
 
 
 # ---- the paper's statements ---------------------------------------------------------------------------------------

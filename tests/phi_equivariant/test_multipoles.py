@@ -1,6 +1,7 @@
 """Atomic dipoles: closed forms, finite differences, symmetries, Born effective charges."""
 
 import copy
+import dataclasses
 import functools
 import math
 
@@ -10,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from scipy.integrate import quad
-from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential
+from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential, structures_of
 from training_runs import keep_default_dtype, metrics, write_molecules  # noqa: F401
 from training_runs import run as train
 
@@ -18,7 +19,8 @@ from phi_equivariant import PhiCalculator, PhiConfig, attach_phi
 from phi_equivariant.born_charges import born_effective_charges
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
-from phi_equivariant.operators.multipoles import boys, dipole_terms
+from phi_equivariant.operators.free_space import FreeSpaceMatrix
+from phi_equivariant.operators.gaussians import boys
 from phi_equivariant.weights import load_model, save_model
 
 from e3nn import o3  # isort: skip
@@ -49,24 +51,20 @@ def run(model, *structures, **asked):
 
 
 def energy_of(place, width, charges, dipoles):
-    """½ Σ (qφ + μ·∇φ) of one structure, the charges' own P by the operator's closed form."""
-    n = len(place)
-    mask = torch.ones((1, n), dtype=torch.bool)
-    added, gradient = dipole_terms(
-        place[None], width[None], mask, charges[None, :, None], dipoles[None, :, None], COULOMB_CONSTANT
-    )
-    gamma = (width[:, None] ** 2 + width**2).sqrt()
-    r = torch.cdist(place, place) + 1e-9 * torch.eye(n)
-    own = COULOMB_CONSTANT * torch.erf(r / (math.sqrt(2) * gamma)) / r
-    return 0.5 * (charges @ own @ charges + charges @ added[0, :, 0] + (dipoles * gradient[0, :, 0]).sum())
+    """½ Σ (qφ + μ·∇φ) of one structure."""
+    structures = structures_of(Atoms("H" * len(place), positions=place.detach().numpy()))
+    operator = FreeSpaceMatrix(dataclasses.replace(structures, positions=place), width.square())
+    potential, gradient = operator.joint(charges[:, None], dipoles[:, None])
+    return 0.5 * (charges @ potential[:, 0] + (dipoles * gradient[:, 0]).sum())
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 4])
 def test_boys_functions_are_their_integrals(order):
     x = torch.tensor([0.0, 1e-6, 0.3, 0.999, 1.0, 1.5, 8.0, 60.0])
     want = [quad(lambda t, s=s: t ** (2 * order) * math.exp(-s * t * t), 0, 1, epsabs=1e-15)[0] for s in x.tolist()]
-    np.testing.assert_allclose(boys(order, x), want, rtol=1e-12)
-    np.testing.assert_allclose(boys(order, x.float()), want, rtol=1e-5)
+    for highest in (order, order + 2):
+        np.testing.assert_allclose(boys(highest, x)[order], want, rtol=1e-12)
+        np.testing.assert_allclose(boys(highest, x.float())[order], want, rtol=1e-5)
     inner = x[1:].clone().requires_grad_(True)
     assert torch.autograd.gradgradcheck(lambda y: boys(order, y), inner)
 
@@ -126,11 +124,7 @@ def test_terms_are_twice_differentiable():
     charges, dipoles = torch.tensor([0.4, -0.3, 0.2]), torch.randn(3, 3)
 
     def energy(x, sigma):
-        mask = torch.tensor([[True, True, True]])
-        added, gradient = dipole_terms(
-            x[None], sigma[None], mask, charges[None, :, None], dipoles[None, :, None], COULOMB_CONSTANT
-        )
-        return charges @ added[0, :, 0] + (dipoles * gradient[0, :, 0]).sum()
+        return energy_of(x, sigma, charges, dipoles)
 
     assert torch.autograd.gradcheck(energy, (place, width))
     assert torch.autograd.gradgradcheck(energy, (place, width))

@@ -1,6 +1,7 @@
 """Sums that need no matrix: splines on a mesh, pairs in boxes, the particle mesh and tiles, against other libraries,
 the dense matrix and finite differences."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
+from systems import structures_of
 from test_ewald import matrix_of, operator_of, triclinic
 from torchpme.lib.mesh_interpolator import MeshInterpolator
 
-from phi_equivariant.operators import tiles
+from phi_equivariant.operators import free_space
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
-from phi_equivariant.operators.mesh import read, spread
-from phi_equivariant.operators.pairs import pairs_in_boxes, pairs_of_one
+from phi_equivariant.operators.mesh import SLOPES, VALUE, Stencils, read, spread
+from phi_equivariant.pairs import both_ways, find_pairs
 from phi_equivariant.solvers.partwise import sum_of_parts
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -30,8 +32,10 @@ def crowd(n=60, seed=0):
 
 def product_of(operator, atoms):
     """The operator's map without a matrix."""
-    cell = torch.tensor(np.asarray(atoms.cell)) if atoms.pbc.all() else None
-    return operator.product(torch.tensor(atoms.positions), torch.tensor(atoms.numbers) - 1, cell)
+    operator.mesh_from = operator.mesh_from_in_training = operator.tiles_from = 0
+    bound = operator.at(structures_of(atoms, elements=list(range(1, 10))))
+    assert not bound.parts[0][1].dense
+    return bound.product
 
 
 def test_splines_equal_torch_pmes():
@@ -40,18 +44,19 @@ def test_splines_equal_torch_pmes():
     theirs = MeshInterpolator(torch.diag(torch.tensor(size) * 1.0), torch.tensor(size), 5, "P3M")
     theirs.compute_weights(place)
     # Theirs are centred on the atom, ours begin there.
-    np.testing.assert_allclose(read(place + 2.5, mesh, 5), theirs.mesh_to_points(mesh), atol=1e-14)
-    values = torch.randn(9, 2)
-    np.testing.assert_allclose(spread(place + 2.5, values, size, 5), theirs.points_to_mesh(values), atol=1e-14)
+    stencils, values = Stencils(place + 2.5, size, 5), torch.randn(9, 2)
+    np.testing.assert_allclose(read(stencils, mesh)[..., 0], theirs.mesh_to_points(mesh), atol=1e-14)
+    np.testing.assert_allclose(spread(stencils, values[..., None]), theirs.points_to_mesh(values), atol=1e-14)
 
 
 def test_spreading_and_reading_are_twice_differentiable():
     torch.manual_seed(0)
     place = (torch.rand(3, 3) * torch.tensor([5.0, 4, 6])).requires_grad_()
-    values, mesh = torch.randn(3, 2, requires_grad=True), torch.randn(2, 5, 4, 6, requires_grad=True)
+    values, mesh = torch.randn(3, 2, 4, requires_grad=True), torch.randn(2, 5, 4, 6, requires_grad=True)
+    orders = (*VALUE, *SLOPES)
     for function, inputs in (
-        (lambda u, q: spread(u, q, (5, 4, 6), 6).square(), (place, values)),
-        (lambda u, g: read(u, g, 6).square(), (place, mesh)),
+        (lambda u, q: spread(Stencils(u, (5, 4, 6), 6), q, orders).square(), (place, values)),
+        (lambda u, g: read(Stencils(u, (5, 4, 6), 6), g, orders).square(), (place, mesh)),
     ):
         assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
         assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
@@ -61,15 +66,12 @@ def test_spreading_and_reading_are_twice_differentiable():
 def test_pairs_equal_ases_neighbour_list(radius):
     """Every pair once, in cells that are wider and in cells that are thinner than the radius."""
     atoms = crowd(20)
-    first, second, images = (
-        t.numpy() for t in pairs_in_boxes(radius, *map(torch.tensor, (atoms.positions, atoms.cell[:])))
-    )
-    ours = np.c_[first, second, images].astype(int)
-    both = np.concatenate([ours, np.c_[second, first, -images].astype(int)])
+    about = map(torch.tensor, (atoms.positions, atoms.cell.array, atoms.pbc))
+    ours = np.c_[tuple(part.numpy() for part in both_ways(radius, *about))].astype(int)
     i, j, s = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell[:], atoms.positions, radius, self_interaction=False)
     theirs = np.c_[i, j, s]
-    assert len(both) == len(theirs)
-    np.testing.assert_array_equal(np.unique(both, axis=0), np.unique(theirs, axis=0))
+    assert len(ours) == len(theirs)
+    np.testing.assert_array_equal(np.unique(ours, axis=0), np.unique(theirs, axis=0))
 
 
 @pytest.mark.parametrize("atoms", [crowd(), triclinic(), crowd(1)], ids=["crowd", "thin cell", "one atom"])
@@ -86,10 +88,10 @@ def test_kept_pairs_give_the_potential_of_a_fresh_search():
 
     def counted(*arguments):
         searches.append(arguments[0])
-        return pairs_of_one(*arguments)
+        return find_pairs(*arguments)
 
     keeps, fresh, atoms = operator_of(*WIDTHS).eval(), operator_of(*WIDTHS).train(), crowd()
-    keeps.kept_pairs_of_one.search = counted
+    keeps.kept_pairs.search = counted
     charges, rng = torch.randn(len(atoms), 1, generator=torch.Generator().manual_seed(0)), np.random.default_rng(0)
     for step in range(8):
         atoms.positions += 0.02 * rng.normal(size=atoms.positions.shape)
@@ -103,19 +105,22 @@ def test_particle_mesh_in_single_precision():
     atoms, charges = crowd(), torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
     want = matrix_of(operator_of(*WIDTHS), atoms)[0] @ charges
     operator = operator_of(*WIDTHS).float()
-    place, cell = torch.tensor(atoms.positions).float(), torch.tensor(np.asarray(atoms.cell)).float()
-    got = operator.product(place, torch.tensor(atoms.numbers) - 1, cell)(charges.float())
+    structures = structures_of(atoms, elements=list(range(1, 10)))
+    structures = dataclasses.replace(structures, positions=structures.positions.float(), cell=structures.cell.float())
+    operator.mesh_from_in_training = 0
+    got = operator.at(structures).product(charges.float())
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.detach(), want.detach(), rtol=0, atol=1e-5 * want.abs().max().item())
 
 
 def test_the_mesh_does_not_move_the_potential_where_its_size_changes():
     """As the cell grows, the numbers of mesh points jump; energies do not."""
-    operator, charges, energies, sizes = operator_of(0.4, 0.6), torch.tensor([[1.0], [-1.0]]), [], set()
+    operator, charges = operator_of(0.4, 0.6, splitting=1.0), torch.tensor([[1.0], [-1.0]])
+    energies, sizes = [], set()
     for edge in np.linspace(8.0, 8.0004, 5):
         atoms = Atoms("HHe", positions=[[0, 0, 0], [1.1, 0.3, 0.2]], cell=[edge - 2e-4] * 3, pbc=True)
         product = product_of(operator, atoms)
-        sizes.add(tuple(product.size))
+        sizes.add(tuple(product.__self__.parts[0][1].smooth.size))
         energies.append((charges * product(charges)).sum().item())
     assert len(sizes) > 1, "the size of the mesh must change in this test"
     assert np.abs(np.diff(energies, 2)).max() < 1e-8
@@ -123,8 +128,13 @@ def test_the_mesh_does_not_move_the_potential_where_its_size_changes():
 
 def test_particle_mesh_is_twice_differentiable_in_positions_cell_widths_and_charges():
     operator, atoms = operator_of(0.4, 0.9), triclinic(n=3, numbers=(1, 2, 1))
-    species = torch.tensor(atoms.numbers) - 1
-    operator.forward = lambda x, cell, charges: operator.product(x, species, cell)(charges)
+    structures = structures_of(atoms, elements=[1, 2])
+    operator.mesh_from_in_training = 0
+
+    def product(positions, cell, charges):
+        return operator.at(dataclasses.replace(structures, positions=positions, cell=cell[None])).product(charges)
+
+    operator.forward = product
 
     def potential(positions, cell, charges, logit):
         return torch.func.functional_call(operator, {"width_logit": logit}, (positions, cell, charges))
@@ -139,7 +149,7 @@ def test_particle_mesh_is_twice_differentiable_in_positions_cell_widths_and_char
 
 @pytest.mark.parametrize("tile", [7, 64, 10**6])
 def test_tiles_equal_the_matrix(tile, monkeypatch):
-    monkeypatch.setattr(tiles, "_TILE", tile)
+    monkeypatch.setattr(free_space, "_TILE", tile)
     atoms = crowd(23)
     atoms.pbc = False
     operator, charges = operator_of(*WIDTHS), torch.randn(23, 3, generator=torch.Generator().manual_seed(0))
@@ -149,12 +159,14 @@ def test_tiles_equal_the_matrix(tile, monkeypatch):
 
 
 def test_tiles_are_twice_differentiable(monkeypatch):
-    monkeypatch.setattr(tiles, "_TILE", 5)
+    monkeypatch.setattr(free_space, "_TILE", 5)
     torch.manual_seed(0)
     inputs = [x.requires_grad_(True) for x in (torch.randn(4, 3), 0.1 + torch.rand(4), torch.randn(4, 2))]
+    structures = structures_of(Atoms("H4", positions=np.eye(4)[:, :3]))
 
-    def potential(*given):
-        return tiles.open_potential(*given, COULOMB_CONSTANT)
+    def potential(positions, width_squared, charges):
+        moved = dataclasses.replace(structures, positions=positions)
+        return free_space.FreeSpaceTiles(moved, width_squared).product(charges)
 
     assert torch.autograd.gradcheck(potential, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(potential, inputs, fast_mode=True)

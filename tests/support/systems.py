@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.neighborlist import neighbor_list
 
 from phi_equivariant import PhiConfig, attach_phi
+from phi_equivariant.structures import Structures
 from zoo.nequip import NequIP
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
@@ -65,6 +67,28 @@ def batch_of(*structures, heads=("Default",), dtype=None):
     if dtype is None:
         return batch
     return {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
+
+
+def structures_of(*structures, elements=ELEMENTS, r_max=None):
+    """Structures as the library holds them, with the edges up to ``r_max``, in torch's default precision."""
+    sizes = [len(atoms) for atoms in structures]
+    ptr, edges, shifts = np.concatenate([[0], np.cumsum(sizes)]), [], []
+    for atoms, first in zip(structures, ptr, strict=False):
+        receivers, senders, images = neighbor_list("ijS", atoms, r_max or 1e-9)
+        edges.append(np.stack([senders, receivers]) + first)
+        shifts.append(-images @ atoms.cell.array)
+    number = torch.get_default_dtype()
+    return Structures(
+        positions=torch.tensor(np.concatenate([atoms.positions for atoms in structures])).to(number),
+        species=torch.tensor([elements.index(z) for atoms in structures for z in atoms.numbers.tolist()]),
+        batch=torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+        ptr=torch.tensor(ptr),
+        edge_index=torch.tensor(np.concatenate(edges, axis=1)),
+        shifts=torch.tensor(np.concatenate(shifts)).to(number),
+        total_charge=torch.tensor([float(atoms.info.get("total_charge", 0.0)) for atoms in structures]).to(number),
+        cell=torch.tensor(np.stack([atoms.cell.array for atoms in structures])).to(number),
+        pbc=torch.tensor(np.stack([atoms.pbc for atoms in structures])),
+    )
 
 
 def potential(seed=0, host=None, **config):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import StateReader
+from phi_equivariant.operators.registry import operator_class
 from training import distribution, mace_interface
 from training.data.batches import GraphList, Graphs, GraphStream, collate, name_of
 from training.data.isolated import isolated_energies
@@ -129,8 +130,8 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     data, phi, machine = run.data, run.phi, run.machine
     # What is found while reading is noted with the head: in a copy, because a run does not change.
     heads = [dataclasses.replace(head, notes=list(head.notes)) for head in run.heads]
-    allow_charged = phi is None or phi.config.operator != "graph" or bool(data.dataset)
-    allow_slabs = phi is None or phi.config.operator == "graph"
+    allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(data.dataset)
+    allow_slabs = phi is None or operator_class(phi.config).periodicities >= {1, 2}
     names = [head.name for head in heads]
     reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, allow_slabs, allow_charged)
     if data.dataset:

@@ -40,10 +40,14 @@ class Phi:
                 f"phi: pde_weight = {self.pde_weight} weighs the Poisson residual, which is zero by construction with "
                 "poisson: exact. Leave pde_weight out, or choose poisson: learned."
             )
-        if self.net_charge_weight and self.config.operator == "graph":
+        # The operators need torch, which help and other runs do without.
+        from phi_equivariant.operators.registry import operator_class
+
+        if self.net_charge_weight and not operator_class(self.config).carries_charge:
             raise InputError(
                 f"phi: net_charge_weight = {self.net_charge_weight} weighs the net charge, which is zero by "
-                "construction with operator: graph. Leave net_charge_weight out, or choose operator: coulomb."
+                f"construction with operator: {self.config.operator}. Leave net_charge_weight out, or choose "
+                "operator: coulomb."
             )
         if self.pde_warmup_epochs and not (self.pde_weight or self.net_charge_weight):
             raise InputError(

@@ -1,0 +1,147 @@
+"""What an operator is: a discrete −∇² that says what it can serve, bound to structures once a forward pass."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import describe_pbc
+from phi_equivariant.structures import Structures
+
+if TYPE_CHECKING:
+    from phi_equivariant.config import PhiConfig
+
+
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
+
+
+class Operator(torch.nn.Module, abc.ABC):
+    """A symmetric positive semi-definite L, or its inverse P, of the atoms of every structure.
+
+    A new operator is a subclass in a module of its own and one entry in ``operators.registry``.
+    """
+
+    name: ClassVar[str]
+    inverse: ClassVar[bool]  # whether it is P = L⁻¹ in V/e that is applied, rather than L in e/V
+    carries_charge: ClassVar[bool]  # whether charges can have a sum other than zero
+    periodicities: ClassVar[frozenset[int]]  # numbers of periodic directions that it is defined for
+    dipoles: ClassVar[bool]  # whether there are potentials of atomic dipoles
+    widths_of_charges: ClassVar[bool]  # whether charges have a width
+    element_scale: ClassVar[float]  # κ of ``AlphaNet`` that gives charges of about 0.2 e in organic molecules
+    window_width: ClassVar[float]  # τ of ``ModeWindow``, in units of the operator's ``scale``
+
+    @classmethod
+    @abc.abstractmethod
+    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: "PhiConfig") -> "Operator":
+        """The operator of a host with these elements and this cut-off in Å."""
+
+    @abc.abstractmethod
+    def at(self, structures: Structures, matrix: bool = False) -> "Bound":
+        """The operator at the structures of a batch, to be built once a forward pass.
+
+        Parameters
+        ----------
+        structures: ``Structures``
+        matrix: whether matrices are needed, of structures up to ``dense_limit`` atoms
+        """
+
+    def check(self, structures: Structures) -> None:
+        """InputError for structures that the operator is not defined for."""
+        if not self.carries_charge and bool((structures.total_charge != 0).any()):
+            raise InputError(
+                f"total_charge is {structures.total_charge.tolist()}, but the charges of operator={self.name!r} sum to "
+                "zero by construction; use operator='coulomb' for ions."
+            )
+        for index, number in enumerate(structures.n_periodic):
+            if number not in self.periodicities:
+                known = " or ".join(_NUMBERS[n] for n in sorted(self.periodicities - {0}))
+                none = " or none" if 0 in self.periodicities else ""
+                raise InputError(
+                    f"structure {index} has pbc {describe_pbc(structures.pbc[index])}, but operator={self.name!r} sums "
+                    f"over {known} periodic directions{none}. Use operator='graph', or, if enough vacuum is between "
+                    "the images and there is no dipole across it, pbc=True."
+                )
+
+
+class Part(abc.ABC):
+    """An operator at structures that are computed together, as a linear map on their atoms."""
+
+    dense: bool  # whether there is a matrix
+
+    def __init__(self, structures: Structures) -> None:
+        self.structures = structures
+
+    @abc.abstractmethod
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        """Pq in V, or Lφ in e, differentiable to any order: (n_atoms, c) → (n_atoms, c)."""
+
+    @abc.abstractmethod
+    def matrix(self) -> torch.Tensor:
+        """P or L of every structure, (n_structures, n_max, n_max), zero where there is no atom; only if ``dense``."""
+
+    @abc.abstractmethod
+    def diagonal(self) -> torch.Tensor:
+        """P_ii or L_ii, (n_atoms,)."""
+
+    def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Potential of charges and dipoles, and its gradient; see ``Bound.joint``."""
+        raise NotImplementedError(f"{type(self).__name__} has no dipoles.")
+
+
+class Bound:
+    """An operator at the structures of a batch: one linear map on all their atoms, symmetric.
+
+    Parameters
+    ----------
+    structures: ``Structures``
+    parts: atoms (n_part,) and ``Part`` of each group of structures; None for the atoms where there is one group
+    scale: unit of the operator in e/V, or V/e if ``inverse``
+    """
+
+    def __init__(
+        self,
+        structures: Structures,
+        parts: Sequence[tuple[torch.Tensor | None, Part]],
+        scale: torch.Tensor | float = 1.0,
+    ) -> None:
+        self.structures, self.parts, self.scale = structures, parts, scale
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        """Pq in V, or Lφ in e: (n_atoms, c) → (n_atoms, c)."""
+        return self.by_part(lambda part, inside: (part.product(inside),), values)[0]
+
+    def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Potential of charges and dipoles, and its gradient: the product of P in the larger sense, symmetric too.
+
+        With φ and ∇φ, the energy of charges q and dipoles μ is ½ Σ_i (q_i φ_i + μ_i·∇φ_i).
+
+        Parameters
+        ----------
+        charges: (n_atoms, c) in e; dipoles: (n_atoms, c, 3) in e·Å
+
+        Returns
+        -------
+        potential: (n_atoms, c) in V; gradient: (n_atoms, c, 3) in V/Å
+        """
+        potential, gradient = self.by_part(lambda part, *moments: part.joint(*moments), charges, dipoles)
+        return potential, gradient
+
+    def diagonal(self) -> torch.Tensor:
+        """P_ii or L_ii, (n_atoms,)."""
+        return self.by_part(lambda part: (part.diagonal(),))[0]
+
+    def by_part(
+        self, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """function(part, inputs of its atoms) → tensors of its atoms, in the order of all atoms."""
+        if len(self.parts) == 1:
+            return function(self.parts[0][1], *inputs)
+        atoms = [chosen for chosen, _ in self.parts if chosen is not None]
+        found = [
+            function(part, *(values[chosen] for values in inputs))
+            for chosen, (_, part) in zip(atoms, self.parts, strict=True)
+        ]
+        order = torch.cat(atoms).argsort()
+        return tuple(torch.cat(values)[order] for values in zip(*found, strict=True))

@@ -1,0 +1,222 @@
+"""P of Gaussian charges in periodic cells with a neutralising background: Ewald's sum over pairs and a smooth part."""
+
+import abc
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+
+from phi_equivariant.operators.base import Part
+from phi_equivariant.operators.gaussians import (
+    COULOMB_CONSTANT,
+    add_joint_pairs,
+    add_pairs,
+    charge_kernel,
+    kernels,
+    own_gradient_kernel,
+    own_kernel,
+)
+from phi_equivariant.pairs import Pairs
+from phi_equivariant.solvers.partwise import sum_of_parts
+from phi_equivariant.structures import Structures
+
+_PAIRS = 2**17  # pairs at a time
+
+
+class Smooth(abc.ABC):
+    """The potential of Gaussian charges of width s in the cells of some structures, without their mean."""
+
+    @abc.abstractmethod
+    def potential(self, charges: torch.Tensor) -> torch.Tensor:
+        """(1/V) Σ_{k≠0} v(k) Σ_j cos k·r_ij q_j with v(k) = 4π k_e e^{−k²s²/2}/k²: (n_atoms, c) in e → in V."""
+
+    @abc.abstractmethod
+    def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Potential of charges and dipoles (n_atoms, c) in V, and its gradient (n_atoms, c, 3) in V/Å."""
+
+    @abc.abstractmethod
+    def own(self) -> torch.Tensor:
+        """(1/V) Σ_{k≠0} v(k) of every structure, (n_structures,) in V/e."""
+
+    def matrix(self) -> torch.Tensor:
+        """(1/V) Σ_{k≠0} v(k) cos k·r_ij of every structure, (n_structures, n_max, n_max)."""
+        raise NotImplementedError(f"{type(self).__name__} makes no matrix.")
+
+
+class NearPairs(NamedTuple):
+    """Pairs of atoms of a group of structures: ``pairs`` with the group's numbers of atoms, ``owner`` (n_pairs,), the
+    structure of each, None where there is one, and ``splitting`` (n_pairs,) in Å."""
+
+    pairs: Pairs
+    owner: torch.Tensor | None
+    splitting: torch.Tensor
+
+    def chunks(self) -> list["NearPairs"]:
+        """The same, some at a time."""
+        owners = [None] if self.owner is None else self.owner.split(_PAIRS)
+        parts = zip(*(part.split(_PAIRS) for part in (*self.pairs, self.splitting)), strict=True)
+        if len(owners) == 1:
+            return [NearPairs(Pairs(a, b, c), self.owner, s) for a, b, c, s in parts]
+        return [NearPairs(Pairs(a, b, c), o, s) for (a, b, c, s), o in zip(parts, owners, strict=True)]
+
+    def vectors(self, positions: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+        """From the first to the second atom, (n_pairs, 3): positions (n_atoms, 3), cell (n_structures, 3, 3)."""
+        if self.owner is None:
+            return self.pairs.vectors(positions, cell[0])
+        first, second, images = self.pairs
+        shifts = (images[:, None, :] @ cell.index_select(0, self.owner))[:, 0]
+        return positions.index_select(0, second) - positions.index_select(0, first) + shifts
+
+    def gamma_squared(self, width_squared: torch.Tensor) -> torch.Tensor:
+        """γ² (n_pairs,) in Å²."""
+        return width_squared.index_select(0, self.pairs.first) + width_squared.index_select(0, self.pairs.second)
+
+
+class LatticeSum(Part):
+    """P of structures that are periodic in three directions.
+
+        P_ij / k_e = (4π/V) Σ_{k≠0} e^{−k²s²/2}/k² cos k·r_ij + Σ'_n [erf(r/√2γ_ij) − erf(r/√2s)]/r
+                     + δ_ij [1/(√π σ_i) − √(2/π)/s] − 2π (s² − γ_ij²)/V,    r = |r_ij + n|,  γ_ij² = σ_i² + σ_j²
+
+    The sum over cells n leaves out an atom's own place. The last term makes the mean of every atom's potential zero,
+    as a uniform background does that neutralises each Gaussian: P then equals (4π/V) Σ_{k≠0} e^{−k²γ_ij²/2}/k²
+    cos k·r_ij, which is positive semi-definite for charged vectors too, and does not depend on s. Dipoles have the same
+    sums with the derivatives of g, and no field of the whole cell's dipole (conducting surroundings).
+
+    Parameters
+    ----------
+    structures: ``Structures``; width_squared: (n_atoms,), σ² in Å²
+    splitting: (n_structures,), s in Å
+    near: ``NearPairs`` up to where the sum over pairs ends
+    smooth: the first sum, by waves or on a mesh
+
+    Source: P. P. Ewald, Ann. Phys. 369, 253 (1921).
+    """
+
+    def __init__(
+        self,
+        structures: Structures,
+        width_squared: torch.Tensor,
+        splitting: torch.Tensor,
+        near: NearPairs,
+        smooth: Smooth,
+        dense: bool,
+    ) -> None:
+        super().__init__(structures)
+        self.width_squared, self.splitting, self.near, self.smooth = width_squared, splitting, near, smooth
+        self.dense = dense
+        self.per_volume = 2 * math.pi * COULOMB_CONSTANT / cell_volume(structures.cell)  # (n_structures,)
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        """Pq."""
+        structures = self.structures
+        if torch.is_grad_enabled():
+            inputs = structures.positions, self.width_squared, structures.cell, values
+            (near,) = sum_of_parts(_near, self.near.chunks(), *inputs)
+        else:
+            first, second, _ = self.near.pairs
+            near = add_pairs(first, second, self._fixed_kernel, values)
+        own = self._own()[:, None] * values
+        return self.smooth.potential(values) + near + own + self._background(values)
+
+    def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Potential of charges and dipoles, and its gradient."""
+        inputs = self.structures.positions, self.width_squared, self.structures.cell, charges, dipoles
+        near, slope = sum_of_parts(_near_joint, self.near.chunks(), *inputs)
+        potential, gradient = self.smooth.joint(charges, dipoles)
+        potential = potential + near + self._own()[:, None] * charges + self._background(charges)
+        own = own_gradient_kernel(2 * self.width_squared) - own_gradient_kernel(self._of_atoms(self.splitting) ** 2)
+        return potential, gradient + slope + own[:, None, None] * dipoles
+
+    def matrix(self) -> torch.Tensor:
+        """P of every structure."""
+        structures, layout = self.structures, self.structures.layout
+        n = layout.n_max
+        first, second, _ = self.near.pairs
+        flat = layout.index[first] * n + layout.slot[second]
+        kernel = _kernel(self.near, structures.positions, self.width_squared, structures.cell)
+        near = kernel.new_zeros(len(structures) * n * n).index_add(0, flat, kernel).reshape(-1, n, n)
+        width_squared = layout.pad(self.width_squared)
+        background = width_squared[:, :, None] + width_squared[:, None, :] - self.splitting.square()[:, None, None]
+        potential = self.smooth.matrix() + near + near.mT + self.per_volume[:, None, None] * background
+        potential = potential.where(layout.mask[:, :, None] & layout.mask[:, None, :], potential.new_zeros(()))
+        return potential + torch.diag_embed(layout.pad(self._own()))
+
+    def diagonal(self) -> torch.Tensor:
+        """P_ii: with an atom's own images."""
+        first, second, _ = self.near.pairs
+        kernel = _kernel(self.near, self.structures.positions, self.width_squared, self.structures.cell)
+        images = torch.zeros_like(self.width_squared).index_add(0, first, 2 * kernel * (first == second))
+        background = self._of_atoms(self.per_volume) * (2 * self.width_squared - self._of_atoms(self.splitting) ** 2)
+        return self._of_atoms(self.smooth.own()) + self._own() + images + background
+
+    @functools.cached_property
+    def _fixed_kernel(self) -> torch.Tensor:
+        """(n_pairs,), where no derivative is wanted."""
+        about = self.structures.positions, self.width_squared, self.structures.cell
+        with torch.no_grad():
+            return torch.cat([_kernel(chunk, *about) for chunk in self.near.chunks()])
+
+    def _of_atoms(self, values: torch.Tensor) -> torch.Tensor:
+        """(n_structures,) → (n_atoms,)."""
+        return values.expand(len(self.width_squared)) if len(values) == 1 else values[self.structures.batch]
+
+    def _own(self) -> torch.Tensor:
+        """What is left of a charge in its own potential: (n_atoms,)."""
+        return own_kernel(2 * self.width_squared) - own_kernel(self._of_atoms(self.splitting) ** 2)
+
+    def _background(self, charges: torch.Tensor) -> torch.Tensor:
+        """−2π k_e/V Σ_j (s² − γ_ij²) q_j: (n_atoms, c)."""
+        total = self.structures.sum(charges)  # (n_structures, c)
+        spread = self.structures.sum(self.width_squared[:, None] * charges)
+        constant = self.per_volume[:, None] * (spread - self.splitting.square()[:, None] * total)
+        slope = self.per_volume[:, None] * total
+        if len(total) > 1:
+            constant, slope = constant[self.structures.batch], slope[self.structures.batch]
+        return constant + self.width_squared[:, None] * slope
+
+
+def _kernel(near: NearPairs, positions: torch.Tensor, width_squared: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """[erf(r/√2γ) − erf(r/√2s)] k_e/r of every pair."""
+    distance = near.vectors(positions, cell).square().sum(1).sqrt()  # (n_pairs,)
+    return charge_kernel(distance, near.gamma_squared(width_squared)) - charge_kernel(distance, near.splitting.square())
+
+
+def _near(
+    near: NearPairs, positions: torch.Tensor, width_squared: torch.Tensor, cell: torch.Tensor, charges: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """What pairs add to the potential."""
+    first, second, _ = near.pairs
+    return (add_pairs(first, second, _kernel(near, positions, width_squared, cell), charges),)
+
+
+def _near_joint(
+    near: NearPairs,
+    positions: torch.Tensor,
+    width_squared: torch.Tensor,
+    cell: torch.Tensor,
+    charges: torch.Tensor,
+    dipoles: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """What pairs add to the potential of charges and dipoles, and to its gradient."""
+    first, second, _ = near.pairs
+    vectors = near.vectors(positions, cell)
+    squared = vectors.square().sum(1)
+    exact, smooth = (kernels(squared, one) for one in (near.gamma_squared(width_squared), near.splitting.square()))
+    three = exact[0] - smooth[0], exact[1] - smooth[1], exact[2] - smooth[2]
+    return add_joint_pairs(first, second, vectors, three, charges, dipoles)
+
+
+def cell_volume(cell: torch.Tensor) -> torch.Tensor:
+    """|a·(b×c)| in Å³: (n_structures, 3, 3) → (n_structures,). torch.linalg.det fails to differentiate float32 where
+    float64 is torch's default precision."""
+    a, b, c = cell.unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum(-1).abs()
+
+
+def smooth_transform(k_squared: torch.Tensor, splitting: torch.Tensor | float) -> torch.Tensor:
+    """v(k) = 4π k_e e^{−k²s²/2}/k² in V·Å³/e, 0 at k = 0."""
+    some = k_squared.where(k_squared != 0, k_squared.new_ones(()))
+    value = 4 * math.pi * COULOMB_CONSTANT * torch.exp(-0.5 * splitting**2 * some) / some
+    return value.where(k_squared != 0, value.new_zeros(()))
