@@ -1,39 +1,36 @@
 """Learned electrostatics for equivariant interatomic potentials: Poisson's equation as a plug-in."""
 
-import importlib.metadata
-import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from phi_equivariant.e3nn_constants import declare_slice
+from phi_equivariant.lazy import lazy_names
 
 if TYPE_CHECKING:
     from phi_equivariant.attach import attach_phi
+    from phi_equivariant.born_charges import born_effective_charges
     from phi_equivariant.config import PhiConfig
     from phi_equivariant.engines.calculator import PhiCalculator
     from phi_equivariant.phi_module import PhiModule
     from phi_equivariant.potential import PhiPotential
     from phi_equivariant.taps import Tap
+    from phi_equivariant.version import __version__
 
-__all__ = ["PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "attach_phi"]
+__all__ = [
+    "PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "__version__", "attach_phi",
+    "born_effective_charges",
+]  # fmt: skip
 
-#: Where the public names are. They are imported when they are asked for: torch takes seconds, and help needs none.
-_PLACES = {
-    "PhiCalculator": "engines.calculator",
-    "PhiConfig": "config",
-    "PhiModule": "phi_module",
-    "PhiPotential": "potential",
-    "Tap": "taps",
-    "attach_phi": "attach",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.metadata.version("phi-equivariant")
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = pkgutil.resolve_name(f"phi_equivariant.{_PLACES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+declare_slice()
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "PhiCalculator": "engines.calculator",
+        "PhiConfig": "config",
+        "PhiModule": "phi_module",
+        "PhiPotential": "potential",
+        "Tap": "taps",
+        "__version__": "version",
+        "attach_phi": "attach",
+        "born_effective_charges": "born_charges",
+    },
+)

@@ -1,29 +1,49 @@
 """A model on disk: ``model.safetensors`` and ``config.json``; nothing is ever unpickled."""
 
+import dataclasses
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 
 from phi_equivariant.attach import attach_phi
+from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import write_atomically
+from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, WEIGHTS_FILE, read_json, write_atomically
+from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.inputs.state import StateReader, kept_inputs, set_reader
 from phi_equivariant.potential import PhiPotential
+from phi_equivariant.precision import DTYPES, default_dtype, read_dtype
 from phi_equivariant.taps import write_taps
 
-FORMAT_VERSION = 2  # 1 had no "tensors": all of them
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FORMAT_VERSION = 3  # 1 had no "tensors": all of them; 2 no "inputs": charges and spins under their usual names
 
 
-def host_types():
+def host_types() -> dict[str, importlib.metadata.EntryPoint]:
     """{name: entry point} of the hosts that can be saved and loaded, from installed packages."""
     return {point.name: point for point in importlib.metadata.entry_points(group="phi_equivariant.hosts")}
 
 
-def describe_model(model):
+def host_type(name: str) -> Any:
+    """The class of an installed host type.
+
+    Raises
+    ------
+    InputError
+        If there is none of this name, or a file of the user's hides its package.
+    """
+    points = host_types()
+    if name not in points:
+        raise InputError(f"host type {name!r} is not installed; installed: {', '.join(points)}.")
+    if message := hidden(points[name].module.partition(".")[0]):
+        raise InputError(message)
+    return points[name].load()
+
+
+def describe_model(model: torch.nn.Module) -> dict[str, Any]:
     """All that is needed to build a potential, or a bare host, again, but for its weights: a JSON-able dictionary.
 
     Raises
@@ -31,20 +51,23 @@ def describe_model(model):
     InputError
         If no installed host type knows the model, or it has settings that its host type cannot write down.
     """
-    model = portable(model)
-    phi = isinstance(model, PhiPotential)
-    host = model.host if phi else model
+    inputs, model = kept_inputs(model), portable(model)
+    host, phi = model, None
+    if isinstance(model, PhiPotential):
+        host, phi = model.host, {"config": model.phi.config.to_dict(), "taps": write_taps(model.taps)}
     name, host_type = host_type_of(host)
     return {
-        "format_version": FORMAT_VERSION,
+        # A library that does not know "inputs" would read other entries of structures: it must not load such a model.
+        "format_version": FORMAT_VERSION if inputs else FORMAT_VERSION - 1,
         "host": {"type": name, "arguments": host_type.describe(host)},
-        "phi": {"config": model.phi.config.to_dict(), "taps": write_taps(model.taps)} if phi else None,
+        "phi": phi,
+        **({"inputs": inputs} if inputs else {}),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
     }
 
 
-def portable(model):
+def portable(model: torch.nn.Module) -> torch.nn.Module:
     """The model in the form in which it is saved: the same, but for hosts that run on special kernels.
 
     Such a host is converted back by its host type, and a copy of Φ attached to it.
@@ -53,14 +76,18 @@ def portable(model):
     plain = host_type_of(host)[1].portable(host)
     if plain is host:
         return model
-    if not isinstance(model, PhiPotential):
-        return plain.train(model.training)
-    copied = attach_phi(plain, model.phi.config, model.taps)
-    copied.phi.load_state_dict(model.phi.state_dict())
-    return copied.train(model.training)
+    keep_exact(plain, atomic_energies(host))
+    if isinstance(model, PhiPotential):
+        copied = attach_phi(plain, model.phi.config, model.taps)
+        copied.phi.load_state_dict(model.phi.state_dict())
+        plain = copied
+    set_reader(plain, StateReader.from_dict(kept_inputs(model)))
+    return plain.train(model.training)
 
 
-def save_model(model, folder, notes=None, parameters_only=False):
+def save_model(
+    model: torch.nn.Module, folder: str | Path, notes: dict[str, Any] | None = None, parameters_only: bool = False
+) -> None:
     """Write a potential, or a bare host, to ``folder``.
 
     Parameters
@@ -76,9 +103,9 @@ def save_model(model, folder, notes=None, parameters_only=False):
     InputError
         If the model cannot be described; nothing is written then.
     """
-    model = portable(model)
     kind = "parameters" if parameters_only else "all"
     text = json.dumps({**describe_model(model), "tensors": kind, "notes": notes or {}}, indent=2) + "\n"
+    model = portable(model)
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in _tensors(model, kind).items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +113,89 @@ def save_model(model, folder, notes=None, parameters_only=False):
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
-def load_model(folder, device="cpu", dtype=None):
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """What a folder says of its model, before anything is built.
+
+    config : the configuration
+    shapes : {name: shape} of the tensors in the file of weights, from its header
+    weights : that file, open
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    weights: Any
+
+
+def read_saved(folder: str | Path) -> SavedModel:
+    """Configuration and header of the weights of a model that ``save_model`` wrote.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged, or of another format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}; give a folder written by training (model.safetensors + config.json)."
+            )
+    path = folder / CONFIG_FILE
+    try:
+        config = read_json(path, CONFIG_LIMIT, "configuration of a model")
+        version, versions = config["format_version"], config["versions"]
+        kind = config.get("tensors", "all")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is no configuration of a model ({error!r}).") from error
+    if version not in range(1, FORMAT_VERSION + 1) or kind not in ("all", "parameters"):
+        raise InputError(
+            f"{path} has format version {version!r} ({kind}), this library reads up to {FORMAT_VERSION}; install the "
+            f"version it was written with: {versions}."
+        )
+    path = folder / WEIGHTS_FILE
+    try:
+        file = safetensors.safe_open(path, framework="pt")
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file ({error}): the file is damaged.") from error
+    return SavedModel(folder, config, shapes, file)
+
+
+def build_saved(
+    saved: SavedModel, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> torch.nn.Module:
+    """The model in evaluation mode.
+
+    Parameters
+    ----------
+    device: where to put it
+    dtype: ``float32`` or ``float64``; as saved where None
+
+    Raises
+    ------
+    InputError
+        If the configuration describes no model that can be built, or the tensors do not fit it or are not finite.
+    """
+    precision = read_dtype(dtype)
+    try:
+        model = _build(saved.config)
+    except InputError as error:
+        raise InputError(f"{saved.folder / CONFIG_FILE}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"{saved.folder / CONFIG_FILE} does not describe a model that can be built ({error!r})."
+        ) from error
+    _load_tensors(model, saved)
+    if inputs := saved.config.get("inputs"):
+        set_reader(model, StateReader.from_dict(inputs))
+    return model.to(device=device, dtype=precision).eval()
+
+
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> torch.nn.Module:
     """The potential or bare host saved in ``folder``, in evaluation mode.
 
     Parameters
@@ -101,62 +210,35 @@ def load_model(folder, device="cpu", dtype=None):
         If a file is missing or does not fit: an unknown format or host type, other tensors than the model has, or
         weights that are not finite.
     """
-    folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} has no {name}; give a folder written by training (model.safetensors + config.json)."
-            )
-    check_dtype(dtype)
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        version, versions = config["format_version"], config["versions"]
-        kind = config.get("tensors", "all")
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} is no configuration of a model ({error!r}).") from error
-    if version not in range(1, FORMAT_VERSION + 1) or kind not in ("all", "parameters"):
-        raise InputError(
-            f"{folder / CONFIG_FILE} has format version {version!r} ({kind}), this library reads up to "
-            f"{FORMAT_VERSION}; install the version it was written with: {versions}."
-        )
-    try:
-        model = _build(config, folder)
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} does not describe a model that can be built ({error!r}).") from error
-    _load_tensors(model, kind, folder)
-    if dtype is not None:
-        model = model.to(_DTYPES[dtype])
-    return model.to(device).eval()
+    read_dtype(dtype)
+    return build_saved(read_saved(folder), device, dtype)
 
 
-def _tensors(model, kind):
+def _tensors(model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
     """{name: tensor} that a file holds: ``all``, or ``parameters`` alone; one that has several names by its first."""
     if kind == "parameters":
         return dict(model.named_parameters())
-    first = {}
+    first: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (name, tensor))
     return dict(first.values())
 
 
-def _load_tensors(model, kind, folder):
+def _load_tensors(model: torch.nn.Module, saved: SavedModel) -> None:
     """Put the tensors of a file into a model, after checking that there are as many as it has, and of its shapes."""
-    path = folder / WEIGHTS_FILE
+    path, given = saved.folder / WEIGHTS_FILE, saved.shapes
+    kind = saved.config.get("tensors", "all")
     expected = {key: tuple(value.shape) for key, value in _tensors(model, kind).items()}
+    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
+    if wrong:
+        raise InputError(
+            f"{path} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, {wrong[0]} "
+            f"(expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not from the "
+            "same run."
+        )
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # reads the header only
-            given = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no mapping)
-        wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-        if wrong:
-            raise InputError(
-                f"{path} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, {wrong[0]} "
-                f"(expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not from the "
-                "same run."
-            )
-        state = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        state = {key: saved.weights.get_tensor(key) for key in given}
+    except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a safetensors file ({error}): the file is damaged.") from error
     broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -167,13 +249,7 @@ def _load_tensors(model, kind, folder):
     model.load_state_dict(state, strict=False)  # the names were compared above
 
 
-def check_dtype(dtype):
-    """InputError unless ``dtype`` is None or the name of a precision."""
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(map(repr, _DTYPES))}.")
-
-
-def host_type_of(host):
+def host_type_of(host: torch.nn.Module) -> tuple[str, Any]:
     """Name and class of the installed host type that knows a model.
 
     Raises
@@ -181,34 +257,27 @@ def host_type_of(host):
     InputError
         If there is none.
     """
-    for name, point in host_types().items():
-        host_type = point.load()
-        if host_type.matches(host):
-            return name, host_type
+    for name in host_types():
+        kind = host_type(name)
+        if kind.matches(host):
+            return name, kind
     raise InputError(
         f"{type(host).__name__} belongs to no installed host type ({', '.join(host_types())}); register one under the "
         "entry-point group phi_equivariant.hosts."
     )
 
 
-def _build(config, folder):
+def _build(config: dict[str, Any]) -> torch.nn.Module:
     """A fresh model from a configuration, in the precision it was saved in."""
-    name = config["host"]["type"]
-    if name not in host_types():
-        raise InputError(f"{folder}: host type {name!r} is not installed; installed: {', '.join(host_types())}.")
-    dtype = _DTYPES[config["dtype"]]
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = host_types()[name].load().build(config["host"]["arguments"])
+    dtype = DTYPES[config["dtype"]]
+    with default_dtype(dtype):
+        model: torch.nn.Module = host_type(config["host"]["type"]).build(config["host"]["arguments"])
         if config["phi"] is not None:
             model = attach_phi(model, config["phi"]["config"], config["phi"]["taps"])
-    finally:
-        torch.set_default_dtype(previous)
     return model.to(dtype)
 
 
-def _version(package):
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

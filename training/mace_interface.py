@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from ase import Atoms
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn and mace)
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.empty_space import Compact, compact, mostly_empty
 
@@ -163,6 +162,9 @@ def graph(
             fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
     if tight is not None:
         _unpack(fields, tight, positions, cell, pbc, r_max)
+    # A total energy of -10^7 eV has no digits for the interaction in float32.
+    energy = configuration.properties.get("energy")
+    fields["energy"] = torch.tensor(0.0 if energy is None else float(energy), dtype=torch.float64)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.

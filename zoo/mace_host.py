@@ -1,15 +1,13 @@
 """mace as a host: the only module of ``zoo`` that imports mace."""
 
 import argparse
-import contextlib
 import copy
+import typing
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn)
 
 # isort: split
 from e3nn import o3
@@ -17,8 +15,24 @@ from mace import modules
 from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE
 from mace.tools.cg import U_matrix_real
 from mace.tools.scripts_utils import extract_radial_MLP, get_params_options
+from pydantic import Field
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.precision import default_dtype
+from zoo.bounds import (
+    Count,
+    Degree,
+    Elements,
+    Energies,
+    Irreps,
+    Layers,
+    Length,
+    Neighbours,
+    Widths,
+    read_irreps,
+    short,
+)
 from zoo.hosts import Host
 from zoo.probe import energy_difference
 
@@ -43,7 +57,30 @@ _SETTINGS = {
     "use_last_readout_only": False,
     "use_edge_irreps_first": False,
 }
-
+Order = typing.Annotated[int, Field(ge=1, le=4)]
+# What the annotations of mace's constructors leave open, or JSON holds in another form.
+_TYPES = {
+    "class": str,
+    "r_max": Length,
+    "num_interactions": Layers,
+    "max_ell": Degree,
+    "correlation": Order | typing.Annotated[list[Order], Field(min_length=1)],
+    "radial_type": typing.Literal["bessel", "gaussian", "chebyshev"],
+    "num_bessel": Count,
+    "num_polynomial_cutoff": Count,
+    "radial_MLP": Widths,
+    "atomic_numbers": Elements,
+    "avg_num_neighbors": Neighbours,
+    "atomic_energies": Energies,
+    "atomic_inter_scale": Energies,
+    "atomic_inter_shift": Energies,
+    **{name: str | None for name in _NAMED},
+    **{name: Irreps | None for name in _IRREPS},
+}
+# Layouts of faster kernels, which are never saved.
+_NEVER = ("cueq_config", "oeq_config", "lammps_mliap")
+#: (max_ell + 1)^(2 correlation), entries of mace's largest coupling matrix for each of its outputs.
+MOST_COUPLINGS = 2e5
 
 #: Relative difference in energy that two builds of the same model may have.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -80,7 +117,7 @@ class MaceHost(Host):
             "num_interactions": int(model.num_interactions),
             "num_elements": len(model.atomic_numbers),
             "atomic_numbers": model.atomic_numbers.tolist(),
-            "atomic_energies": model.atomic_energies_fn.atomic_energies.tolist(),
+            "atomic_energies": atomic_energies(model).view_as(model.atomic_energies_fn.atomic_energies).tolist(),
             "avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
             "hidden_irreps": str(model.products[0].linear.irreps_out),
             "keep_last_layer_irreps": o3.Irreps(str(model.products[-1].linear.irreps_out)).lmax > 0,
@@ -105,6 +142,27 @@ class MaceHost(Host):
             arguments["edge_irreps"] = str(arguments["edge_irreps"])
         return arguments
 
+    @classmethod
+    def argument_types(cls) -> dict[str, typing.Any]:
+        """The annotations of mace's constructors, narrowed where they leave too much open."""
+        hints = {**typing.get_type_hints(modules.MACE.__init__), **_TYPES}
+        return {name: hint for name, hint in hints.items() if name not in (*_NEVER, "return")}
+
+    @classmethod
+    def check_arguments(cls, arguments: dict[str, typing.Any], parameters: int | None = None) -> None:
+        """The same, and that they fit each other: mace computes its couplings before it has a parameter."""
+        super().check_arguments(arguments, parameters)
+        given, layers, max_ell = arguments["correlation"], arguments["num_interactions"], arguments["max_ell"]
+        order = max(given) if isinstance(given, list) else given
+        if isinstance(given, list) and len(given) != layers:
+            raise InputError(f"correlation is {short(given)} for {layers} interactions; expected one for each")
+        if (max_ell + 1) ** (2 * order) > MOST_COUPLINGS:
+            raise InputError(f"correlation {order} with max_ell {max_ell} makes too many couplings")
+        if all(l_p != "0e" for _, l_p in read_irreps(arguments["hidden_irreps"])):
+            raise InputError(
+                f"hidden_irreps is {arguments['hidden_irreps']}; without 0e channels nothing gives energies"
+            )
+
     @staticmethod
     def build(arguments):
         """A fresh mace model from what ``describe`` gave."""
@@ -125,7 +183,9 @@ class MaceHost(Host):
             )
         arguments["atomic_energies"] = np.array(arguments["atomic_energies"])
         arguments.setdefault("num_elements", len(arguments["atomic_numbers"]))
-        return _CLASSES[name](**arguments)
+        model = _CLASSES[name](**arguments)
+        keep_exact(model, arguments["atomic_energies"])
+        return model
 
     @staticmethod
     def portable(model):
@@ -205,7 +265,7 @@ def rebuilt(model):
     InputError
         If parameters are left over or missing, or energies differ.
     """
-    with _default_dtype(next(model.parameters()).dtype):
+    with default_dtype(next(model.parameters()).dtype):
         fresh = MaceHost.build(MaceHost.describe(model))
         state = model.state_dict()
         missing, unexpected = fresh.load_state_dict(state, strict=False)
@@ -290,8 +350,9 @@ def _converted(model, run, device):
     """What mace's conversion makes of the model, checked."""
     try:
         # Random numbers, too, go on as if nothing had been built: Φ then starts the same on all kernels.
-        with torch.random.fork_rng(devices=[]), _default_dtype(next(model.parameters()).dtype):
+        with torch.random.fork_rng(devices=[]), default_dtype(next(model.parameters()).dtype):
             converted = run(readable_by_mace(copy.deepcopy(model)), device=device, return_model=True).to(device)
+            keep_exact(converted, atomic_energies(model))
             check_energies(model, converted)
     except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(
@@ -299,16 +360,6 @@ def _converted(model, run, device):
             "enable_cueq, only_cueq and enable_oeq out."
         ) from error
     return converted
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype):
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)
 
 
 def _is_torchscript(path):

@@ -93,7 +93,7 @@ class StateReader:
         quantity = QUANTITIES[name]
         keys = tuple(dict.fromkeys((self.keys.get(name, name), *quantity.names)))
         found = [
-            (_number(value, place, quantity), key, place)
+            (number_of(value, place, quantity), key, place)
             for key in keys
             for place, value in _entries(atoms, key)
             if value is not None
@@ -214,8 +214,13 @@ def reader_of(model: torch.nn.Module) -> StateReader:
     """How the structures that a model is given are read: as it was trained, the usual names where nothing is known."""
     specs = getattr(getattr(model, "host", model), "embedding_specs", None) or {}
     keys = {name: spec["key"] for name, spec in specs.items() if name in QUANTITIES and spec.get("key")}
-    kept = StateReader.from_dict(getattr(model, _ATTRIBUTE, {}))
+    kept = StateReader.from_dict(kept_inputs(model))
     return StateReader({**keys, **kept.keys}, kept.seen)
+
+
+def kept_inputs(model: torch.nn.Module) -> dict[str, Any]:
+    """What :func:`set_reader` kept with a model, as JSON can hold it."""
+    return dict(getattr(model, _ATTRIBUTE, {}))
 
 
 def set_reader(model: torch.nn.Module, reader: StateReader) -> None:
@@ -256,7 +261,14 @@ def _entries(atoms: Atoms, key: str) -> Iterator[tuple[str, Any]]:
             yield f"{place}[{key!r}]", entries[key]
 
 
-def _number(value: Any, what: str, quantity: Quantity) -> float:
+def number_of(value: Any, what: str, quantity: Quantity) -> float:
+    """The value as a number; ``what`` names it in messages.
+
+    Raises
+    ------
+    InputError
+        Unless it is one finite number: Python's, numpy's, torch's or an array of one value.
+    """
     given = np.asarray(value.detach().cpu() if torch.is_tensor(value) else value)
     number = float(given.item()) if given.size == 1 and given.dtype.kind in "iuf" else math.nan
     if not math.isfinite(number):

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from phi_equivariant.batching import segment_sum
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import isolated_of_atoms
+from phi_equivariant.potential import run_model
 from training.data.batches import GraphBatch, name_in
 from training.report.error_sums import ErrorSums
 
@@ -16,13 +19,9 @@ Energies = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 def isolated_energies(model: torch.nn.Module) -> Energies:
     """A function from a batch to the energies (n_structures,) in eV of its isolated atoms, as the model has them."""
 
-    block: torch.nn.Module = model.atomic_energies_fn  # type: ignore[assignment]  # of every host
-
     def energies(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        by_head = block(batch["node_attrs"])  # (n_atoms, n_heads)
-        head = batch["head"][batch["batch"]] if by_head.shape[1] > 1 else torch.zeros_like(batch["batch"])
-        per_atom = by_head.gather(1, head[:, None]).squeeze(1)
-        return torch.zeros_like(batch["energy"]).index_add_(0, batch["batch"], per_atom.to(batch["energy"].dtype))
+        of_atom = isolated_of_atoms(model, batch)
+        return segment_sum(of_atom, batch["batch"], len(batch["ptr"]) - 1)
 
     return energies
 
@@ -97,7 +96,8 @@ def predict(
     model: torch.nn.Module, batch: Mapping[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
 ) -> dict[str, torch.Tensor | None]:
     """Call a model with mace's call signature."""
-    return model(
+    return run_model(
+        model,
         batch,
         training=training,
         compute_force=outputs["forces"],
