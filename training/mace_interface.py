@@ -160,11 +160,11 @@ def graph(
             dtype = torch.get_default_dtype()
             fields[name] = torch.zeros(shape) if value is None else torch.tensor(value, dtype=dtype).view(shape)
             fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
-    if tight is not None:
-        _unpack(fields, tight, positions, cell, pbc, r_max)
     # A total energy of -10^7 eV has no digits for the interaction in float32.
     energy = configuration.properties.get("energy")
     fields["energy"] = torch.tensor(0.0 if energy is None else float(energy), dtype=torch.float64)
+    if tight is not None:
+        _unpack(fields, tight, positions, cell, pbc, r_max)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
