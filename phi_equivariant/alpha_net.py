@@ -1,6 +1,8 @@
 """The α-Net: from the host's equivariant node features to one or two scalar fields per atom."""
 
 import torch
+
+# isort: split
 from e3nn import o3
 
 from phi_equivariant.elements import electronegativity

@@ -1,6 +1,8 @@
 """Attaching Φ to a host by forward hooks: the host's code and weights are not touched."""
 
 import torch
+
+# isort: split
 from e3nn import o3
 
 from phi_equivariant.config import PhiConfig

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+# isort: split
 from e3nn import o3
 
 from phi_equivariant.errors import InputError

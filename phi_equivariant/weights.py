@@ -1,5 +1,6 @@
 """A model on disk: ``model.safetensors`` and ``config.json``; nothing is ever unpickled."""
 
+import dataclasses
 import importlib.metadata
 import json
 from pathlib import Path
@@ -9,8 +10,9 @@ import safetensors.torch
 import torch
 
 from phi_equivariant.attach import attach_phi
+from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import write_atomically
+from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, WEIGHTS_FILE, read_json, write_atomically
 from phi_equivariant.host_energy import atomic_energies, keep_exact
 from phi_equivariant.inputs.state import StateReader, kept_inputs, set_reader
 from phi_equivariant.potential import PhiPotential
@@ -18,12 +20,27 @@ from phi_equivariant.precision import DTYPES, default_dtype, read_dtype
 from phi_equivariant.taps import write_taps
 
 FORMAT_VERSION = 3  # 1 had no "tensors": all of them; 2 no "inputs": charges and spins under their usual names
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
 def host_types() -> dict[str, importlib.metadata.EntryPoint]:
     """{name: entry point} of the hosts that can be saved and loaded, from installed packages."""
     return {point.name: point for point in importlib.metadata.entry_points(group="phi_equivariant.hosts")}
+
+
+def host_type(name: str) -> Any:
+    """The class of an installed host type.
+
+    Raises
+    ------
+    InputError
+        If there is none of this name, or a file of the user's hides its package.
+    """
+    points = host_types()
+    if name not in points:
+        raise InputError(f"host type {name!r} is not installed; installed: {', '.join(points)}.")
+    if message := hidden(points[name].module.partition(".")[0]):
+        raise InputError(message)
+    return points[name].load()
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
@@ -86,14 +103,94 @@ def save_model(
     InputError
         If the model cannot be described; nothing is written then.
     """
+    model = portable(model)
     kind = "parameters" if parameters_only else "all"
     text = json.dumps({**describe_model(model), "tensors": kind, "notes": notes or {}}, indent=2) + "\n"
-    model = portable(model)
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in _tensors(model, kind).items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text))
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """What a folder says of its model, before anything is built.
+
+    config : the configuration
+    shapes : {name: shape} of the tensors in the file of weights, from its header
+    weights : that file, open
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    weights: Any
+
+
+def read_saved(folder: str | Path) -> SavedModel:
+    """Configuration and header of the weights of a model that ``save_model`` wrote.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged, or of another format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} has no {name}; give a folder written by training (model.safetensors + config.json)."
+            )
+    path = folder / CONFIG_FILE
+    try:
+        config = read_json(path, CONFIG_LIMIT, "configuration of a model")
+        version, versions = config["format_version"], config["versions"]
+        kind = config.get("tensors", "all")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is no configuration of a model ({error!r}).") from error
+    if version not in range(1, FORMAT_VERSION + 1) or kind not in ("all", "parameters"):
+        raise InputError(
+            f"{path} has format version {version!r} ({kind}), this library reads up to {FORMAT_VERSION}; install the "
+            f"version it was written with: {versions}."
+        )
+    path = folder / WEIGHTS_FILE
+    try:
+        file = safetensors.safe_open(path, framework="pt")
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file ({error}): the file is damaged.") from error
+    return SavedModel(folder, config, shapes, file)
+
+
+def build_saved(
+    saved: SavedModel, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> torch.nn.Module:
+    """The model in evaluation mode.
+
+    Parameters
+    ----------
+    device: where to put it
+    dtype: ``float32`` or ``float64``; as saved where None
+
+    Raises
+    ------
+    InputError
+        If the configuration describes no model that can be built, or the tensors do not fit it or are not finite.
+    """
+    precision = read_dtype(dtype)
+    try:
+        model = _build(saved.config)
+    except InputError as error:
+        raise InputError(f"{saved.folder / CONFIG_FILE}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"{saved.folder / CONFIG_FILE} does not describe a model that can be built ({error!r})."
+        ) from error
+    _load_tensors(model, saved)
+    if inputs := saved.config.get("inputs"):
+        set_reader(model, StateReader.from_dict(inputs))
+    return model.to(device=device, dtype=precision).eval()
 
 
 def load_model(
@@ -113,34 +210,7 @@ def load_model(
         If a file is missing or does not fit: an unknown format or host type, other tensors than the model has, or
         weights that are not finite.
     """
-    folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} has no {name}; give a folder written by training (model.safetensors + config.json)."
-            )
-    precision = read_dtype(dtype)
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        version, versions = config["format_version"], config["versions"]
-        kind = config.get("tensors", "all")
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} is no configuration of a model ({error!r}).") from error
-    if version not in range(1, FORMAT_VERSION + 1) or kind not in ("all", "parameters"):
-        raise InputError(
-            f"{folder / CONFIG_FILE} has format version {version!r} ({kind}), this library reads up to "
-            f"{FORMAT_VERSION}; install the version it was written with: {versions}."
-        )
-    try:
-        model = _build(config, folder)
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} does not describe a model that can be built ({error!r}).") from error
-    _load_tensors(model, kind, folder)
-    if inputs := config.get("inputs"):
-        set_reader(model, StateReader.from_dict(inputs))
-    return model.to(device=device, dtype=precision).eval()
+    return build_saved(read_saved(folder), device, dtype)
 
 
 def _tensors(model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
@@ -153,22 +223,21 @@ def _tensors(model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
     return dict(first.values())
 
 
-def _load_tensors(model: torch.nn.Module, kind: str, folder: Path) -> None:
+def _load_tensors(model: torch.nn.Module, saved: SavedModel) -> None:
     """Put the tensors of a file into a model, after checking that there are as many as it has, and of its shapes."""
-    path = folder / WEIGHTS_FILE
+    path, given = saved.folder / WEIGHTS_FILE, saved.shapes
+    kind = saved.config.get("tensors", "all")
     expected = {key: tuple(value.shape) for key, value in _tensors(model, kind).items()}
+    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
+    if wrong:
+        raise InputError(
+            f"{path} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, {wrong[0]} "
+            f"(expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not from the "
+            "same run."
+        )
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # reads the header only
-            given = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no mapping)
-        wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-        if wrong:
-            raise InputError(
-                f"{path} does not fit its {CONFIG_FILE}: {len(wrong)} of {len(expected)} tensors differ, {wrong[0]} "
-                f"(expected {expected.get(wrong[0])}, found {given.get(wrong[0])}) for one; the files are not from the "
-                "same run."
-            )
-        state = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        state = {key: saved.weights.get_tensor(key) for key in given}
+    except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a safetensors file ({error}): the file is damaged.") from error
     broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -187,24 +256,21 @@ def host_type_of(host: torch.nn.Module) -> tuple[str, Any]:
     InputError
         If there is none.
     """
-    for name, point in host_types().items():
-        host_type = point.load()
-        if host_type.matches(host):
-            return name, host_type
+    for name in host_types():
+        kind = host_type(name)
+        if kind.matches(host):
+            return name, kind
     raise InputError(
         f"{type(host).__name__} belongs to no installed host type ({', '.join(host_types())}); register one under the "
         "entry-point group phi_equivariant.hosts."
     )
 
 
-def _build(config: dict[str, Any], folder: Path) -> torch.nn.Module:
+def _build(config: dict[str, Any]) -> torch.nn.Module:
     """A fresh model from a configuration, in the precision it was saved in."""
-    name = config["host"]["type"]
-    if name not in host_types():
-        raise InputError(f"{folder}: host type {name!r} is not installed; installed: {', '.join(host_types())}.")
     dtype = DTYPES[config["dtype"]]
     with default_dtype(dtype):
-        model: torch.nn.Module = host_types()[name].load().build(config["host"]["arguments"])
+        model: torch.nn.Module = host_type(config["host"]["type"]).build(config["host"]["arguments"])
         if config["phi"] is not None:
             model = attach_phi(model, config["phi"]["config"], config["phi"]["taps"])
     return model.to(dtype)

@@ -1,12 +1,11 @@
-"""The sizes that have a name, ``phi-<host>-<size>``, and fresh models of them."""
+"""Fresh models of the sizes that have a name."""
 
-import dataclasses
 import difflib
-import importlib.util
 import math
 import operator
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,137 +14,25 @@ from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.elements import electronegativity
 from phi_equivariant.errors import InputError
 from phi_equivariant.precision import default_dtype, read_dtype
-from phi_equivariant.weights import host_types
-from zoo import limits
+from phi_equivariant.weights import host_type
+from zoo.sizes import ARCHITECTURES, Architecture, architecture, check_installed, matching
 
+__all__ = ["ARCHITECTURES", "Architecture", "architecture", "check_installed", "create_model", "matching"]
 
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A size of a host: the type that builds it, its constructor arguments, Φ's settings, and the extra it needs."""
-
-    description: str
-    host: str
-    arguments: dict
-    phi: dict = dataclasses.field(default_factory=dict)
-    extra: str | None = None
-
-    @property
-    def installed(self):
-        """Whether the package of the extra is there."""
-        return self.extra is None or importlib.util.find_spec(_PACKAGES[self.extra]) is not None
-
-
-def _mace(hidden_irreps, description):
-    """mace's own defaults, but for the channels."""
-    return Architecture(
-        description,
-        "mace",
-        {
-            "class": "ScaleShiftMACE",
-            "r_max": 5.0,
-            "hidden_irreps": hidden_irreps,
-            "num_interactions": 2,
-            "max_ell": 3,
-            "correlation": 3,
-            "num_bessel": 8,
-            "num_polynomial_cutoff": 5,
-            "radial_MLP": [64, 64, 64],
-            "MLP_irreps": "16x0e",
-            "gate": "silu",
-            "readout_cls": "NonLinearReadoutBlock",
-            "edge_irreps": None,
-            "use_reduced_cg": False,
-            "interaction_cls": "RealAgnosticResidualInteractionBlock",
-            "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
-            "avg_num_neighbors": 16.0,
-        },
-    )
-
-
-def _nequip(hidden_irreps, description):
-    """NequIP's own defaults, but for the channels."""
-    return Architecture(
-        description,
-        "nequip",
-        {
-            "r_max": 5.0,
-            "hidden_irreps": hidden_irreps,
-            "num_interactions": 4,
-            "max_ell": None,  # that of hidden_irreps
-            "parity": True,
-            "num_bessel": 8,
-            "num_polynomial_cutoff": 6,
-            "radial_MLP": [64, 64],
-            "avg_num_neighbors": 16.0,
-            "train_scale_shift": False,
-        },
-    )
-
-
-def _pyg(host, description, **arguments):
-    """A network of PyTorch Geometric."""
-    arguments = {"r_max": 5.0, **arguments, "train_scale_shift": False}
-    return Architecture(description, host, arguments, extra="pyg")
-
-
-_PACKAGES = {"pyg": "torch_geometric"}
-#: {name: architecture}. A new one is one more item; tests take it from here.
-ARCHITECTURES = {
-    "phi-mace-small": _mace("32x0e+32x1o", "MACE, 32 channels, l = 1, two layers"),
-    "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
-    "phi-nequip-small": _nequip("20x0e+20x1o+20x2e", "NequIP, 20 channels, l = 2, four layers"),
-    "phi-nequip-medium": _nequip("32x0e+32x1o+32x2e", "NequIP, 32 channels, l = 2, four layers"),
-    "phi-schnet-small": _pyg(
-        "schnet",
-        "SchNet of PyTorch Geometric, 64 channels, three layers",
-        hidden_channels=64,
-        num_filters=64,
-        num_interactions=3,
-        num_gaussians=50,
-    ),
-    "phi-visnet-small": _pyg(
-        "visnet",
-        "ViSNet of PyTorch Geometric, 64 channels, l = 1, three layers",
-        hidden_channels=64,
-        num_heads=8,
-        num_interactions=3,
-        max_ell=1,
-        num_rbf=32,
-    ),
-}
 #: Overrides that every size takes, because they depend on the data.
 STATISTICS = ("E0s", "scale", "shift")
 _FIXED = ("class",)
 
 
-def architecture(name):
-    """The architecture of a name; InputError with the nearest names if there is none."""
-    if isinstance(name, str) and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    near = difflib.get_close_matches(str(name), ARCHITECTURES, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(ARCHITECTURES)}."
-    if "." in str(name):
-        hint += " A trained model is loaded by load_pretrained."
-    raise InputError(f"there is no model {name!r} to create; {hint}")
-
-
-def check_installed(name):
-    """InputError, with the command that helps, if a size needs a package that is not there."""
-    size = architecture(name)
-    if not size.installed:
-        raise InputError(
-            f"{name} needs {_PACKAGES[size.extra]}, which is not installed: pip install "
-            f"'phi-equivariant[{size.extra}]'."
-        )
-
-
-def matching(names, pattern):
-    """The names that contain a text, or match a pattern with ``*`` and ``?``; all where it is None."""
-    wild = pattern is not None and any(sign in pattern for sign in "*?[")
-    return sorted(n for n in names if pattern is None or (fnmatchcase(n, pattern) if wild else pattern in n))
-
-
-def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overrides):
+def create_model(
+    name: str,
+    elements: Iterable[int],
+    *,
+    phi: PhiConfig | Mapping[str, Any] | None = None,
+    with_phi: bool = True,
+    dtype: str | None = None,
+    **overrides: Any,
+) -> torch.nn.Module:
     """A fresh model of a named size, from torch's generator, with Φ attached.
 
     Parameters
@@ -192,9 +79,10 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
         phi = PhiConfig.from_dict({**size.phi, **(phi or {})})
     precision = read_dtype(dtype) or torch.get_default_dtype()
     try:
-        limits.check_arguments(arguments)
+        kind = host_type(size.host)
+        kind.check_arguments(arguments)
         with default_dtype(precision):
-            host = host_types()[size.host].load().build(arguments)
+            host = kind.build(arguments)
             return attach_phi(host, phi) if with_phi else host
     except InputError as error:
         raise InputError(f"{name} cannot be made: {error}") from error
@@ -202,7 +90,7 @@ def create_model(name, elements, *, phi=None, with_phi=True, dtype=None, **overr
         raise InputError(f"{name} cannot be made with {overrides}: {type(error).__name__}: {error}") from error
 
 
-def _elements(elements):
+def _elements(elements: Any) -> list[int]:
     """Sorted atomic numbers."""
     try:
         numbers = sorted({operator.index(z) for z in elements if not isinstance(z, bool)})
@@ -217,7 +105,7 @@ def _elements(elements):
     return numbers
 
 
-def _statistic(name, value, numbers, host):
+def _statistic(name: str, value: Any, numbers: list[int], host: str) -> list[float]:
     """A number in eV, as a list; for hosts of our own also one for each element. mace takes one for each head, and a
     fresh model has one head."""
     values = np.atleast_1d(np.asarray(value, dtype=object)).tolist()
@@ -229,11 +117,11 @@ def _statistic(name, value, numbers, host):
     return [float(one) for one in values]
 
 
-def _is_number(value):
+def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _energies(given, numbers):
+def _energies(given: Any, numbers: list[int]) -> list[list[float]]:
     """Isolated-atom energies in the order of the elements, for one head: (1, n_elements)."""
     if given is None:
         return [[0.0] * len(numbers)]

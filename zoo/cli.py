@@ -4,73 +4,55 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from phi_equivariant.errors import InputError
-from zoo import card, export, publish
-from zoo.architectures import ARCHITECTURES, matching
-from zoo.catalogue import model_info, place_of
-from zoo.pretrained import entries, files_of, find, is_path, load_folder, locate
+from zoo import sizes, store  # whose modules are imported by the command that asks for them
 
-console = Console()
-if not console.is_terminal:
-    console = Console(width=140)
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
-def list_command(args):
+def list_command(args: argparse.Namespace) -> None:
     """Sizes, then trained models."""
-    table = Table("name", "what it is", "size", "where")
-    for name in matching(ARCHITECTURES, args.filter):
-        table.add_row(name, ARCHITECTURES[name].description, "", "fresh: create_model")
-    known = entries(args.offline)
-    for name in matching(known, args.filter):
+    fresh = {name: sizes.ARCHITECTURES[name].description for name in sizes.matching(sizes.ARCHITECTURES, args.filter)}
+    show(fresh.items(), "fresh: create_model", "what it is")
+    known, rows = store.find.entries(args.offline), []
+    for name in sizes.matching(known, args.filter):
         size = sum(info.size for info in known[name].files.values())
-        table.add_row(name, plain(known[name].description), f"{size / 1e6:.2f} MB", place_of(known[name]))
-    console.print(table)
+        rows.append((name, known[name].description, f"{size / 1e6:.2f} MB", store.catalogue.place_of(known[name])))
+    show(rows, "trained: load_pretrained", "what it is", "size", "where")
 
 
-def info_command(args):
-    """Everything that is known of a model."""
-    if is_path(args.name):
-        path = locate(args.name, args.offline) / "card.yaml"
-        if not path.is_file():
-            raise InputError(f"{path.parent} has no card.yaml; phi-zoo export makes a folder with one.")
-        info = {"folder": str(path.parent), "card": card.read(path)}
+def info_command(args: argparse.Namespace) -> None:
+    """What is known of a model: errors and use first, configuration last."""
+    if store.find.is_path(args.name):
+        folder = store.find.locate(args.name)
+        info = {"place": str(folder), "card": store.card.read(folder / "card.yaml")}
     else:
-        info = model_info(args.name, args.offline)
-    shown = info.pop("card", None)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for key, value in info.items():
-        text = "\n".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        text = ", ".join(text) if isinstance(text, list) else str(text)
-        table.add_row(key, plain(text))
-    for section, text in card.lines_of(shown) if shown else ():
-        table.add_row(plain(section), plain(text))
-    console.print(table)
+        info = store.catalogue.model_info(args.name, args.offline)
+    fresh = info.get("kind") == "architecture"
+    info["use"] = f"create_model({args.name!r}, elements=[1, 6, 8])" if fresh else f"load_pretrained({args.name!r})"
+    known = {key: value for key, value in info.items() if value not in (None, [], {}) and key != "card"}
+    show(store.card.lines_of((info.get("card") or {}) | known))
 
 
-def download_command(args):
+def download_command(args: argparse.Namespace) -> None:
     """Put trained models into the cache."""
     for name in args.names:
-        say(f"{name}: {files_of(find(name, args.offline, refresh=True), args.offline)}")
+        entry = store.find.find(name, args.offline, refresh=not args.offline)
+        say(f"{name}: {store.find.files_of(entry, args.offline)}")
 
 
-def verify_command(args):
+def verify_command(args: argparse.Namespace) -> None:
     """Sizes and sums, loading, and the reference: of the models named, or of all that are on this machine."""
-    names = args.names
-    if not names:
-        known = entries(offline=True) if args.offline else entries()
-        names = [name for name, entry in known.items() if place_of(entry) not in ("remote", "missing")]
-    wrong = []
+    names, wrong = args.names or sorted(store.catalogue.on_this_machine(args.offline)), []
     for name in names:
         try:
-            folder = locate(name, args.offline)
-            load_folder(folder)
+            folder = store.find.locate(name, args.offline)
+            store.pretrained.load_folder(folder)
             say(f"{name}: right ({folder})")
         except InputError as error:
             wrong.append(name)
@@ -81,43 +63,69 @@ def verify_command(args):
         say("no trained model is on this machine yet; phi-zoo download gets one.")
 
 
-def export_command(args):
+def export_command(args: argparse.Namespace) -> None:
     """A folder to share from a finished run."""
-    stated = {key: getattr(args, key) for key in ("description", "licence", "level_of_theory", "not_for")}
-    if args.charge_states:
-        stated["charge_states"] = args.charge_states
-    folder = export.export(args.run, args.folder, args.structure, args.bare, args.more, **stated)
-    content = card.read(folder / "card.yaml")
+    stated = {key: getattr(args, key) for key in ("description", "charge_states", *store.card.STATED)}
+    folder = store.export.export(args.run, args.folder, args.structure, args.bare, args.more, **stated)
+    content = store.card.read(folder / "card.yaml")
     say(f"{folder} holds the model, its card and its reference.")
-    if missing := [name for name in card.STATED if not content.get(name)]:
+    if missing := [name for name in store.card.STATED if not content.get(name)]:
         say(f"Write into {folder / 'card.yaml'} what only you know: {', '.join(missing)}.")
 
 
-def add_command(args):
+def add_command(args: argparse.Namespace) -> None:
     """A folder into a registry file."""
-    entry = publish.add(args.folder, args.registry, args.url, args.replace)
-    say(
-        f"{args.registry}: {entry.name} added. Others load it with PHI_ZOO_URL set to the registry's folder or address."
-    )
+    name = store.publish.add(args.folder, args.registry, args.url, args.replace)
+    say(f"{args.registry}: {name} added. Others load it with PHI_ZOO_URL set to the registry's folder or address.")
 
 
-def plain(text):
+def show(rows: Iterable[Sequence[str]], *header: str) -> None:
+    """A table of plain text; the first column is never broken."""
+    from rich import console, table
+
+    made = table.Table(*header, show_header=bool(header), box=None, pad_edge=False)
+    for row in rows:
+        made.add_row(*map(plain, row))
+    if made.columns:
+        made.columns[0].no_wrap, made.columns[-1].overflow = True, "fold"
+    console.Console(width=None if sys.stdout.isatty() else 80).print(made)
+
+
+def plain(text: str) -> "Text":
     """A text from outside, which may style nothing and steer no terminal."""
-    return Text(card.printable(text))
+    from rich.text import Text
+
+    return Text("".join(sign if sign.isprintable() or sign == "\n" else "�" for sign in text))
 
 
-def say(text):
+def say(text: str) -> None:
     """A line on the terminal."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    print(plain(text), flush=True)
 
 
-def parser():
+class Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        """Prints and leaves."""
+        from phi_equivariant import __version__
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="phi-zoo", description="Models with Φ: named sizes, and trained ones to share.")
+    top = argparse.ArgumentParser(
+        prog="phi-zoo",
+        description="Models with Φ: named sizes, and trained ones to share.",
+        epilog="example: phi-zoo info phi-mace-small.ala3_gfn2",
+    )
     top.add_argument("--offline", action="store_true", help="never use the network")
+    top.add_argument("--version", action=Version, nargs=0, help="show the version and leave")
     commands = top.add_subparsers(dest="command", required=True, metavar="list|info|download|verify|export|add")
 
-    def command(name, function):
+    def command(name: str, function: Callable[[argparse.Namespace], None]) -> Callable[..., argparse.Action]:
         made = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         made.add_argument("--offline", action="store_true", default=argparse.SUPPRESS, help="never use the network")
         made.set_defaults(function=function)
@@ -146,9 +154,11 @@ def parser():
     return top
 
 
-def main(words=None):
+def main(words: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0, 2 for unusable input, 130 when interrupted."""
     args = parser().parse_args(words)
+    from rich.logging import RichHandler
+
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False)])
     warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
     try:
@@ -160,10 +170,7 @@ def main(words=None):
         print(f"phi-zoo: {error.filename or 'a file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "phi-zoo: interrupted; a broken download goes on where it was when the command is given again.",
-            file=sys.stderr,
-        )
+        print("phi-zoo: interrupted; a broken download goes on when the command is given again.", file=sys.stderr)
         return 130
     return 0
 

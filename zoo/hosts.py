@@ -1,6 +1,7 @@
 """What a type of host must offer, and the optimiser groups of any model."""
 
 import abc
+import typing
 
 import torch
 
@@ -8,6 +9,7 @@ from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.weights import host_type_of
+from zoo.bounds import check_arguments
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 
@@ -30,10 +32,29 @@ class Host(abc.ABC):
     def build(arguments):
         """A fresh model from what ``describe`` gave, in torch's default precision."""
 
+    @classmethod
+    @abc.abstractmethod
+    def argument_types(cls) -> dict[str, typing.Any]:
+        """{argument of ``build``: its type}, from the constructor: what a file asks for is held against them.
+
+        The types of ``zoo.bounds`` are narrower than Python's own.
+        """
+
+    @classmethod
+    def check_arguments(cls, arguments: dict[str, typing.Any], parameters: int | None = None) -> None:
+        """InputError, before anything is built, unless arguments are of their types and of moderate size.
+
+        Parameters
+        ----------
+        arguments: as JSON can hold them
+        parameters: how many there are in the file of weights; None for a fresh model
+        """
+        check_arguments(cls.argument_types(), arguments, parameters)
+
     @staticmethod
     def load_named(name: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """A trained model by a name or an address of the zoo; InputError if there is none."""
-        from zoo.pretrained import load_pretrained  # which knows all types of hosts
+        from zoo import load_pretrained  # which knows all types of hosts
 
         return load_pretrained(name, dtype=dtype)
 
@@ -72,6 +93,12 @@ class EnergyModelHost(Host):
     def build(cls, arguments):
         """A fresh model from what ``describe`` gave."""
         return cls.model_class(**arguments)
+
+    @classmethod
+    def argument_types(cls) -> dict[str, typing.Any]:
+        """The annotations of the constructor."""
+        hints = typing.get_type_hints(cls.model_class.__init__, include_extras=True)
+        return {name: hint for name, hint in hints.items() if name != "return"}
 
     @staticmethod
     def parameter_groups(model):

@@ -2,20 +2,37 @@
 
 import argparse
 import copy
+import typing
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
+
+# isort: split
 from e3nn import o3
 from mace import modules
 from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE
 from mace.tools.cg import U_matrix_real
 from mace.tools.scripts_utils import extract_radial_MLP, get_params_options
+from pydantic import Field
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies, keep_exact
 from phi_equivariant.precision import default_dtype
+from zoo.bounds import (
+    Count,
+    Degree,
+    Elements,
+    Energies,
+    Irreps,
+    Layers,
+    Length,
+    Neighbours,
+    Widths,
+    read_irreps,
+    short,
+)
 from zoo.hosts import Host
 from zoo.probe import energy_difference
 
@@ -40,7 +57,30 @@ _SETTINGS = {
     "use_last_readout_only": False,
     "use_edge_irreps_first": False,
 }
-
+Order = typing.Annotated[int, Field(ge=1, le=4)]
+# What the annotations of mace's constructors leave open, or JSON holds in another form.
+_TYPES = {
+    "class": str,
+    "r_max": Length,
+    "num_interactions": Layers,
+    "max_ell": Degree,
+    "correlation": Order | typing.Annotated[list[Order], Field(min_length=1)],
+    "radial_type": typing.Literal["bessel", "gaussian", "chebyshev"],
+    "num_bessel": Count,
+    "num_polynomial_cutoff": Count,
+    "radial_MLP": Widths,
+    "atomic_numbers": Elements,
+    "avg_num_neighbors": Neighbours,
+    "atomic_energies": Energies,
+    "atomic_inter_scale": Energies,
+    "atomic_inter_shift": Energies,
+    **{name: str | None for name in _NAMED},
+    **{name: Irreps | None for name in _IRREPS},
+}
+# Layouts of faster kernels, which are never saved.
+_NEVER = ("cueq_config", "oeq_config", "lammps_mliap")
+#: (max_ell + 1)^(2 correlation), entries of mace's largest coupling matrix for each of its outputs.
+MOST_COUPLINGS = 2e5
 
 #: Relative difference in energy that two builds of the same model may have.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -101,6 +141,27 @@ class MaceHost(Host):
         if arguments["edge_irreps"] is not None:
             arguments["edge_irreps"] = str(arguments["edge_irreps"])
         return arguments
+
+    @classmethod
+    def argument_types(cls) -> dict[str, typing.Any]:
+        """The annotations of mace's constructors, narrowed where they leave too much open."""
+        hints = {**typing.get_type_hints(modules.MACE.__init__), **_TYPES}
+        return {name: hint for name, hint in hints.items() if name not in (*_NEVER, "return")}
+
+    @classmethod
+    def check_arguments(cls, arguments: dict[str, typing.Any], parameters: int | None = None) -> None:
+        """The same, and that they fit each other: mace computes its couplings before it has a parameter."""
+        super().check_arguments(arguments, parameters)
+        given, layers, max_ell = arguments["correlation"], arguments["num_interactions"], arguments["max_ell"]
+        order = max(given) if isinstance(given, list) else given
+        if isinstance(given, list) and len(given) != layers:
+            raise InputError(f"correlation is {short(given)} for {layers} interactions; expected one for each")
+        if (max_ell + 1) ** (2 * order) > MOST_COUPLINGS:
+            raise InputError(f"correlation {order} with max_ell {max_ell} makes too many couplings")
+        if all(l_p != "0e" for _, l_p in read_irreps(arguments["hidden_irreps"])):
+            raise InputError(
+                f"hidden_irreps is {arguments['hidden_irreps']}; without 0e channels nothing gives energies"
+            )
 
     @staticmethod
     def build(arguments):

@@ -6,6 +6,7 @@ import torch
 
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.errors import InputError
+from zoo.bounds import Count, Degree, Elements, Energies, Irreps, Layers, Length, Neighbours, Widths
 from zoo.energy_model import EnergyModel
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
@@ -161,21 +162,21 @@ class NequIP(EnergyModel):
 
     def __init__(
         self,
-        atomic_numbers,
-        atomic_energies,
-        r_max=5.0,
-        hidden_irreps="32x0e+32x1o+32x2e",
-        num_interactions=4,
-        max_ell=None,
-        parity=True,
-        num_bessel=8,
-        num_polynomial_cutoff=6,
-        radial_MLP=(64, 64),
-        avg_num_neighbors=1.0,
-        atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0,
-        train_scale_shift=False,
-    ):
+        atomic_numbers: Elements,
+        atomic_energies: Energies,
+        r_max: Length = 5.0,
+        hidden_irreps: Irreps = "32x0e+32x1o+32x2e",
+        num_interactions: Layers = 4,
+        max_ell: Degree | None = None,
+        parity: bool = True,
+        num_bessel: Count = 8,
+        num_polynomial_cutoff: Count = 6,
+        radial_MLP: Widths = (64, 64),
+        avg_num_neighbors: Neighbours = 1.0,
+        atomic_inter_scale: Energies = 1.0,
+        atomic_inter_shift: Energies = 0.0,
+        train_scale_shift: bool = False,
+    ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(
             atomic_numbers, atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift

@@ -8,6 +8,7 @@ import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.taps import Tap
+from zoo.bounds import Count, Degree, Elements, Energies, Layers, Length
 from zoo.generic import GenericModel
 from zoo.hosts import EnergyModelHost
 
@@ -59,9 +60,10 @@ class SchNet(GenericModel):
     """
 
     def __init__(
-        self, atomic_numbers, atomic_energies, r_max=5.0, hidden_channels=64, num_filters=64, num_interactions=3,
-        num_gaussians=50, atomic_inter_scale=1.0, atomic_inter_shift=0.0, train_scale_shift=False,
-    ):  # fmt: skip
+        self, atomic_numbers: Elements, atomic_energies: Energies, r_max: Length = 5.0, hidden_channels: Count = 64,
+        num_filters: Count = 64, num_interactions: Layers = 3, num_gaussians: Count = 50,
+        atomic_inter_scale: Energies = 1.0, atomic_inter_shift: Energies = 0.0, train_scale_shift: bool = False,
+    ) -> None:  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check_elements(atomic_numbers)
         network = _models().SchNet(
@@ -101,9 +103,10 @@ class ViSNet(GenericModel):
     """
 
     def __init__(
-        self, atomic_numbers, atomic_energies, r_max=5.0, hidden_channels=64, num_heads=8, num_interactions=3,
-        max_ell=1, num_rbf=32, atomic_inter_scale=1.0, atomic_inter_shift=0.0, train_scale_shift=False,
-    ):  # fmt: skip
+        self, atomic_numbers: Elements, atomic_energies: Energies, r_max: Length = 5.0, hidden_channels: Count = 64,
+        num_heads: Count = 8, num_interactions: Layers = 3, max_ell: Degree = 1, num_rbf: Count = 32,
+        atomic_inter_scale: Energies = 1.0, atomic_inter_shift: Energies = 0.0, train_scale_shift: bool = False,
+    ) -> None:  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check_elements(atomic_numbers)
         if max_ell not in (1, 2):

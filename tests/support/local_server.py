@@ -1,5 +1,6 @@
 """A local HTTP server for tests: serves bytes, and misbehaves on demand."""
 
+import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,15 +13,14 @@ class LocalServer:
     pause : names whose transfer stops half-way until ``resume`` is set; ``paused`` tells that this point is reached
     answers : name -> statuses that the next requests get instead of the file
     redirect : name -> address to go to instead
-    ranges : whether the server can send the rest of a file; ``ranged`` keeps the (name, first byte) of such requests
     kinds : name -> Content-Type
     unannounced : names that are sent without their length
+    commit : where set, the server is a hub: it tells by HEAD of which commit a file is, and its ETag
     """
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.ranged: list[tuple[str, int]] = []
         self.truncate: set[str] = set()
         self.truncate_once: set[str] = set()
         self.pause: set[str] = set()
@@ -28,7 +28,7 @@ class LocalServer:
         self.redirect: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
         self.unannounced: set[str] = set()
-        self.ranges = False
+        self.commit = ""
         self.headers = []
         self.paused, self.resume = threading.Event(), threading.Event()
         server = self
@@ -50,21 +50,21 @@ class LocalServer:
                 else:
                     self.send_file(name, server.files[name])
 
+            def do_HEAD(self):
+                self.do_GET()
+
             def send_file(self, name, content):
-                wanted = self.headers.get("Range")
-                if wanted and server.ranges:
-                    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-                    server.ranged.append((name, start))
-                    self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-                    content = content[start:]
-                else:
-                    self.send_response(200)
+                self.send_response(200)
                 if name not in server.unannounced:
                     self.send_header("Content-Length", str(len(content)))
+                if server.commit:
+                    self.send_header("X-Repo-Commit", server.commit)
+                    self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
                 if name in server.kinds:
                     self.send_header("Content-Type", server.kinds[name])
                 self.end_headers()
+                if self.command == "HEAD":
+                    return
                 half = len(content) // 2
                 try:
                     self.wfile.write(content[:half])

@@ -3,7 +3,6 @@
 What every host must do is in test_zoo_contract.py.
 """
 
-import json
 import sys
 
 import numpy as np
@@ -16,9 +15,10 @@ from systems import ELEMENTS, R_MAX, batch_of, distorted, ethanol
 
 from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.errors import InputError
-from phi_equivariant.weights import load_model, save_model
-from zoo import create_model, limits, list_models, model_info, parameter_groups
+from phi_equivariant.weights import load_model, read_saved, save_model
+from zoo import create_model, list_models, model_info, parameter_groups
 from zoo.pyg_hosts import SchNet, ViSNet
+from zoo.store import limits
 
 models = pytest.importorskip("torch_geometric.nn").models
 pytestmark = pytest.mark.usefixtures("double")
@@ -156,8 +156,7 @@ def test_saved_and_loaded_with_trained_scale(tmp_path):
     twin = load_model(tmp_path)
     assert twin.taps == model.taps and torch.equal(twin.host.scale, host.scale)
     np.testing.assert_array_equal(run(twin, ethanol())["forces"], run(model, ethanol())["forces"])
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert limits.check_files(tmp_path) == config
+    limits.check(read_saved(tmp_path))
     decayed = next(group for group in parameter_groups(model) if group["name"] == "linear")
     assert decayed["decay"] and host.network.representation_model.embedding.weight not in set(decayed["params"])
 

@@ -11,8 +11,9 @@ from conftest import DATA
 
 from phi_equivariant import PhiCalculator, PhiPotential
 from training.data.named_files import load_dataset
-from zoo import card, list_models, load_pretrained
-from zoo.registry import CARD_FILE, REFERENCE_FILE, SHIPPED, shipped
+from zoo import list_models, load_pretrained
+from zoo.store import card
+from zoo.store.registry import CARD_FILE, REFERENCE_FILE, SHIPPED, shipped
 
 NAMES = sorted(shipped())
 UNITS = {"energy_per_atom": 1e3, "forces": 1e3, "charges": 1.0, "dipole": 1.0}  # the card's, per eV, eV/Å, e, e·Å

@@ -56,7 +56,7 @@ def test_precision_seed_and_the_bare_host():
         ("phi-mace-small", [1], {"hidden_irreps": "8x1o"}, "without 0e channels"),
         ("phi-mace-small", [1], {"correlation": 0}, "correlation is 0"),
         ("phi-mace-small", [1], {"r_max": -1}, "r_max is -1"),
-        ("phi-mace-small", [1], {"radial_MLP": 64}, "expected a list"),
+        ("phi-mace-small", [1], {"radial_MLP": 64}, "radial_MLP is 64"),
         ("phi-mace-small", [1], {"gate": "sin"}, "gate 'sin'"),
         ("phi-mace-small", [1], {"phi": {"operater": 1}}, "did you mean 'operator'"),
         ("phi-mace-small", [1], {"phi": {}, "with_phi": False}, "give one of them"),

@@ -19,10 +19,11 @@ import zoo.mace_host
 from phi_equivariant import PhiCalculator, PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model
-from zoo import card, download, export, list_models, load_pretrained, model_info, publish, registry
+from zoo import list_models, load_pretrained, model_info
 from zoo.cli import main
-from zoo.reference import compute
-from zoo.registry import FILE_LIMITS, read_registry
+from zoo.store import card, download, export, publish, registry
+from zoo.store.reference import compute
+from zoo.store.registry import FILE_LIMITS, read_registry
 
 NAME = "phi-mace-tiny.emt"
 STATED = {"licence": "MIT", "level_of_theory": "EMT", "not_for": "anything but tests"}
@@ -254,23 +255,23 @@ def test_by_address(server, monkeypatch):
 
 def test_a_mirror_cannot_change_what_the_package_has(server, shared, monkeypatch):
     monkeypatch.setattr(
-        "zoo.pretrained.shipped", lambda: read_registry(shared / "registry.json", "https://none.invalid")
+        "zoo.store.find.shipped", lambda: read_registry(shared / "registry.json", "https://none.invalid")
     )
     content = json.loads(server.files["registry.json"])
     content["models"][NAME]["files"]["config.json"]["sha256"] = "0" * 64
     server.files["registry.json"] = json.dumps(content).encode()
     load_pretrained(NAME)  # the mirror's files, which are the right ones
     server.files[f"{NAME}/config.json"] = b"{}"
-    shutil.rmtree(next((registry.cache_folder() / "zoo").glob("phi-*")))
+    shutil.rmtree(download.cache_folder())
     monkeypatch.setattr(download, "ATTEMPTS", 1)
-    assert "none.invalid" in refuses("not the registered file .* 2 bytes", load_pretrained, NAME)
+    assert "none.invalid" in refuses("not the registered file", load_pretrained, NAME)
 
 
 @pytest.mark.parametrize(
     "name", ["phi-mace-tiny.emt/../x", "..", "/etc", "phi-mace-tiny.emt\x00", "a" * 200, "", "con"]
 )
 def test_names_that_are_none(name):
-    refuses("no name of a trained model|is no folder|There is no file", load_pretrained, name)
+    refuses("no name of a trained model|is no folder|has no config.json", load_pretrained, name)
 
 
 # Hostile folders
@@ -298,25 +299,25 @@ def test_hostile_weights(folder, no_building, weights):
         ("host.type", "os.system", "host type 'os.system' is not one of"),
         ("host.type", {"a": 1}, "no configuration"),
         ("host.arguments.hidden_irreps", "1000000000x0e", "at most 8192 channels"),
-        ("host.arguments.hidden_irreps", "4096x0e", "needs at least [0-9]* parameters, but"),
+        ("host.arguments.hidden_irreps", "4096x0e", "hidden_irreps is .*4096 channels of a kind need more parameters"),
         ("host.arguments.hidden_irreps", "8x0e+8x99e", "l = 6 are allowed"),
         ("host.arguments.hidden_irreps", "__import__('os')", "no irreps"),
-        ("host.arguments.num_interactions", 10**9, "num_interactions is 1000000000; expected"),
+        ("host.arguments.num_interactions", 10**9, "num_interactions is 1000000000; expected at most"),
         ("host.arguments.num_interactions", True, "num_interactions is True"),
         ("host.arguments.num_interactions", [], r"num_interactions is \[\]"),
         ("host.arguments.num_polynomial_cutoff", [], r"num_polynomial_cutoff is \[\]"),
-        ("host.arguments.radial_type", None, "radial_type is None; expected one of bessel"),
+        ("host.arguments.radial_type", None, "radial_type is None; .*bessel"),
         ("host.arguments.correlation", 40, "correlation is 40"),
-        ("host.arguments.correlation", [], "correlation is an empty list"),
+        ("host.arguments.correlation", [], r"correlation is \[\]"),
         ("host.arguments.max_ell", 10**6, "max_ell is 1000000"),
-        ("host.arguments.radial_MLP", [8000, 8000], "radial_MLP needs at least 64000000 parameters"),
-        ("host.arguments.atomic_numbers", list(range(1, 119)) * 5, "expected a list"),
+        ("host.arguments.radial_MLP", [8000, 8000], "radial_MLP is .*8000"),
+        ("host.arguments.atomic_numbers", list(range(1, 119)) * 5, "atomic_numbers is .* at most 118"),
         ("host.arguments.num_bessel", 10**12, "not a number of moderate size"),
         ("host.arguments.r_max", -1.0, "r_max is -1.0"),
         ("host.arguments.heads", [0] * 60_000, "more than 50000 values"),
         ("host.arguments.gate", "x" * 10_000, "10000 characters"),
-        ("phi.config.hidden", 10**6, "phi: hidden needs at least"),
-        ("phi.config.channels", 10**9, "phi: channels needs at least"),
+        ("phi.config.hidden", 10**6, "phi: hidden is 1000000; expected at most"),
+        ("phi.config.channels", 10**9, "phi: channels is 1000000000; expected at most"),
         ("phi.config.operator", "magic", "operator is 'magic'"),
         ("phi.taps", {f"a{i}": "1x0e" for i in range(100)}, "at most 64"),
         ("phi.taps", {"a": {"irreps": "1000000000x0e"}}, "at most 8192 channels"),
@@ -379,7 +380,7 @@ def test_references_that_are_none(folder, finished):
         ({"structure": {**dense, "cell": np.zeros((3, 3)).tolist(), "pbc": [True] * 3}}, "cell"),
     ):
         (folder / "reference.json").write_text(json.dumps({**good, **change}))
-        refuses(match, zoo.reference.check, model, folder)
+        refuses(match, zoo.store.reference.check, model, folder)
     atoms = molecule("H2O")
     assert compute(model, atoms)["charges"] is not None and compute(model.detach(), atoms)["charges"] is None
 

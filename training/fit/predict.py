@@ -1,25 +1,48 @@
 """Predictions of a model for batches, and their errors over a set."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.host_energy import isolated_of_atoms
 from phi_equivariant.potential import run_model
+from training.data.batches import GraphBatch
 from training.report.error_sums import ErrorSums
 
+Energies = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
-def isolated_energies(model):
+
+def isolated_energies(model: torch.nn.Module) -> Energies:
     """A function from a batch to the energies (n_structures,) in eV of its isolated atoms, as the model has them."""
 
-    def energies(batch):
-        of_atom = isolated_of_atoms(model, batch)
-        return segment_sum(of_atom, batch["batch"], len(batch["ptr"]) - 1)
+    def energies(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return segment_sum(isolated_of_atoms(model, batch), batch["batch"], len(batch["ptr"]) - 1)
 
     return energies
 
 
-def evaluate(model, loader, outputs, device, keep=(), on_batch=None, isolated=None):
+def evaluate(
+    model: torch.nn.Module,
+    loader: Iterable[GraphBatch],
+    outputs: Mapping[str, bool],
+    device: torch.device | str,
+    keep: Sequence[str] = (),
+    on_batch: Callable[[int], None] | None = None,
+    isolated: Energies | None = None,
+) -> ErrorSums:
     """Errors of a model over a loader, without gradients of its parameters.
 
     In a distributed run every process evaluates its share of the batches and has the errors of all.
+
+    Parameters
+    ----------
+    model : with mace's call signature
+    loader : batches; empty ones are passed over
+    outputs : which of forces, virials and stress the model computes
+    device : where the model is
+    keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
+    on_batch : called with the number of structures of each batch when it is done
     """
     model.eval()
     errors = ErrorSums(keep, isolated)
@@ -37,7 +60,9 @@ def evaluate(model, loader, outputs, device, keep=(), on_batch=None, isolated=No
     return errors.gather()
 
 
-def predict(model, batch, outputs, training=False):
+def predict(
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
+) -> dict[str, torch.Tensor | None]:
     """Call a model with mace's call signature."""
     return run_model(
         model,
@@ -49,14 +74,14 @@ def predict(model, batch, outputs, training=False):
     )
 
 
-def freeze(model):
+def freeze(model: torch.nn.Module) -> list[bool]:
     """Switch parameters' gradients off (forces then cost less); returns what :func:`unfreeze` needs."""
     flags = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
     return flags
 
 
-def unfreeze(model, flags):
+def unfreeze(model: torch.nn.Module, flags: Sequence[bool]) -> None:
     """Give parameters their flags back."""
     for parameter, flag in zip(model.parameters(), flags, strict=True):
         parameter.requires_grad_(flag)

@@ -25,6 +25,7 @@ from training.data.named import find_dataset
 from training.data.named_files import DATASETS, load_dataset, preset
 from training.data.npz import NpzFrames
 from training.options import command_line
+from zoo.store import download
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 KCAL = 4184 / 96485.33212  # kcal/mol in eV: joules per calorie over Faraday's constant
@@ -66,6 +67,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setenv("PHI_MD22_URL", server.url)
     monkeypatch.setenv("PHI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     small = replace(DATASETS["md22_dha"], name="md22_water", formula="H2O", frames=40, train_size=20, file=WATER)
     monkeypatch.setitem(DATASETS, "md22_water", small)
     yield server
@@ -97,7 +99,7 @@ def test_formulas_are_those_of_published_geometries():
 def test_all_names_have_a_preset_that_the_command_understands():
     assert len([name for name in DATASETS if name.startswith("md22_")]) == 7
     for name in DATASETS:
-        parsed = vars(command_line.parse(["--dataset", name]).args)
+        parsed = command_line.parse(["--dataset", name]).values()
         assert {option: parsed[option] for option in preset(name)} == preset(name)
 
 
@@ -166,9 +168,9 @@ def test_a_limited_test_set_is_said_so(server):
         ("absent", "the server answered 404"),
         ("down", "no connection"),
         ("truncated", "the connection broke before the file was complete"),
-        ("page", "did not deliver the published file.*web page"),
-        ("empty", "did not deliver the published file.*is empty"),
-        ("cut", "did not deliver the published file.*not a complete npz file"),
+        ("page", "Could not download.*web page"),
+        ("empty", "Could not download.*is empty"),
+        ("cut", "Could not download.*not a complete npz file"),
         ("keys", "lacks the arrays F, z; it has E, R"),
         ("frames", r"E has shape \(39, 1\); expected \(40,\)"),
         ("shape", r"F has shape \(40, 9\); expected \(40, 3, 3\)"),
@@ -245,7 +247,7 @@ def test_a_killed_download_is_not_used_and_another_process_waits_for_it(server, 
     assert server.paused.wait(60)
     results = []
     waiting = threading.Thread(target=lambda: results.append(load_dataset("md22_water")))
-    with caplog.at_level("INFO", "training"):
+    with caplog.at_level("INFO", "zoo.store"):
         waiting.start()
         waiting.join(1.0)
     assert waiting.is_alive() and server.requests == [WATER] and "waiting for it" in caplog.text

@@ -1,11 +1,13 @@
 """Model cards: YAML that says what a trained model is, how good it is, and what it is not for."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from phi_equivariant.errors import InputError
-from zoo.registry import FILE_LIMITS
+from zoo.store.registry import FILE_LIMITS
 
 #: {section: what it says}, in the order in which cards are written and shown.
 SECTIONS = {
@@ -30,13 +32,13 @@ STATED = ("licence", "level_of_theory", "not_for")
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases, by which a small file could stand for a huge one."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not read")
         return super().compose_node(parent, index)
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> dict[str, Any]:
     """The card in a file.
 
     Raises
@@ -51,7 +53,7 @@ def read(path: Path) -> dict:
             )
         card = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}.") from error
+        raise InputError(f"{path.parent} has no {path.name}; phi-zoo export makes a folder with one.") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{path} is no YAML that can be read ({type(error).__name__}: {text[:200]}).") from error
@@ -61,7 +63,7 @@ def read(path: Path) -> dict:
     return card
 
 
-def check_stated(card: dict, path: Path):
+def check_stated(card: dict[str, Any], path: Path) -> None:
     """InputError if the author has left out what only they know."""
     missing = [name for name in STATED if not card.get(name)]
     if missing:
@@ -71,26 +73,31 @@ def check_stated(card: dict, path: Path):
         )
 
 
-def text_of(card: dict) -> str:
+def text_of(card: dict[str, Any]) -> str:
     """A card as YAML, in the order of ``SECTIONS``."""
     return yaml.safe_dump(
         {name: card[name] for name in SECTIONS}, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
     )
 
 
-def lines_of(card: dict):
-    """(section, text); empty sections are said to be not stated."""
-    for name in [*SECTIONS, *(key for key in card if key not in SECTIONS)]:
-        value = card[name]
+#: What a reader wants first, and last.
+FIRST = ("name", "description", "use", "errors", "not_for", "elements", "charge_states", "level_of_theory", "licence")
+LAST = ("versions", "files", "configuration")
+
+
+def lines_of(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(section, text) of a card, and of what else is known: errors and use first, the configuration last."""
+    if isinstance(training := content.get("training"), dict):
+        content = {**training, **{name: value for name, value in content.items() if name != "training"}}
+    between = [name for name in content if name not in FIRST + LAST]
+    for name in [*FIRST, *between, *LAST]:
+        value = content.get(name)
         if value in (None, "", [], {}):
             text = "not stated"
         elif isinstance(value, str | int | float):
             text = str(value)
         else:
-            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=90, default_flow_style=None).strip()
-        yield str(name).replace("_", " "), text
-
-
-def printable(text: str) -> str:
-    """A text without characters that steer a terminal."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else "�" for sign in text)
+            flow = False if name == "errors" else None
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=60, default_flow_style=flow).strip()
+        if name in content:
+            yield str(name).replace("_", " "), text

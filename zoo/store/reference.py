@@ -1,17 +1,21 @@
 """Energy, forces and charges of one structure, kept with a model: they must come out again when it is loaded."""
 
 import itertools
-import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.geometry import complete_cell
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.state import StateReader
-from zoo.registry import FILE_LIMITS, REFERENCE_FILE, read_json
+from phi_equivariant.files import read_json
+from phi_equivariant.inputs.state import reader_of
+from zoo.store.registry import FILE_LIMITS, REFERENCE_FILE
 
 MOST_ATOMS = 500
 #: What a periodic reference may have: pairs of atoms and images; volume in Å³, for an Ewald sum's waves.
@@ -21,7 +25,7 @@ LONGEST_RANGE = 10.5  # Å, of the near part of an Ewald sum
 TOLERANCES = {"energy": 1e-5, "forces": 1e-4, "charges": 1e-5}
 
 
-def cluster_of(atomic_numbers, seed=0):
+def cluster_of(atomic_numbers: Sequence[int], seed: int = 0) -> Atoms:
     """Two atoms of each element on a jittered cubic grid, neighbours about 1.3 bond lengths apart: every element's
     parameters enter its energy."""
     numbers = np.repeat(np.asarray(atomic_numbers, dtype=int), 2)
@@ -33,31 +37,26 @@ def cluster_of(atomic_numbers, seed=0):
     return Atoms(numbers, spacing * (grid + rng.uniform(-0.12, 0.12, grid.shape)))
 
 
-def compute(model, atoms):
+def compute(model: torch.nn.Module, atoms: Atoms) -> dict[str, Any]:
     """The reference of a float64 model: structure, energy in eV, forces in eV/Å, charges in e (None without Φ)."""
     atoms = atoms.copy()
     atoms.calc = PhiCalculator(model)
-    charges = atoms.get_charges().tolist() if "charges" in _results(atoms) else None
+    energy, charges = atoms.get_potential_energy(), atoms.calc.results.get("charges")
     return {
         "structure": {
             "numbers": atoms.numbers.tolist(),
             "positions": atoms.positions.tolist(),
             "cell": np.asarray(atoms.cell).tolist(),
             "pbc": atoms.pbc.tolist(),
-            "total_charge": StateReader().read(atoms)["total_charge"],
+            "total_charge": reader_of(model).read(atoms)["total_charge"],
         },
-        "energy": atoms.get_potential_energy(),
+        "energy": energy,
         "forces": atoms.get_forces().tolist(),
-        "charges": charges,
+        "charges": None if charges is None else charges.tolist(),
     }
 
 
-def _results(atoms):
-    atoms.get_potential_energy()
-    return atoms.calc.results
-
-
-def check(model, folder):
+def check(model: torch.nn.Module, folder: Path) -> None:
     """Compare a float64 model with the reference in its folder.
 
     Raises
@@ -67,7 +66,7 @@ def check(model, folder):
         made is not what the weights were trained with.
     """
     path = folder / REFERENCE_FILE
-    kept = read_json(path, FILE_LIMITS[REFERENCE_FILE])
+    kept: dict[str, Any] = read_json(path, FILE_LIMITS[REFERENCE_FILE])
     try:
         structure = kept["structure"]
         if not 0 < len(structure["numbers"]) <= MOST_ATOMS:
@@ -100,7 +99,7 @@ def check(model, folder):
             )
 
 
-def _check_cost(atoms, r_max, path):
+def _check_cost(atoms: Atoms, r_max: float, path: Path) -> None:
     """InputError for a structure with so many neighbours, or in so large a cell, that it takes minutes or gigabytes."""
     if not atoms.pbc.any():
         return
@@ -115,8 +114,3 @@ def _check_cost(atoms, r_max, path):
             f"{path} has {len(atoms)} atoms in a periodic cell of {volume:.3g} Å³, more than is computed to check a "
             f"model with a cut-off of {r_max:g} Å; give a smaller structure in an ordinary cell."
         )
-
-
-def write(reference, path):
-    """The JSON text of a reference, to a path."""
-    path.write_text(json.dumps(reference, indent=1) + "\n")
