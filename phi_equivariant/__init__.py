@@ -16,15 +16,9 @@ if TYPE_CHECKING:
     from phi_equivariant.version import __version__
 
 __all__ = [
-    "PhiCalculator",
-    "PhiConfig",
-    "PhiModule",
-    "PhiPotential",
-    "Tap",
-    "__version__",
-    "attach_phi",
+    "PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "__version__", "attach_phi",
     "born_effective_charges",
-]
+]  # fmt: skip
 
 declare_slice()
 __getattr__, __dir__ = lazy_names(

@@ -8,6 +8,7 @@ import torch
 from phi_equivariant.derivatives import Batch, Output, Wanted, with_derivatives
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import run_host
+from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
@@ -113,10 +114,10 @@ class PhiPotential(torch.nn.Module):
         Raises
         ------
         InputError
-            For positions, cells or total charges that are not finite, a charge or spin that is no class of the host's
-            embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a structure periodic in one
-            or two directions, a quantity that is not computed, derivatives in inference mode, or if Φ was detached. A
-            charged periodic cell gives a warning.
+            For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is no
+            class of the host's embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a
+            structure periodic in one or two directions, a quantity that is not computed, derivatives in inference mode,
+            or if Φ was detached. A charged periodic cell gives a warning.
         """
         wanted = Wanted(
             "a potential with Φ",
@@ -134,6 +135,7 @@ class PhiPotential(torch.nn.Module):
             raise InputError("Φ was detached from this potential; call attach_phi on the host again.")
         if not bool(torch.isfinite(data["positions"]).all()):
             raise InputError("positions are not finite (NaN or infinity); a simulation that blew up does this.")
+        check_edges(data)
 
         def energies(data: Batch, cell: torch.Tensor, pbc: torch.Tensor) -> Output:
             return self._energies(data, cell, pbc, wanted)

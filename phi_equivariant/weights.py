@@ -103,9 +103,9 @@ def save_model(
     InputError
         If the model cannot be described; nothing is written then.
     """
-    model = portable(model)
     kind = "parameters" if parameters_only else "all"
     text = json.dumps({**describe_model(model), "tensors": kind, "notes": notes or {}}, indent=2) + "\n"
+    model = portable(model)
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in _tensors(model, kind).items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,6 +210,7 @@ def load_model(
         If a file is missing or does not fit: an unknown format or host type, other tensors than the model has, or
         weights that are not finite.
     """
+    read_dtype(dtype)
     return build_saved(read_saved(folder), device, dtype)
 
 

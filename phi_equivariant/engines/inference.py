@@ -14,6 +14,7 @@ from phi_equivariant.derivatives import Batch, Output
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells
+from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes, embedding_specs, read_embedded
 from phi_equivariant.inputs.state import QUANTITIES, StateReader, reader_of
 from phi_equivariant.kept import Memory
@@ -215,7 +216,7 @@ class ModelInput:
         cells = np.stack([np.asarray(atoms.cell) for atoms in structures])
         edges, images, shifts = self._edges(structures, cells, ptr)
         species = torch.tensor([self._elements[z] for atoms in structures for z in atoms.numbers.tolist()], **whole)
-        return {
+        batch = {
             "positions": torch.tensor(np.concatenate([atoms.positions for atoms in structures]), **number),
             "node_attrs": torch.nn.functional.one_hot(species, len(self._elements)).to(reference.dtype),
             "edge_index": torch.tensor(edges, **whole),
@@ -228,6 +229,8 @@ class ModelInput:
             "head": torch.full((len(structures),), self.head, **whole),
             **self._values(structures, number),
         }
+        check_edges(batch)
+        return batch
 
     def _values(self, structures: Sequence[Atoms], number: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Total charges and all that the host embeds, as tensors of the batch."""

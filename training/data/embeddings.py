@@ -1,11 +1,16 @@
 """What ``embedding_specs`` reads from structures beside their atoms: a temperature, a spin, a charge, a method."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from ase import Atoms
+
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.embedded import embedded_value
 from training.quantities import LABELS
 
 
-def place_embeddings(atoms, specs, where):
+def place_embeddings(atoms: Atoms, specs: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """Put what ``embedding_specs`` reads under the specifications' names; labels are there already.
 
     A structure without a total charge, total spin or electronic temperature has mace's: 0 e, 1 and 0.
@@ -17,7 +22,8 @@ def place_embeddings(atoms, specs, where):
     """
     for name, spec in specs.items():
         per_atom = spec["per"] == "atom"
-        place, kind = (atoms.arrays, "atom") if per_atom else (atoms.info, "structure")
+        place: dict[str, Any] = atoms.arrays if per_atom else atoms.info
+        kind = "atom" if per_atom else "structure"
         key, label = spec.get("key") or name, LABELS.get(name)
         value = place.get(key, place.get(name)) if label is None else place.get(label.canonical)
         if value is not None:
