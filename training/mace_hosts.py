@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.host_energy import keep_exact
+from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.precision import default_dtype
 
 # isort: split
 from mace import modules
@@ -134,7 +135,9 @@ def _mean_and_scale(model: str, data: Data, training: TrainingSet) -> tuple[list
             training.loader.skip()  # mace looks again at what a statistics_file or a head has told
         return [head.mean or 0.0 for head in heads], [head.std or 0.0 for head in heads]
     recorded = _RecordedEnergies(training.loader, training.isolated)
-    means, scales = (np.ravel(values) for values in modules.scaling_classes[data.scaling](recorded, training.isolated))
+    with default_dtype(torch.float64):  # E − ΣE0 of large E0s has no digits in float32
+        found = modules.scaling_classes[data.scaling](recorded, training.isolated)
+    means, scales = (np.ravel(values) for values in found)
     if not recorded.all_count():
         means, deviations = recorded.means_and_deviations()
         scales = deviations if data.scaling == "std_scaling" else scales
@@ -147,7 +150,8 @@ def _mean_and_scale(model: str, data: Data, training: TrainingSet) -> tuple[list
 
 
 class _RecordedEnergies:
-    """Hands the batches of a loader on to mace's statistics and keeps the energies per atom, less isolated atoms.
+    """Hands the batches of a loader on to mace's statistics, in float64, and keeps the energies per atom, less isolated
+    atoms.
 
     mace takes the energy of a structure that has none for 0 eV, which would shift a model by tens of eV per atom.
     """
@@ -167,7 +171,7 @@ class _RecordedEnergies:
             self.values.append((batch["energy"] - isolated) / (batch["ptr"][1:] - batch["ptr"][:-1]))
             self.heads.append(batch["head"])
             self.counts.append(LABELS["energy"].counted(batch))
-            yield batch
+            yield type(batch)({**batch, **{name: batch[name].double() for name in ("node_attrs", "forces")}})
 
     def all_count(self) -> bool:
         """Whether every structure has an energy that weighs."""
@@ -216,6 +220,7 @@ def single_head(model: Any, head: str | None = None) -> Any:
         single = scripts_utils.remove_pt_head(readable_by_mace(model), heads[kept])
     except (ValueError, AttributeError, RuntimeError, KeyError) as error:
         raise InputError(f"mace cannot take the head {heads[kept]!r} out of the model: {error}") from error
+    keep_exact(single, atomic_energies(model)[kept])
     check_energies(model, single, [(kept, 0)])
     return single
 

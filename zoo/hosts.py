@@ -54,7 +54,7 @@ class Host(abc.ABC):
     @staticmethod
     def load_named(name: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """A trained model by a name or an address of the zoo; InputError if there is none."""
-        from zoo.pretrained import load_pretrained  # which knows all types of hosts
+        from zoo import load_pretrained  # which knows all types of hosts
 
         return load_pretrained(name, dtype=dtype)
 

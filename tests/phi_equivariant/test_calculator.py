@@ -190,11 +190,9 @@ def test_names_of_models(tmp_path, monkeypatch):
     for name in ("run", "./run", "run/", "run/model.safetensors", tmp_path / "run"):
         assert PhiCalculator(name).get_potential_energy(atoms) == pytest.approx(expected, rel=1e-14)
     assert load_pretrained("run").phi.config == model.phi.config
-    water = molecule("H2O")
-    named = PhiCalculator("phi-mace-small.acac", dtype="float64")
-    assert named.get_potential_energy(water) == PhiCalculator(
-        load_pretrained("phi-mace-small.acac")
-    ).get_potential_energy(water)
+    name, water = "phi-mace-small.acac", molecule("H2O")
+    direct = PhiCalculator(load_pretrained(name, dtype="float64")).get_potential_energy(water)
+    assert PhiCalculator(name, dtype="float64").get_potential_energy(water) == direct
     (tmp_path / "x.model").write_bytes(b"")
     for name, message in {
         "x.model": "zoo.mace_host.read_model",

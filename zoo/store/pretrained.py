@@ -14,7 +14,10 @@ from zoo.store.registry import REFERENCE_FILE
 
 
 def load_pretrained(
-    name: str | Path, device: str | torch.device = "cpu", dtype: str | None = None, offline: bool = False
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    offline: bool = False,
 ) -> torch.nn.Module:
     """A trained potential by name, by the path of a folder, or by address, in evaluation mode.
 
@@ -23,9 +26,9 @@ def load_pretrained(
 
     Parameters
     ----------
-    name: a name of ``list_models(trained=True)``; the path of a folder (with a separator: ``./folder``), also one that
-        training left; or an address ``https://…/<name>`` or ``hf://owner/repository/<name>``, beside which a
-        ``registry.json`` says what the files must be
+    name: a name of ``list_models(trained=True)``; the path of a folder, also one that training left (one without a
+        separator where no model has its name); or an address ``https://…/<name>`` or ``hf://owner/repository/<name>``,
+        beside which a ``registry.json`` says what the files must be
     device: where to put it
     dtype: ``float32`` or ``float64``; as saved where None
     offline: never use the network
