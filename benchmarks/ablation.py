@@ -79,16 +79,16 @@ def name_of(row, seed):
 def measure(name, row, seed, folder, files):
     """Train one run and collect everything that the table shows."""
     dataset = DATASETS[name]
-    model, run_data, args, about = runs.run(words(dataset, row, seed), files, folder)
-    found = {"dataset": name, "row": row, "seed": seed, "host": args.hidden_irreps, **about}
+    model, run_data, run, about = runs.run(words(dataset, row, seed), files, folder)
+    found = {"dataset": name, "row": row, "seed": seed, "host": run.host.hidden_irreps, **about}
     if isinstance(model, PhiPotential):
-        found |= _charges(model, dataset, run_data, args, folder)
+        found |= _charges(model, dataset, run_data, folder)
     return found
 
 
-def _charges(model, dataset, run_data, args, folder):
+def _charges(model, dataset, run_data, folder):
     """How charges, dipoles, charges of ions and Born effective charges compare with their references."""
-    pairs = runs.pairs_on_test(model, run_data, args, ("charges", "dipole"))
+    pairs = runs.pairs_on_test(model, run_data, ("charges", "dipole"))
     sign, found = 1.0, {}
     if dataset.neutral and pairs:
         labels, predictions = pairs["charges" if "charges" in pairs else "dipole"]

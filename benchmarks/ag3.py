@@ -41,8 +41,8 @@ def measure(row, arguments):
     files = [*runs.write_frames(folder.with_name(f"{folder.name}_data"), **chosen), "--E0s", "average"]
     budget = {**HOST, **BUDGET, "batch_size": 20, "hidden_irreps": "16x0e", "seed": arguments.seed}
     words = [*runs.words_of({**budget, "max_num_epochs": arguments.epochs}), *options]
-    model, run_data, asked, about = runs.run(words, files, folder)
-    pairs = runs.pairs_on_test(model, run_data, asked, ("energy_per_atom", "forces"))
+    model, run_data, _, about = runs.run(words, files, folder)
+    pairs = runs.pairs_on_test(model, run_data, ("energy_per_atom", "forces"))
     labels, predicted = 3e3 * pairs["energy_per_atom"]
     states = np.array([atoms.info["total_charge"] for atoms in chosen["test"]])
     errors = {}

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from phi_equivariant.files import write_atomically
-from training import mace_interface
+from training import mace_hosts, mace_interface
+from training.build import load
 from training.data.batches import GraphStream
-from training.data.run_data import load, make_graph
+from training.data.run_data import make_graph
 from training.data.structures import read_structures
 from training.fit import losses
 from training.fit.lightning_module import PotentialModule
@@ -62,38 +63,37 @@ class Row:
     """One model in training, with everything that a later call needs to go on."""
 
     def __init__(self, name, settings, run, run_data, folder):
-        self.name, self.run_data, self.args = name, run_data, run.args
+        self.name, self.run_data, self.run = name, run_data, run
         self.stem = folder / name.replace(", ", "_").replace(" = ", "")
-        mace_interface.set_seeds(run.args.seed)
-        self.order = run_data.order(run.args)
+        mace_interface.set_seeds(run.machine.seed)
+        self.order = run_data.order()
         statistics = run_data.statistics_pass(self.order)
-        self.model, outputs = mace_interface.build_host(
-            run.args, statistics, run_data.e0s, run_data.atomic_numbers, run_data.settings
-        )
+        training = mace_hosts.TrainingSet(statistics, run_data.atomic_numbers, run_data.settings, run_data.e0s)
+        self.model, outputs = mace_hosts.build_host(run.host, run.data, run.loss, training)
         if name != "mace":
-            self.model = nequip_like(self.model, settings, run_data, run.args)
-        objective = losses.build_objective(run.args, None)
-        self.module = PotentialModule(self.model, objective, run.args, outputs, len(self.order))
+            self.model = nequip_like(self.model, settings, run_data, run)
+        objective = losses.build_objective(run.loss, None)
+        self.module = PotentialModule(self.model, objective, run.optimiser, run.stages, outputs, len(self.order))
         self.optimizer = self.module.configure_optimizers()
         self.epochs, self.step_seconds = [], []
         self.about = {
             "name": name, "settings": settings, "parameters": sum(p.numel() for p in self.model.parameters()),
-            "options": {n: getattr(run.args, n) for n in ("lr", "batch_size", "seed", "r_max", "max_num_epochs")},
+            "options": {n: run.values()[n] for n in ("lr", "batch_size", "seed", "r_max", "max_num_epochs")},
         }  # fmt: skip
         self._resume()
 
     def epoch(self):
         """Train one epoch and keep the state."""
-        module, left = self.module, self.args.max_num_epochs - len(self.epochs)
+        module, left = self.module, self.run.stages.max_num_epochs - len(self.epochs)
         self.order.set_epoch(len(self.epochs))
         begin, total = time.process_time(), 0.0
-        for batch in self.run_data.train_loader(self.order, self.args):
+        for batch in self.run_data.train_loader(self.order):
             start = time.process_time()
             module.schedule.before_step(left)
             self.optimizer.zero_grad()
             loss, _ = module.objective(predict(self.model, batch, module.outputs, training=True), batch)
             module.backward(loss)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optimiser.clip_grad)
             self.optimizer.step()
             module.ema.update()
             self.step_seconds.append(time.process_time() - start)
@@ -101,7 +101,7 @@ class Row:
         module.schedule.after_epoch(None)
         self.epochs.append({"loss": total / len(self.order), "processor_seconds": time.process_time() - begin})
         if len(self.epochs) % 5 == 0 or left == 1:
-            (held_out,) = self.run_data.loader("valid", self.args).values()
+            (held_out,) = self.run_data.loader("valid").values()
             self.epochs[-1]["errors"] = self.test(held_out)
         state = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -113,7 +113,7 @@ class Row:
     def test(self, loader):
         """Errors of the averaged weights."""
         with self.module.ema.average_parameters():
-            return evaluate(self.model, loader, self.module.outputs, self.args.device).table()
+            return evaluate(self.model, loader, self.module.outputs, self.run.machine.device).table()
 
     def write(self, errors):
         """The row as JSON."""
@@ -139,12 +139,12 @@ class Row:
         self.module.schedule.load_state_dict(state["schedule"])
 
 
-def nequip_like(mace_model, settings, run_data, args):
+def nequip_like(mace_model, settings, run_data, run):
     """NequIP with the cut-off, the isolated atoms and the training set's statistics of a mace model."""
-    mace_interface.set_seeds(args.seed)
+    mace_interface.set_seeds(run.machine.seed)
     energies = run_data.e0s[run_data.heads[0]]
     return NequIP(
-        run_data.atomic_numbers, [energies[number] for number in run_data.atomic_numbers], r_max=args.r_max,
+        run_data.atomic_numbers, [energies[number] for number in run_data.atomic_numbers], r_max=run.host.r_max,
         avg_num_neighbors=float(mace_model.interactions[0].avg_num_neighbors),
         atomic_inter_scale=float(mace_model.scale_shift.scale), atomic_inter_shift=float(mace_model.scale_shift.shift),
         **settings,
@@ -153,14 +153,14 @@ def nequip_like(mace_model, settings, run_data, args):
 
 def test_sets(arguments, run, run_data):
     """{title: loader}: the held-out frames, and the test files."""
-    (held_out,), (head,) = run_data.loader("valid", run.args).values(), run_data.settings
+    (held_out,), (head,) = run_data.loader("valid").values(), run_data.settings
     make = functools.partial(
-        make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, options=run.args
+        make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, host=run.host
     )
     for path in arguments.test_files:
-        found = read_structures(path, head.keys, ["energy", "forces"], "test", elements=run_data.atomic_numbers)
+        found = read_structures(path, head.keys, "test", elements=run_data.atomic_numbers)
         run_data.test[path.stem] = GraphStream(found.frames, make)
-    return {"held out": held_out, **run_data.loader("test", run.args)}
+    return {"held out": held_out, **run_data.loader("test")}
 
 
 def main():
@@ -182,8 +182,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     run = parse(arguments)
-    mace_interface.set_default_dtype(run.args.default_dtype)
-    run_data = load(run.args, None)
+    run, run_data = load(run)
     arguments.out.mkdir(parents=True, exist_ok=True)
     changes = json.loads(arguments.set)
     rows = [

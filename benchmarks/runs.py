@@ -73,15 +73,14 @@ def run(words, files, folder):
 
     Returns
     -------
-    model: with the best weights; run_data and options of the run; about: what a file of results says of any run
+    model: with the best weights; run_data; the run; about: what a file of results says of any run
     """
     told = {"options": shlex.join(words)}
     words = [*words, *files, "--dipole_key", "REF_dipole", "--name", folder.name, "--work_dir", str(folder.parent)]
     words += ["--restart_latest", "--log_level", "ERROR", "--plot", "False"]
     if status := train(words):
         raise SystemExit(status)
-    asked = command_line.parse(words)
-    run_data = build.prepare(asked)
+    asked, run_data = build.load(command_line.parse(words))
     errors = json.loads((folder / "errors.json").read_text())
     about = told | {key: errors[key] for key in ("epochs", "best_epoch", "parameters", "training_seconds")}
     about["structures"] = {name: found["structures"] for name, found in errors["sets"].items()}
@@ -89,16 +88,18 @@ def run(words, files, folder):
     about["processor_seconds_per_step"] = _step_seconds(asked, run_data)
     packages = ("torch", "mace-torch", "e3nn", "phi-equivariant")
     about["versions"] = {package: version(package) for package in packages}
-    return load_model(folder), run_data, asked.args, about
+    return load_model(folder), run_data, asked, about
 
 
 def _step_seconds(asked, run_data):
     """Processor time of a training step, the median of a few of a model that is thrown away."""
     built = build.build(asked, run_data)
-    module = PotentialModule(built.model, built.objective, asked.args, built.outputs, len(built.order))
+    module = PotentialModule(
+        built.model, built.objective, asked.optimiser, asked.stages, built.outputs, len(built.order)
+    )
     optimizer, times = module.configure_optimizers(), []
     built.order.set_epoch(0)
-    for batch, _ in zip(run_data.train_loader(built.order, asked.args), range(WARM_STEPS + TIMED_STEPS), strict=False):
+    for batch, _ in zip(run_data.train_loader(built.order), range(WARM_STEPS + TIMED_STEPS), strict=False):
         begin = time.process_time()
         optimizer.zero_grad()
         module.backward(built.objective(predict(built.model, batch, built.outputs, training=True), batch)[0])
@@ -107,9 +108,9 @@ def _step_seconds(asked, run_data):
     return float(np.median(times[WARM_STEPS:]))
 
 
-def pairs_on_test(model, run_data, args, quantities):
+def pairs_on_test(model, run_data, quantities):
     """{quantity: (labels, predictions)} on the test set, flat."""
-    (loader,) = run_data.loader("test", args).values()
+    (loader,) = run_data.loader("test").values()
     pairs = evaluate(model, loader, FORCES_ONLY, "cpu", keep=quantities).pairs
     return {name: np.concatenate(found, axis=1) for name, found in pairs.items() if found}
 

@@ -1,6 +1,10 @@
 """The α-Net: from the host's equivariant node features to one or two scalar fields per atom."""
 
 import torch
+
+import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn)
+
+# isort: split
 from e3nn import o3
 
 from phi_equivariant.elements import electronegativity

@@ -1,6 +1,10 @@
 """Attaching Φ to a host by forward hooks: the host's code and weights are not touched."""
 
 import torch
+
+import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn)
+
+# isort: split
 from e3nn import o3
 
 from phi_equivariant.config import PhiConfig

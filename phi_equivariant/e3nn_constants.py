@@ -21,6 +21,4 @@ class DeclareSlice(importlib.abc.MetaPathFinder):
             torch.serialization.add_safe_globals([slice])
 
 
-def declare_slice() -> None:
-    """Have ``slice`` declared before e3nn is imported."""
-    sys.meta_path.insert(0, DeclareSlice())
+sys.meta_path.insert(0, DeclareSlice())

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from phi_equivariant.attach import attach_phi
-from phi_equivariant.doors import check_not_hidden
+from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, WEIGHTS_FILE, read_json, write_atomically
 from phi_equivariant.potential import PhiPotential
@@ -36,7 +36,8 @@ def host_type(name: str) -> Any:
     points = host_types()
     if name not in points:
         raise InputError(f"host type {name!r} is not installed; installed: {', '.join(points)}.")
-    check_not_hidden(points[name].module.partition(".")[0])
+    if message := hidden([points[name].module.partition(".")[0]]):
+        raise InputError(f"host type {name!r} cannot be imported: {message}")
     return points[name].load()
 
 

@@ -1,136 +1,123 @@
-"""From a run's options to a model that is ready to train."""
+"""From a run to its data, and from both to a model that is ready to train."""
 
 import dataclasses
 
 import torch
 
-from phi_equivariant import attach_phi
+from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import describe_model
-from training import mace_interface
-from training.data.run_data import load
-from training.fit import foundation, losses, optimisers, schedules, stages
+from training import distribution, mace_hosts, mace_interface
+from training.data import run_data
+from training.data.order import EpochOrder
+from training.data.run_data import RunData
+from training.fit import foundation
+from training.fit.losses import Objective, build_objective, idle_weights, needs
 from training.options import named_models
-from training.report import tables, trackers
+from training.run import Host, Phi, Run
 from zoo.mace_host import accelerate, accelerated, check_kernels
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Built:
     """A model ready to train, and what goes with it."""
 
     model: torch.nn.Module
-    objective: losses.Objective
-    stage_two: losses.Objective | None
-    outputs: dict
-    order: object
+    objective: Objective
+    stage_two: Objective | None
+    outputs: dict[str, bool]
+    order: EpochOrder
 
 
-def check_run(run):
-    """Find everything that is wrong with a run's options before reading data or making a folder."""
-    args = run.args
-    schedules.check_schedule(args)
-    if args.model not in ("MACE", "ScaleShiftMACE", *named_models.NAMES):
-        raise InputError(
-            f"--model: phi-mace-train trains MACE, ScaleShiftMACE, {', '.join(named_models.NAMES)}; {args.model} is "
-            "another architecture."
-        )
-    optimisers.check_optimizer(args)
-    stages.check_stages(args)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: cuda was asked for, but torch finds no CUDA device. Use --device cpu.")
-    if args.device not in ("cpu", "cuda"):
-        raise InputError(f"--device: {args.device} is not supported; choose cpu or cuda.")
-    _check_architecture(args)
-    foundation.check_options(run)
-    losses.build_objective(args, run.phi)
-    tables.check_reports(args, run.phi)
-    trackers.check_trackers(args, run.given)
+def check_machine(run: Run) -> None:
+    """Find out whether this machine has what a run asks for.
 
-
-def _check_architecture(args):
-    """Options of the host that mace would ignore or fail on with a message of its own."""
-    kernels = [name for name in ("enable_cueq", "only_cueq", "enable_oeq") if getattr(args, name)]
-    if args.enable_oeq and len(kernels) > 1:
-        raise InputError(f"--enable_oeq and --{kernels[0]} are both given; choose one kind of kernels.")
-    for name in [*kernels, *(["use_reduced_cg"] if args.use_reduced_cg else [])]:
+    Raises
+    ------
+    InputError
+    """
+    distribution.check_device(run.machine.device)
+    for name in (*run.host.kernels, *(["use_reduced_cg"] if run.host.use_reduced_cg else [])):
         try:
             check_kernels("oeq" if name == "enable_oeq" else "cueq")
         except InputError as error:
             raise InputError(f"--{name}: {error}") from None
-    if args.enable_oeq and args.device != "cuda":
-        raise InputError(
-            "--enable_oeq: openequivariance's kernels run on CUDA only. Leave it out, or use --device cuda."
-        )
-    if args.freeze is not None and args.freeze < 0:
-        raise InputError(
-            f"--freeze: expected 0 (nothing) to 7 (all but what embeds charge and spin), got {args.freeze}."
-        )
-    if args.foundation_model is not None:
-        return
-    if args.use_last_readout_only and args.num_interactions == 1:
-        raise InputError("--use_last_readout_only: with one interaction no readout would be left. Leave it out.")
-    if args.use_edge_irreps_first and args.edge_irreps is None:
-        raise InputError("--use_edge_irreps_first acts with --edge_irreps only; give them, or leave it out.")
-    if args.use_embedding_readout and not args.embedding_specs:
-        raise InputError("--use_embedding_readout acts with --embedding_specs only; give them, or leave it out.")
 
 
-def prepare(run):
-    """Precision, then the trained model to start from, then the data of a run."""
-    mace_interface.set_default_dtype(run.args.default_dtype)
+def load(run: Run) -> tuple[Run, RunData]:
+    """Precision, then the trained model to start from, then the data of a run.
+
+    Returns
+    -------
+    run, data
+        The run has the architecture of the trained model where there is one.
+    """
+    torch.set_default_dtype(getattr(torch, run.machine.default_dtype))
     torch.set_float32_matmul_precision("highest")  # no TF32, whose ten bits are too few for energies
-    trained = foundation.read(run)
-    run_data = load(run.args, run.phi, trained)
+    trained = foundation.read(run.host, run.phi)
     if trained is not None:
-        run_data.lines.insert(0, trained.line())
-        run_data.provenance["foundation_model"] = trained.path
-    return run_data
+        run = foundation.settled(run, trained)
+    objectives = {1: build_objective(run.loss, run.phi)}
+    if run.stages.swa:
+        objectives[2] = build_objective(run.loss, run.phi, stage=2)
+    data = run_data.load(run, needs(run.loss, objectives, run.given), trained)
+    data.lines += [f"loss{_of_stage(stage)}: {made.describe()}" for stage, made in objectives.items()]
+    data.lines += idle_weights(run.loss, objectives, run.given)
+    if trained is not None:
+        data.lines.insert(0, trained.line())
+        data.provenance["foundation_model"] = trained.path
+    return run, data
 
 
-def build(run, run_data):
+def _of_stage(stage: int) -> str:
+    return "" if stage == 1 else " of stage two"
+
+
+def build(run: Run, data: RunData) -> Built:
     """The model of a run, initialised from its seed."""
-    args = run.args
-    mace_interface.set_seeds(args.seed)
-    order = run_data.order(args)
-    host, outputs = _build_host(args, run_data, order)
-    model = host if run.phi is None else _attach(host, run.phi, run_data)
+    mace_interface.set_seeds(run.machine.seed)
+    order = data.order()
+    host, outputs = _build_host(run, data, order)
+    model = host if run.phi is None else _attach(host, run.phi, data)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(f"--freeze: {args.freeze} leaves nothing to train. Choose a smaller number.")
+        raise InputError(f"--freeze: {run.host.freeze} leaves nothing to train. Choose a smaller number.")
     describe_model(model)  # what cannot be saved must not be trained
-    stage_two = losses.build_objective(args, run.phi, stage=2) if args.swa else None
-    return Built(model, losses.build_objective(args, run.phi), stage_two, outputs, order)
+    stage_two = build_objective(run.loss, run.phi, stage=2) if run.stages.swa else None
+    return Built(model, build_objective(run.loss, run.phi), stage_two, outputs, order)
 
 
-def _build_host(args, run_data, order):
+def _build_host(run: Run, data: RunData, order: EpochOrder) -> tuple[torch.nn.Module, dict[str, bool]]:
     """A fresh host or one with trained weights, in the layout of the kernels that were asked for."""
-    arguments = (args, run_data.statistics_pass(order), run_data.e0s, run_data.atomic_numbers, run_data.settings)
-    if named_models.is_named(args):
-        host, outputs = named_models.build_host(*arguments)
-    elif run_data.foundation is None:
-        host, outputs = mace_interface.build_host(*arguments)
+    training = mace_hosts.TrainingSet(data.statistics_pass(order), data.atomic_numbers, data.settings, data.e0s)
+    if named_models.is_named(run.host.model):
+        host, outputs = named_models.build_host(run.host, run.data, run.loss, training)
+    elif data.foundation is None:
+        host, outputs = mace_hosts.build_host(run.host, run.data, run.loss, training)
     else:
-        host, outputs = mace_interface.fine_tuned_host(*arguments, run_data.foundation.model)
-    if (args.enable_cueq or args.only_cueq or args.enable_oeq) and accelerated(host) is None:
-        host = accelerate(host, "oeq" if args.enable_oeq else "cueq", args.device)
-    if args.freeze:
-        mace_interface.freeze_layers(host, args.freeze)
-    return host, outputs
+        host, outputs = mace_hosts.fine_tuned_host(run.host, run.loss, training, data.foundation.model)
+    return _with_kernels(host, run.host, run.machine.device), outputs
 
 
-def _attach(host, settings, run_data):
+def _with_kernels(made: torch.nn.Module, host: Host, device: str) -> torch.nn.Module:
+    """The host on the kernels that were asked for, its frozen layers frozen."""
+    if host.kernels and accelerated(made) is None:
+        made = accelerate(made, "oeq" if host.enable_oeq else "cueq", device)
+    if host.freeze:
+        mace_hosts.freeze_layers(made, host.freeze)
+    return made
+
+
+def _attach(host: torch.nn.Module, phi: Phi, data: RunData) -> PhiPotential:
     """The host with Φ, trained Φ of the foundation model where there is one, and the host's part in training."""
-    model = attach_phi(host, settings.config)
-    model.host_lr_factor = settings.host.host_lr_factor
-    if settings.host.freeze_host:
+    model: PhiPotential = attach_phi(host, phi.config)
+    model.host_lr_factor = phi.host_lr_factor
+    if phi.freeze_host:
         host.requires_grad_(False)
-    if run_data.foundation is not None and run_data.foundation.phi is not None:
-        foundation.take_over_phi(model.phi, run_data.foundation, run_data.atomic_numbers)
+    if data.foundation is not None and data.foundation.phi is not None:
+        foundation.take_over_phi(model.phi, data.foundation, data.atomic_numbers)
     return model
 
 
-def describe(run):
+def describe(host: Host, phi: Phi | None) -> str:
     """The kind of potential, for the log."""
-    if run.phi is None:
-        return run.args.model
-    return f"{run.args.model} with Φ ({run.phi.config.operator}, {run.phi.config.poisson})"
+    return host.model if phi is None else f"{host.model} with Φ ({phi.config.operator}, {phi.config.poisson})"

@@ -3,6 +3,8 @@
 import contextlib
 import datetime
 import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,10 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment as Tor
 from lightning.pytorch.strategies import DDPStrategy
 
 from phi_equivariant.errors import InputError
+from training.messages import started_first
+from training.run import Machine
+
+T = TypeVar("T")
 
 #: A peer that died closes its sockets, which gloo reports at once; NCCL finds out only by waiting this long.
 NCCL_TIMEOUT = datetime.timedelta(minutes=30)
@@ -20,7 +26,7 @@ GLOO_TIMEOUT = datetime.timedelta(hours=4)
 _objects = None  # a gloo group beside NCCL's, for values that live on the CPU
 
 
-def environment(options):
+def environment(machine: Machine) -> ClusterEnvironment:
     """Lightning's cluster environment of a ``--distributed`` run, read from the launcher's variables.
 
     Raises
@@ -28,7 +34,7 @@ def environment(options):
     InputError
         If the launcher's variables are not there or do not fit together.
     """
-    launcher = options.launcher
+    launcher = machine.launcher
     if launcher == "slurm" and "SLURM_PROCID" not in os.environ and "RANK" in os.environ:
         launcher = "torchrun"  # slurm is mace's default, and outside SLURM mace reads torchrun's variables too
     if launcher == "none":
@@ -43,7 +49,7 @@ def environment(options):
     if missing := [name for name in needed if name not in os.environ]:
         how = "srun" if launcher == "slurm" else "torchrun --nproc_per_node N -m training.train …"
         raise InputError(
-            f"--launcher {options.launcher}: {', '.join(missing)} not set, so this process was not started by "
+            f"--launcher {machine.launcher}: {', '.join(missing)} not set, so this process was not started by "
             f"{how.split()[0]}. Start it by {how}, or leave --distributed out for a single process."
         )
     if launcher == "torchrun":
@@ -55,11 +61,11 @@ def environment(options):
         raise InputError(f"--launcher slurm: {error}") from error
 
 
-def _read_open_mpi():
+def _read_open_mpi() -> None:
     """Give torch the variables it reads, from Open MPI's."""
     names = {"RANK": "RANK", "WORLD_SIZE": "SIZE", "LOCAL_RANK": "LOCAL_RANK", "LOCAL_WORLD_SIZE": "LOCAL_SIZE"}
-    found = {name: os.environ.get(f"OMPI_COMM_WORLD_{theirs}") for name, theirs in names.items()}
-    if None in found.values() or "MASTER_ADDR" not in os.environ:
+    found = {name: os.environ.get(f"OMPI_COMM_WORLD_{theirs}", "") for name, theirs in names.items()}
+    if "" in found.values() or "MASTER_ADDR" not in os.environ:
         raise InputError(
             "--launcher mpi: expected Open MPI's OMPI_COMM_WORLD_* variables and MASTER_ADDR, the name of the first "
             "node. Start by mpirun -x MASTER_ADDR=…, or choose --launcher slurm or torchrun."
@@ -67,7 +73,7 @@ def _read_open_mpi():
     os.environ.update(found, GROUP_RANK=str(int(found["RANK"]) // int(found["LOCAL_WORLD_SIZE"])))
 
 
-def processes_per_node(found):
+def processes_per_node(found: ClusterEnvironment) -> int:
     """Number of processes on each node, which must be the same everywhere."""
     if isinstance(found, SLURMEnvironment):
         nodes = int(os.environ.get("SLURM_NNODES", 1))
@@ -83,7 +89,7 @@ def processes_per_node(found):
     return count
 
 
-def start(options):
+def start(machine: Machine) -> None:
     """Join the other processes; does nothing without ``--distributed``.
 
     Raises
@@ -92,18 +98,16 @@ def start(options):
         If a launcher started several processes without ``--distributed``, or there is no GPU for each.
     """
     global _objects
-    if not options.distributed:
+    if not machine.distributed:
         if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError(
                 f"--distributed: torchrun started {os.environ['WORLD_SIZE']} processes, which would all write the same "
                 "run. Add --distributed --launcher torchrun."
             )
         return
-    if options.compare:
-        raise InputError("--compare: its rows are trained by a single process. Leave --distributed out.")
-    found = environment(options)
+    found = environment(machine)
     count = processes_per_node(found)
-    on_gpu = options.device == "cuda"
+    on_gpu = machine.device == "cuda"
     if on_gpu and torch.cuda.device_count() < count:
         raise InputError(
             f"--distributed: {count} processes on this node and {torch.cuda.device_count()} visible CUDA devices; each "
@@ -115,7 +119,7 @@ def start(options):
     if dist.is_initialized():
         return
     dist.init_process_group(
-        _backend(options),
+        _backend(machine),
         rank=found.global_rank(),
         world_size=found.world_size(),
         timeout=NCCL_TIMEOUT if on_gpu else GLOO_TIMEOUT,
@@ -123,11 +127,11 @@ def start(options):
     _objects = dist.new_group(backend="gloo", timeout=GLOO_TIMEOUT) if on_gpu else None
 
 
-def _backend(options):
-    return "nccl" if options.device == "cuda" else "gloo"
+def _backend(machine: Machine) -> str:
+    return "nccl" if machine.device == "cuda" else "gloo"
 
 
-def stop():
+def stop() -> None:
     """Leave the other processes."""
     global _objects
     if dist.is_initialized():
@@ -135,31 +139,37 @@ def stop():
         _objects = None
 
 
-def size():
+def size() -> int:
     """Number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank():
+def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_main():
+def is_main() -> bool:
     """Whether this is the process that writes files and prints (also before the processes have met)."""
     if dist.is_initialized():
         return dist.get_rank() == 0
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+    return started_first()
 
 
-def device(options):
+def device(machine: Machine) -> torch.device:
     """The device of this process."""
-    if options.device == "cuda" and options.distributed:
+    if machine.device == "cuda" and machine.distributed:
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(options.device)
+    return torch.device(machine.device)
 
 
-def gather(value):
+def check_device(name: str) -> None:
+    """InputError if ``cuda`` was asked for and is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: cuda was asked for, but torch finds no CUDA device. Use --device cpu.")
+
+
+def gather(value: Any) -> list[Any]:
     """[value of every process], on every process; values are picklable and on the CPU."""
     if size() == 1:
         return [value]
@@ -168,19 +178,19 @@ def gather(value):
     return values
 
 
-def from_main(function):
+def from_main(function: Callable[[], T]) -> T:
     """What ``function`` returns on the first process, on every process; the others do not call it."""
     if size() == 1:
         return function()
     with together():
-        box = [function() if is_main() else None]
+        box: list[Any] = [function() if is_main() else None]
     dist.broadcast_object_list(box, src=0, group=_objects)
     return box[0]
 
 
-def total(numbers):
+def total(numbers: Mapping[str, Any]) -> dict[str, float]:
     """{name: sum over the processes}; a name may be missing on some of them."""
-    summed = {}
+    summed: dict[str, float] = {}
     for part in gather({name: float(number) for name, number in numbers.items()}):
         for name, number in part.items():
             summed[name] = summed.get(name, 0.0) + number
@@ -188,7 +198,7 @@ def total(numbers):
 
 
 @contextlib.contextmanager
-def together():
+def together() -> Iterator[None]:
     """A block that every process leaves, or none: what one cannot use stops all, which then say the same.
 
     Raises
@@ -211,17 +221,17 @@ def together():
             raise InputError(text if number == 0 else f"process {number} of {size()}: {text}")
 
 
-def trainer_settings(options):
+def trainer_settings(machine: Machine) -> dict[str, Any]:
     """Arguments of Lightning's Trainer that say where it runs."""
-    accelerator = "gpu" if options.device == "cuda" else "cpu"
-    if not options.distributed:
+    accelerator = "gpu" if machine.device == "cuda" else "cpu"
+    if not machine.distributed:
         # Named, so that Lightning does not take a batch job's single process for one of many.
         return {"accelerator": accelerator, "devices": 1, "plugins": [LightningEnvironment()]}
-    found: ClusterEnvironment = environment(options)
+    found = environment(machine)
     count = processes_per_node(found)
     strategy = DDPStrategy(
         cluster_environment=found,
-        process_group_backend=_backend(options),
+        process_group_backend=_backend(machine),
         # Nothing changes buffers in training; sending them in validation would want equal numbers of batches.
         broadcast_buffers=False,
     )

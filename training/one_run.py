@@ -6,6 +6,8 @@ import logging
 import signal
 import time
 import warnings
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -13,47 +15,48 @@ import yaml
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from training import distribution, mace_interface, results, run_folder
-from training.build import build, describe
+from training.build import Built, build, describe
+from training.data.order import EpochOrder
+from training.data.run_data import RunData
 from training.fit import checkpoints
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import isolated_energies
 from training.fit.stages import Stages
 from training.fit.whole_set import WholeSetModule
+from training.messages import Interrupted
 from training.report import callbacks, trackers
+from training.run import Run
+from training.run_folder import Folders
 
 logger = logging.getLogger("phi_mace_train")
 
 
-class Interrupted(Exception):
-    """Training was stopped from outside; ``epochs`` are safe in the last checkpoint."""
+def rehearse(run: Run, data: RunData) -> None:
+    """Build the model and say what would be trained; nothing is written."""
+    for line in data.lines:
+        logger.info(line)
+    built = build(run, data)
+    logger.info(f"dry run: {sum(p.numel() for p in built.model.parameters())} parameters; nothing was written")
 
-    def __init__(self, epochs):
-        super().__init__()
-        self.epochs = epochs
 
-
-def train(run, run_data, deadline=None, announce=True):
+def train(run: Run, data: RunData, deadline: float | None = None, announce: bool = True) -> dict[str, Any]:
     """Train one potential; returns a summary of its folder.
 
     Parameters
     ----------
-    run : command_line.RunOptions
-    run_data : data.RunData
-    deadline : float or None
+    run, data
+        As :func:`training.build.load` gives them.
+    deadline
         ``time.monotonic()`` by which the run must be over.
-    announce : bool
+    announce
         Log the command and what the data hold.
     """
-    args = run.args
-    folders = distribution.from_main(lambda: run_folder.check_folders(args))
-    identity = checkpoints.identity_of(run.resolved(), run_data.digest)
-    start = (
-        distribution.from_main(lambda: checkpoints.read_last(folders.checkpoints, identity))
-        if args.restart_latest
-        else None
-    )
+    restart = run.task.restart_latest
+    folders = distribution.from_main(lambda: run_folder.check_folders(run.output, restart))
+    identity = checkpoints.identity_of(run.resolved(), data.digest)
+    start = distribution.from_main(lambda: checkpoints.read_last(folders.checkpoints, identity)) if restart else None
     with distribution.together():
-        built = build(run, run_data)
+        built = build(run, data)
     with contextlib.ExitStack() as stack:
         with distribution.together():
             if distribution.is_main():
@@ -63,68 +66,87 @@ def train(run, run_data, deadline=None, announce=True):
         tracking = trackers.Tracking([])
         stack.callback(tracking.close, "failed")  # what is finished is closed already
         if announce:
-            for line in (f"command: {run.command}", *run_data.lines):
+            for line in (f"command: {run.command}", *data.lines):
                 logger.info(line)
         if distribution.is_main():
-            tracking.trackers = trackers.open_trackers(args, run.resolved(), folders.results)
-        summary = _train(run, run_data, built, folders, identity, start, deadline, tracking)
+            tracking.trackers = trackers.open_trackers(run.output, run.values(), run.resolved(), folders.results)
+        summary = _train(run, data, built, folders, identity, start, deadline, tracking)
         tracking.finish(summary["sets"], summary["epochs"])
         return summary
 
 
-def _train(run, run_data, built, folders, identity, start, deadline, tracking):
-    args = run.args
+def _train(
+    run: Run,
+    data: RunData,
+    built: Built,
+    folders: Folders,
+    identity: dict[str, Any],
+    start: dict[str, Any] | None,
+    deadline: float | None,
+    tracking: trackers.Tracking,
+) -> dict[str, Any]:
+    output = run.output
     if distribution.is_main():
-        _write_start(run, run_data, folders.run)
-    if args.restart_latest:
+        _write_start(run, data, folders.run)
+    if run.task.restart_latest:
         logger.info(
             f"--restart_latest: {folders.checkpoints} has no checkpoint, starting from zero"
             if start is None
             else f"--restart_latest: going on after epoch {start['epochs_done']}"
         )
     parameters = sum(p.numel() for p in built.model.parameters())
-    logger.info(
-        f"{describe(run)}: {parameters} parameters; elements {run_data.atomic_numbers}; results in {folders.run}"
-    )
+    what = f"{describe(run.host, run.phi)}: {parameters} parameters; elements {data.atomic_numbers}"
+    logger.info(f"{what}; results in {folders.run}")
 
-    kind = WholeSetModule if args.lbfgs else PotentialModule
-    heads = run_data.heads
-    module = kind(built.model, built.objective, args, built.outputs, len(built.order), built.stage_two, heads)
-    history, stages = callbacks.History(folders.results, args.error_table, run_data.heads), Stages(args)
+    kind = WholeSetModule if run.optimiser.lbfgs else PotentialModule
+    module = kind(
+        built.model,
+        built.objective,
+        run.optimiser,
+        run.stages,
+        built.outputs,
+        len(built.order),
+        built.stage_two,
+        data.heads,
+    )
+    history, stages = callbacks.History(folders.results, output.error_table, data.heads), Stages(run.stages)
     last = checkpoints.Checkpoints(
-        folders.checkpoints, identity, start, args.save_all_checkpoints, args.keep_checkpoints
+        folders.checkpoints, identity, start, output.save_all_checkpoints, output.keep_checkpoints
     )
     for callback in (history, stages):
         if start is not None:
             callback.load_state_dict(start["callbacks"][callback.state_key])
-    extra = [tracking]
-    if args.plot and args.plot_frequency:
-        extra.append(callbacks.Plots(folders.results, history, args, isolated_energies(built.model)))
+    extra: list[pl.Callback] = [tracking]
+    if output.plot and output.plot_frequency:
+        isolated = isolated_energies(built.model) if output.plot_interaction_e else None
+        extra.append(callbacks.Plots(folders.results, history, output.plot_frequency, isolated))
     if run_folder.console.is_terminal and distribution.is_main():
         extra.append(callbacks.Bar(run_folder.console))
     if deadline is not None:
-        to_test = sum(map(run_data.size, ("train", "valid", "test"))) * (2 if args.swa else 1)
+        to_test = sum(map(data.size, ("train", "valid", "test"))) * (2 if run.stages.swa else 1)
         extra.append(callbacks.TimeLimit(deadline, to_test))
     begin = time.monotonic()
     built.order.set_epoch(0 if start is None else start["epochs_done"])
     if not stages.over:
-        _fit(module, run_data, built.order, args, stages.epochs, [history, *extra, stages, last])
+        _fit(module, data, built.order, run, stages.epochs, [history, *extra, stages, last])
     if stages.over:
         logger.info(stages.reason())
 
     if not last.best:
         raise InputError(
             "--lr: the validation loss was not finite in any epoch, so there are no weights to test. Lower the "
-            f"learning rate (now {args.lr}) or look for wrong labels; the log is in {folders.log}."
+            f"learning rate (now {run.optimiser.lr}) or look for wrong labels; the log is in {folders.log}."
         )
     about = {"epochs": len(history.rows), "parameters": parameters, "training_seconds": time.monotonic() - begin}
     try:
-        return results.finish(run, run_data, built, last.best, folders, {**about, "rows": history.rows})
+        return results.finish(run, data, built, last.best, folders, {**about, "rows": history.rows})
     except KeyboardInterrupt:
         raise Interrupted(len(history.rows)) from None
 
 
-def _fit(module, run_data, order, args, epochs, chosen):
+def _fit(
+    module: PotentialModule, data: RunData, order: EpochOrder, run: Run, epochs: int, chosen: list[pl.Callback]
+) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -136,9 +158,9 @@ def _fit(module, run_data, order, args, epochs, chosen):
             "ignore", message=".*Grad strides do not match.*"
         )  # of one-row weights: nothing to gain
         trainer = pl.Trainer(
-            **distribution.trainer_settings(args),
+            **distribution.trainer_settings(run.machine),
             max_epochs=epochs,
-            gradient_clip_val=args.clip_grad,
+            gradient_clip_val=run.optimiser.clip_grad,
             num_sanity_val_steps=0,
             inference_mode=False,
             use_distributed_sampler=False,
@@ -149,7 +171,7 @@ def _fit(module, run_data, order, args, epochs, chosen):
             callbacks=[*chosen, _Epochs(order)],
         )
         try:
-            trainer.fit(module, run_data.train_loader(order, args), list(run_data.loader("valid", args).values()))
+            trainer.fit(module, data.train_loader(order), list(data.loader("valid").values()))
         except (SystemExit, KeyboardInterrupt):  # Lightning ends the process on Ctrl-C and SIGTERM
             signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning has switched off
             raise Interrupted(trainer.current_epoch) from None
@@ -158,17 +180,15 @@ def _fit(module, run_data, order, args, epochs, chosen):
 class _Epochs(pl.Callback):
     """Shuffle anew for each epoch."""
 
-    def __init__(self, order):
+    def __init__(self, order: EpochOrder):
         self.order = order
 
-    def on_train_epoch_start(self, trainer, module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.order.set_epoch(trainer.current_epoch)
 
 
-def _write_start(run, run_data, folder):
+def _write_start(run: Run, data: RunData, folder: Path) -> None:
     text = yaml.safe_dump(run.resolved(), sort_keys=True, allow_unicode=True)
     write_atomically(folder / "config.yaml", lambda path: path.write_text(text))
-    provenance = json.dumps(
-        {**run_data.provenance, "sha256": run_data.digest, "mace": mace_interface.version()}, indent=1
-    )
+    provenance = json.dumps({**data.provenance, "sha256": data.digest, "mace": mace_interface.version()}, indent=1)
     write_atomically(folder / "data.json", lambda path: path.write_text(provenance))

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +14,7 @@ from rich.progress import Progress
 
 from phi_equivariant.errors import InputError
 from training import distribution
+from training.run import Output
 
 logger = logging.getLogger("phi_mace_train")
 LOCK = ".lock"
@@ -26,7 +28,7 @@ if not console.is_terminal:
 class _ConsoleHandler(logging.Handler):
     """Lines above the progress bar on a terminal, plain lines elsewhere."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         if console.is_terminal:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -35,7 +37,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def structure_bar(title, total):
+def structure_bar(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
     """A progress bar over structures on a terminal, nothing elsewhere; gives a function that advances it."""
     if not (console.is_terminal and distribution.is_main()):
         yield None
@@ -45,13 +47,10 @@ def structure_bar(title, total):
         yield lambda count: progress.update(task, advance=count)
 
 
-def start_console(level):
+def start_console(level: str) -> None:
     """Send the log to the terminal; the run's own log has every line, whatever the level here."""
     console_handler = _ConsoleHandler() if distribution.is_main() else logging.NullHandler()
-    try:
-        console_handler.setLevel(level.upper())
-    except ValueError:
-        raise InputError(f"--log_level: expected DEBUG, INFO, WARNING or ERROR, got {level!r}.") from None
+    console_handler.setLevel(level.upper())
     logger.setLevel(min(console_handler.level, logging.INFO))
     logger.propagate = False
     for handler in list(logger.handlers):
@@ -73,29 +72,29 @@ class Folders:
     results: Path
     log: Path
 
-    def stage_one(self):
+    def stage_one(self) -> "Folders":
         """The same for the results of stage one, where stage two has the run's places."""
         return dataclasses.replace(self, model=self.model / "stage_one", results=self.results / "stage_one")
 
 
-def folder_of(options):
+def folder_of(output: Output) -> Path:
     """``<work_dir>/<name>``."""
-    return Path(options.work_dir) / options.name
+    return Path(output.work_dir) / output.name
 
 
-def folders_of(options):
+def folders_of(output: Output) -> Folders:
     """The places of a run; a relative ``model_dir``, … counts from where the command runs, as in mace."""
-    run = folder_of(options)
+    run = folder_of(output)
 
-    def place(option, otherwise):
-        return Path(option) / options.name if option else otherwise
+    def place(option: str | None, otherwise: Path) -> Path:
+        return Path(option) / output.name if option else otherwise
 
-    log = Path(options.log_dir) / f"{options.name}.log" if options.log_dir else run / "log.txt"
-    checkpoints = place(options.checkpoints_dir, run / "checkpoints")
-    return Folders(run, place(options.model_dir, run), checkpoints, place(options.results_dir, run), log)
+    log = Path(output.log_dir) / f"{output.name}.log" if output.log_dir else run / "log.txt"
+    checkpoints = place(output.checkpoints_dir, run / "checkpoints")
+    return Folders(run, place(output.model_dir, run), checkpoints, place(output.results_dir, run), log)
 
 
-def check_folders(options):
+def check_folders(output: Output, restart: bool) -> Folders:
     """Find out, before anything is made, whether the run may use its folders.
 
     Raises
@@ -104,19 +103,19 @@ def check_folders(options):
         If one holds a run that ``--restart_latest`` was not given for, or one whose checkpoint is gone, or cannot be
         written to.
     """
-    folders = folders_of(options)
-    _check_folder("--work_dir", folders.run, options)
+    folders = folders_of(output)
+    _check_folder("--work_dir", folders.run, restart)
     for name in ("model", "checkpoints", "results"):
-        if getattr(options, f"{name}_dir"):
-            _check_folder(f"--{name}_dir", getattr(folders, name), options)
-    if options.log_dir:
-        _check_folder("--log_dir", folders.log.parent, options, folders.log)
-    if options.restart_latest:
+        if getattr(output, f"{name}_dir"):
+            _check_folder(f"--{name}_dir", getattr(folders, name), restart)
+    if output.log_dir:
+        _check_folder("--log_dir", folders.log.parent, restart, folders.log)
+    if restart:
         _check_checkpoint(folders)
     return folders
 
 
-def _check_checkpoint(folders):
+def _check_checkpoint(folders: Folders) -> None:
     """A run that got as far as its model had a checkpoint: without it all would be trained and written anew."""
     later = [folders.results / "errors.json", folders.model / "model.safetensors"]
     found = [path for path in later if path.exists()]
@@ -127,7 +126,7 @@ def _check_checkpoint(folders):
         )
 
 
-def _check_folder(option, folder, options, file=None):
+def _check_folder(option: str, folder: Path, restart: bool, file: Path | None = None) -> None:
     """Check the folder that an option makes the run use, or one file in a folder that others use too."""
     if folder.exists() and not folder.is_dir():
         raise InputError(
@@ -136,7 +135,7 @@ def _check_folder(option, folder, options, file=None):
     if file and file.is_dir():
         raise InputError(f"--name: {file} is a folder; the log needs that place. Choose another --name or {option}.")
     used = file.exists() if file else folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
-    if used and not options.restart_latest:
+    if used and not restart:
         raise InputError(
             f"--name: {file or folder} already holds a run. Go on with it by --restart_latest, or choose another "
             "--name; nothing in it was touched."
@@ -151,7 +150,7 @@ def _check_folder(option, folder, options, file=None):
 
 
 @contextlib.contextmanager
-def held(folders):
+def held(folders: Folders) -> Iterator[None]:
     """A block in which no other process may write the run; the lock ends with the process, however it ends.
 
     Raises
@@ -174,7 +173,7 @@ def held(folders):
         lock.release()
 
 
-def open_folders(folders):
+def open_folders(folders: Folders) -> logging.Handler:
     """Make the folders (that of stage one only when it is written), and copy the log into its file."""
     for folder in (folders.run, folders.model, folders.checkpoints, folders.results, folders.log.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +183,7 @@ def open_folders(folders):
     return handler
 
 
-def close_log(handler):
+def close_log(handler: logging.Handler) -> None:
     """Stop copying the log."""
     logger.removeHandler(handler)
     handler.close()

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn)
+
+# isort: split
 from e3nn import o3
 from mace import modules
 from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE

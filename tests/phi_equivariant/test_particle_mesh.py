@@ -11,7 +11,8 @@ from ase.neighborlist import primitive_neighbor_list
 from test_ewald import matrix_of, operator_of, triclinic
 from torchpme.lib.mesh_interpolator import MeshInterpolator
 
-from phi_equivariant.operators.coulomb import COULOMB_CONSTANT, tiles
+from phi_equivariant.operators import tiles
+from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
 from phi_equivariant.operators.mesh import read, spread
 from phi_equivariant.operators.pairs import pairs_in_boxes, pairs_of_one
 from phi_equivariant.solvers.partwise import sum_of_parts

@@ -18,7 +18,10 @@ from ase.calculators.emt import EMT
 from mace import tools as mace_tools
 from mace.cli import preprocess_data
 
+from training import build as building
+from training import mace_interface
 from training.fit.lightning_module import PotentialModule
+from training.options import command_line
 from training.train import main
 
 #: Processes that are forks of one that has imported the trainer: each is a run of its own, without seconds of imports.
@@ -74,6 +77,29 @@ def words(work_dir, **given):
         elif value is not None:
             line += [f"--{name}", str(value)]
     return line
+
+
+def parsed(work_dir, **given):
+    """The run that a command line of a tiny run asks for."""
+    return command_line.parse(words(work_dir, **given))
+
+
+def as_namespace(run):
+    """A run's options as mace's functions take them."""
+    return mace_interface.namespace(**run.values())
+
+
+def build(file, **given):
+    """What the command trains with these options, and its data."""
+    run = parsed(file.parent, **{"name": "run", "train_file": file, **given})
+    building.check_machine(run)
+    run, data = building.load(run)
+    return building.build(run, data).model, data, run
+
+
+def batch_of(data):
+    """The first batch of the validation set."""
+    return next(iter(data.loader("valid")["Default"]))
 
 
 def run(work_dir, **given):

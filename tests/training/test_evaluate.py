@@ -20,10 +20,10 @@ from mace.cli import eval_configs
 from systems import distorted, ethanol, mace_host, potential
 from training_runs import keep_default_dtype  # noqa: F401
 
-from phi_equivariant import PhiCalculator
+from phi_equivariant import PhiCalculator, commands
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import save_model
-from training import evaluate, run_folder
+from training import evaluate, evaluation, run_folder
 from training.data.stream import FrameStream
 from training.fit.predictions import Predictor, Wanted
 from training.options.evaluation import parse
@@ -78,7 +78,7 @@ def options(configs, output, *others, model="model"):
 
 def run(configs, model, output, *others):
     """Evaluate with a model that is in memory: the frames of the output."""
-    evaluate.evaluate_file(parse(options(configs, output, *others)), model)
+    evaluation.evaluate_file(parse(options(configs, output, *others)), model)
     return ase.io.read(output, ":")
 
 
@@ -451,9 +451,9 @@ def test_cuequivariance(models, structures, tmp_path, capsys):
     plain = potential(host=mace_host("4x0e+4x1o"))  # its kernels take correlation 2 and more
     save_model(plain, tmp_path)
     args = parse(line)
-    fast = evaluate.read_model(args)
+    fast = evaluation.read_model(args)
     assert accelerated(fast.host) == "cueq"
-    evaluate.evaluate_file(args, fast)
+    evaluation.evaluate_file(args, fast)
     there = ase.io.read(tmp_path / "there.xyz", ":")
     here = run(structures, plain, tmp_path / "here.xyz", "--return_descriptors")
     for one, other in zip(there, here, strict=True):
@@ -576,4 +576,4 @@ def test_periodic_frames_need_a_cell(tmp_path):
 
 def test_the_command_is_installed():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert pkgutil.resolve_name(project["scripts"]["phi-mace-eval"]) is evaluate.main
+    assert pkgutil.resolve_name(project["scripts"]["phi-mace-eval"]) is commands.evaluate

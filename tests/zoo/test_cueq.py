@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_architecture import batch_of, build
-from training_runs import keep_default_dtype, write_molecules  # noqa: F401
+from training_runs import batch_of, build, keep_default_dtype, write_molecules  # noqa: F401
 
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
@@ -27,12 +26,12 @@ def molecules(tmp_path_factory):
 )
 def test_phi_on_a_converted_host_gives_the_same_energies_forces_and_gradients(molecules, tmp_path, config):
     """Features have another layout there, (ir, mul); what Φ reads of them has not."""
-    host, data, args = build(molecules, **GIVEN)
+    host, data, _ = build(molecules, **GIVEN)
     plain = attach_phi(host, config)
     fast = attach_phi(accelerate(host, "cueq", "cpu"), config)
     fast.phi.load_state_dict(plain.phi.state_dict())
     assert accelerated(fast.host) == "cueq" and accelerated(host) is None
-    batch = batch_of(data, args)
+    batch = batch_of(data)
     results = [model(batch, training=True) for model in (plain, fast)]
     for name in ("energy", "phi_energy", "charges", "forces"):
         torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-10, atol=1e-12)
@@ -66,10 +65,10 @@ def test_atomic_dipoles_are_refused_on_the_kernels_by_name(molecules):
 def test_the_command_trains_on_the_kernels(molecules, tmp_path):
     given = {**GIVEN, "correlation": 3, "phi": "operator=coulomb"}
     for option in ("enable_cueq", "only_cueq"):
-        model, data, args = build(molecules, **{**given, option: "True"})
+        model, data, _ = build(molecules, **{**given, option: "True"})
         assert accelerated(model.host) == "cueq"
         save_model(model, tmp_path / option)
-        batch = batch_of(data, args)
+        batch = batch_of(data)
         loaded = load_model(tmp_path / option)
         torch.testing.assert_close(loaded(batch)["energy"], model(batch)["energy"], rtol=1e-10, atol=1e-12)
     full, *_ = build(molecules, **given)

@@ -1,9 +1,8 @@
 """Structures in memory or streamed, and their batches."""
 
-import torch
+from typing import Any, Protocol
 
-#: Fields with one row per atom or per edge; all others have one row per structure.
-PER_ATOM = ("positions", "node_attrs", "forces", "charges")
+import torch
 
 
 class GraphBatch(dict):
@@ -50,6 +49,14 @@ def collate(graphs):
         else:
             joined[key] = torch.cat(values)
     return joined
+
+
+class Graphs(Protocol):
+    """Structures with their neighbour lists, in memory or made when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class GraphList(torch.utils.data.Dataset):

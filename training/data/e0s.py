@@ -1,17 +1,16 @@
-"""Energies of the isolated atoms, which a model's energies are counted from: ``--E0s`` in all its forms."""
+"""``--E0s`` as it was given: energies of the isolated atoms, or the word that says where they come from."""
 
-import itertools
 import math
+from typing import Any
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
 from training.data.literals import literal, read_json
 
 #: Where energies may come from, beside a dictionary and a JSON file.
 WORDS = ("average", "estimated", "foundation")
 
 
-def read_e0s(choice, where=""):
+def read_e0s(choice: Any, where: str = "") -> dict[int, float] | str | None:
     """``--E0s`` as {Z: eV}, or the word that says where they come from; None if there are none.
 
     Raises
@@ -35,49 +34,3 @@ def read_e0s(choice, where=""):
     if not energies or not all(map(math.isfinite, energies.values())):
         raise InputError(f"{name}expected energies (eV) by atomic number, got {found!r}.")
     return energies
-
-
-def isolated_energies(frames, elements, numbers, foundation, options):
-    """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
-
-    Raises
-    ------
-    InputError
-        If there are none, or none for one of the head's elements.
-    """
-    name = frames.head.name
-    choice, of = frames.head.E0s, "" if name == mace_interface.HEAD else f" for head {name!r}"
-    if frames.e0s is not None:
-        found = frames.e0s
-        if choice is not None:
-            frames.head.notes.append(
-                "E0s: from isolated atoms in the training data, which come before --E0s as in mace"
-            )
-    elif choice is None:
-        raise InputError(
-            f"--E0s: energies of the isolated atoms are needed{of}. Give a dictionary as in --E0s '{{1: -13.6, 8: "
-            "-2043.0}', a JSON file, 'average' (least squares over the training set), or frames with "
-            "config_type=IsolatedAtom in the training file."
-        )
-    elif isinstance(choice, dict):
-        found = choice
-    elif choice == "average":
-        found = mace_interface.average_energies(itertools.chain(*frames.train), elements)
-    elif foundation is None:
-        raise InputError(f"--E0s: {choice}{of} takes the energies of a trained model: give --foundation_model.")
-    elif choice == "foundation":
-        found, elements = foundation.energies, numbers
-    else:
-        structures = itertools.chain(*frames.train)
-        found = mace_interface.estimated_energies(
-            foundation.potential, foundation.energies, structures, elements, options.device, options.embedding_specs
-        )
-    if missing := [number for number in elements if number not in found]:
-        absent = ", ".join(map(str, missing))
-        if frames.e0s is not None:
-            raise InputError(
-                f"--E0s: among the isolated atoms of the training data{of}, which come before --E0s, there is none of "
-                f"atomic number {absent}. Add them, or take the others out and give --E0s for {elements}."
-            )
-        raise InputError(f"--E0s: no isolated-atom energy{of} for atomic number {absent}. Give all of {elements}.")
-    return found

@@ -3,45 +3,7 @@
 import numpy as np
 
 from phi_equivariant.errors import InputError
-from training.data.labels import LABELS
-from training.data.literals import literal
-
-EXAMPLE = "{'total_spin': {'type': 'categorical', 'per': 'graph', 'num_classes': 5, 'emb_dim': 8}}"
-SIZES = {"categorical": "num_classes", "continuous": "in_dim"}
-ENTRIES = ("type", "per", *SIZES.values(), "emb_dim", "offset", "use_bias", "key")  # that mace reads
-
-
-def check_specs(given):
-    """Find out whether ``--embedding_specs``, as text or as a dictionary, is what mace builds embeddings from.
-
-    Raises
-    ------
-    InputError
-    """
-    specs = literal(given, "--embedding_specs", EXAMPLE)
-    if not isinstance(specs, dict) or not all(isinstance(spec, dict) for spec in specs.values()):
-        raise InputError(f"--embedding_specs: expected a specification by name as in {EXAMPLE}, got {given!r}.")
-    for name, spec in specs.items():
-        if unknown := sorted(set(spec) - set(ENTRIES)):
-            raise InputError(
-                f"--embedding_specs: {name}: unknown entry {unknown[0]!r}; valid are {', '.join(ENTRIES)}."
-            )
-        for key, choices in (("type", tuple(SIZES)), ("per", ("graph", "atom"))):
-            if spec.get(key) not in choices:
-                raise InputError(
-                    f"--embedding_specs: {name}: {key} is {spec.get(key)!r}; expected {' or '.join(choices)}."
-                )
-        size = SIZES[spec["type"]]
-        for key in (size, "emb_dim"):
-            if type(spec.get(key)) is not int or spec[key] < 1:
-                raise InputError(
-                    f"--embedding_specs: {name}: {key} is {spec.get(key)!r}; expected a whole number above zero."
-                )
-        if spec["per"] == "graph" and spec.get("in_dim", 1) != 1:
-            raise InputError(
-                f"--embedding_specs: {name}: in_dim is {spec['in_dim']}, but mace reads one number per structure. Give "
-                "each component a specification of its own, or per: atom."
-            )
+from training.quantities import LABELS
 
 
 def place_embeddings(atoms, specs, where):

@@ -1,70 +1,22 @@
 """The heads of a run: each with its own files, keys and E0s, in the form that mace takes."""
 
 import ast
-import difflib
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from phi_equivariant.errors import InputError
-from training import mace_interface
+from phi_equivariant.errors import InputError, did_you_mean
 from training.data.e0s import read_e0s
-from training.data.labels import LABELS, resolve_keys
+from training.data.labels import KEY_OPTIONS, resolve_keys
 from training.data.literals import literal, read_json
-
-#: What a head may say for itself; what it leaves out is the run's option of the same name.
-SETTINGS = (
-    "train_file",
-    "valid_file",
-    "test_file",
-    "test_dir",
-    "statistics_file",
-    "E0s",
-    "valid_fraction",
-    "config_type_weights",
-    "keep_isolated_atoms",
-    "atomic_numbers",
-    "mean",
-    "std",
-    "avg_num_neighbors",
-    "compute_avg_num_neighbors",
-)
-KEY_OPTIONS = tuple(f"{name}_key" for name in LABELS)
-#: Options that a run with heads gives inside of them, because mace does not pass them on.
-OF_ONE_HEAD = ("test_file", "test_dir")
+from training.quantities import LABELS
+from training.run import HEAD, Data, Head, Host
+from training.run.data import OF_A_HEAD
 
 
-@dataclass
-class Head:
-    """The settings of one head, checked.
-
-    name : as in the model; train_files, valid_files, test_files : paths; test_dir : folder of test sets or None;
-    E0s : {Z: eV}, one of :data:`training.data.e0s.WORDS`, or None; keys : label -> key in the files;
-    head_key : where a structure may name its head; config_type_weights : {config_type: weight}; atomic_numbers : list
-    or None; mean, std, avg_num_neighbors : given statistics of the training set, or None; notes : lines for the log.
-    """
-
-    name: str
-    train_files: list
-    valid_files: list
-    test_files: list
-    test_dir: str | None
-    E0s: dict | str | None
-    valid_fraction: float
-    config_type_weights: dict
-    keep_isolated_atoms: bool
-    keys: dict
-    head_key: str
-    atomic_numbers: list | None
-    mean: float | None
-    std: float | None
-    avg_num_neighbors: float | None
-    compute_avg_num_neighbors: bool
-    notes: list = field(default_factory=list)
-
-
-def read_heads(options):
+def read_heads(data: Data, host: Host) -> list[Head]:
     """The heads of a run, in the model's order; one called ``Default`` without ``--heads``.
 
     Raises
@@ -72,32 +24,26 @@ def read_heads(options):
     InputError
         If ``--heads`` or a setting in it cannot be understood.
     """
-    common = {name: getattr(options, name) for name in SETTINGS}
-    keys = {name: getattr(options, name) for name in KEY_OPTIONS} | _embedding_keys(options)
-    if options.dataset:
-        if options.heads is not None:
-            raise InputError("--heads: a data set of the registry has one head. Give files, or leave heads out.")
-        common["train_file"] = options.dataset
-    if options.heads is None:
-        return [_head(mace_interface.HEAD, common, keys, options, "")]
-    given = _parse_heads(options.heads)
-    for name in OF_ONE_HEAD:
-        if common[name] is not None:
-            raise InputError(
-                f"--{name}: with --heads each head has its own: write {name} into the heads ({common[name]})."
-            )
+    common = {name: getattr(data, name) for name in OF_A_HEAD}
+    keys = {name: getattr(data, name) for name in KEY_OPTIONS} | _embedding_keys(host.embeddings)
+    if data.dataset:
+        common["train_file"] = data.dataset
+    # Of a trained model's statistics nothing is taken, so its cut-off need not be that of the statistics.
+    r_max = host.r_max if host.foundation_model is None else None
+    if data.heads is None:
+        return [_head(HEAD, common, keys, data.head_key, r_max, "")]
     heads = []
-    for name, settings in given.items():
+    for name, settings in _parse_heads(data.heads).items():
         where = f"head {name!r}: "
         own = _own_keys(settings, where)
-        values = common | {key: value for key, value in settings.items() if key in SETTINGS}
+        values = common | {key: value for key, value in settings.items() if key in OF_A_HEAD}
         for setting in ("mean", "std"):  # one head's statistics are not another's
             values[setting] = settings.get(setting, common[setting])
-        heads.append(_head(name, values, keys | own, options, where, settings.get("head_key")))
+        heads.append(_head(name, values, keys | own, settings.get("head_key") or data.head_key, r_max, where))
     return heads
 
 
-def _parse_heads(text):
+def _parse_heads(text: object) -> dict[str, dict[str, Any]]:
     if isinstance(text, str):
         _refuse_twice(text)
     found = literal(text, "--heads", "{'dft': {'train_file': 'dft.xyz', 'E0s': 'average'}, 'mp2': {…}}")
@@ -110,16 +56,15 @@ def _parse_heads(text):
             raise InputError(
                 f"--heads: head {name!r} is {settings!r}; expected its settings, such as {{'train_file': …}}."
             )
-        known = (*SETTINGS, *KEY_OPTIONS, "head_key", "info_keys", "arrays_keys")
+        known = (*OF_A_HEAD, *KEY_OPTIONS, "head_key", "info_keys", "arrays_keys")
         for key in settings:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=2, cutoff=0.5)
-                hint = f"Did you mean {' or '.join(near)}?" if near else f"A head has {', '.join(known)}."
+                hint = did_you_mean(key, known, f"A head has {', '.join(known)}.")
                 raise InputError(f"--heads: head {name!r} has the unknown setting {key!r}. {hint}")
     return found
 
 
-def _refuse_twice(text):
+def _refuse_twice(text: str) -> None:
     """Python keeps the last of two equal keys in silence."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -130,7 +75,7 @@ def _refuse_twice(text):
         raise InputError(f"--heads: {', '.join(twice)} is given twice. Heads need different names.")
 
 
-def _own_keys(settings, where):
+def _own_keys(settings: Mapping[str, Any], where: str) -> dict[str, str]:
     """Keys of the labels that a head names itself: ``energy_key`` …, then ``info_keys`` and ``arrays_keys``."""
     keys = {name: settings[name] for name in KEY_OPTIONS if settings.get(name) is not None}
     for place, per_atom in (("info_keys", False), ("arrays_keys", True)):
@@ -148,17 +93,18 @@ def _own_keys(settings, where):
     return keys
 
 
-def _embedding_keys(options):
+def _embedding_keys(specs: Mapping[str, Any]) -> dict[str, str]:
     """Keys of labels that ``embedding_specs`` names by other entries of the files."""
-    specs = options.embedding_specs or {}
     return {f"{name}_key": spec["key"] for name, spec in specs.items() if name in LABELS and spec.get("key")}
 
 
-def _head(name, values, keys, options, where, head_key=None):
-    """One head from its values by mace's names."""
-    values, notes = dict(values), []
+def _head(
+    name: str, values: Mapping[str, Any], keys: dict[str, str], head_key: str, r_max: float | None, where: str
+) -> Head:
+    """One head from its values by mace's names; ``r_max``: the cut-off that statistics must be of."""
+    values, notes = dict(values), list[str]()
     if values["statistics_file"] is not None:
-        values |= _statistics(values["statistics_file"], values, options, where, notes)
+        values |= _statistics(values["statistics_file"], values, r_max, where, notes)
     weights = literal(values["config_type_weights"], f"--config_type_weights: {where}", "{'Default': 1.0, 'hot': 0.5}")
     if not isinstance(weights, dict) or not all(
         isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values()
@@ -190,7 +136,7 @@ def _head(name, values, keys, options, where, head_key=None):
         config_type_weights=weights,
         keep_isolated_atoms=bool(values["keep_isolated_atoms"]),
         keys=resolve_keys(keys),
-        head_key=head_key or options.head_key,
+        head_key=head_key,
         atomic_numbers=_atomic_numbers(values["atomic_numbers"], where),
         compute_avg_num_neighbors=compute,
         notes=notes,
@@ -198,7 +144,7 @@ def _head(name, values, keys, options, where, head_key=None):
     )
 
 
-def _paths(value, where):
+def _paths(value: Any, where: str) -> list[str]:
     """Paths from one, a list of them, or a list as text."""
     if value is None:
         return []
@@ -210,7 +156,7 @@ def _paths(value, where):
     return [str(path) for path in paths]
 
 
-def _atomic_numbers(value, where):
+def _atomic_numbers(value: Any, where: str) -> list[int] | None:
     if value is None:
         return None
     numbers = literal(value, f"--atomic_numbers: {where}", "a list as in '[1, 6, 8]'")
@@ -219,11 +165,13 @@ def _atomic_numbers(value, where):
     return sorted({int(number) for number in numbers})
 
 
-def _is_number(value):
+def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 119
 
 
-def _statistics(path, values, options, where, notes):
+def _statistics(
+    path: str, values: Mapping[str, Any], r_max: float | None, where: str, notes: list[str]
+) -> dict[str, Any]:
     """What mace_prepare_data found in the training set, in place of looking again."""
     name = f"--statistics_file: {where}"
     found = read_json(path, name)
@@ -231,11 +179,11 @@ def _statistics(path, values, options, where, notes):
     if not isinstance(found, dict) or (missing := [key for key in needed if key not in found]):
         what = f"it lacks {', '.join(missing)}" if isinstance(found, dict) else "it is no dictionary"
         raise InputError(f"{name}{path} is not what mace_prepare_data writes: {what}.")
-    r_max = found.get("r_max")
-    if r_max is not None and options.foundation_model is None and abs(float(r_max) - options.r_max) > 1e-9:
+    made_with = found.get("r_max")
+    if made_with is not None and r_max is not None and abs(float(made_with) - r_max) > 1e-9:
         raise InputError(
-            f"{name}{path} was made with r_max {r_max}, and this run has {options.r_max}: its avg_num_neighbors does "
-            "not hold. Give that r_max, or run mace_prepare_data again."
+            f"{name}{path} was made with r_max {made_with}, and this run has {r_max}: its avg_num_neighbors does not "
+            "hold. Give that r_max, or run mace_prepare_data again."
         )
     energies = found["atomic_energies"]
     if isinstance(energies, str):

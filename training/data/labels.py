@@ -1,55 +1,19 @@
-"""The labels a structure may carry: where they are kept, which shape they must have, how many were found."""
+"""The labels of a file: the keys that they have, the shape and the weights that they must have, how many there are."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
+from training.quantities import LABELS, TARGETS, Label
 
-
-@dataclass(frozen=True)
-class Label:
-    """One kind of label.
-
-    Parameters
-    ----------
-    name : name in mace's options, without ``_key``
-    canonical : key under which the trainer finds it in ``atoms.info`` or ``atoms.arrays``
-    default_key : mace's default for ``<name>_key``
-    per_atom : whether it lives in ``atoms.arrays``
-    shape : shape of one structure's label, or of one atom's if ``per_atom``
-    plural : for reports
-    """
-
-    name: str
-    canonical: str
-    default_key: str
-    per_atom: bool
-    shape: tuple[int, ...]
-    plural: str
-
-
-LABELS = {
-    label.name: label
-    for label in (
-        Label("energy", "REF_energy", "REF_energy", False, (), "energies"),
-        Label("forces", "REF_forces", "REF_forces", True, (3,), "forces"),
-        Label("charges", "REF_charges", "REF_charges", True, (), "charges"),
-        Label("dipole", "REF_dipole", "dipole", False, (3,), "dipoles"),
-        Label("total_charge", "total_charge", "total_charge", False, (), "total charges"),
-        Label("total_spin", "total_spin", "total_spin", False, (), "total spins"),
-        Label("elec_temp", "elec_temp", "elec_temp", False, (), "el. temperatures"),
-        Label("stress", "REF_stress", "REF_stress", False, (3, 3), "stresses"),
-        Label("virials", "REF_virials", "REF_virials", False, (3, 3), "virials"),
-    )
-}
-# Labels that reports name only where they are.
-SELDOM = ("total_spin", "elec_temp", "stress", "virials")
-# Labels that a structure may weigh, each by ``info["config_<name>_weight"]``.
-WEIGHTED = ("energy", "forces", "stress", "virials", "dipole", "charges")
+#: Options that say where labels stand.
+KEY_OPTIONS = tuple(f"{name}_key" for name in LABELS)
 # Keys of mace that name other entries of atoms.info: accepted and left where they are.
 OTHER_KEYS = ("head", "polarizability")
 
@@ -63,18 +27,18 @@ def resolve_keys(keys: Mapping[str, str | None] | None) -> dict[str, str]:
     resolved = {name: label.default_key for name, label in LABELS.items()}
     for option, key in (keys or {}).items():
         name = option.removesuffix("_key")
-        if name in OTHER_KEYS or key is None:
+        if key is None or (name in OTHER_KEYS and name not in LABELS):
             continue
         if name not in LABELS:
-            near = get_close_matches(name, LABELS, n=3, cutoff=0.5) or list(LABELS)
-            raise InputError(f"{option!r} names no label. The nearest are {', '.join(f'{n}_key' for n in near)}.")
+            hint = did_you_mean(option, KEY_OPTIONS, f"The labels' options are {', '.join(KEY_OPTIONS)}.", n=3)
+            raise InputError(f"{option!r} names no label. {hint}")
         if not isinstance(key, str) or not key:
             raise InputError(f"{name}_key is {key!r}; expected the name of the entry that holds the {name}.")
         resolved[name] = key
     return resolved
 
 
-def clean_label(label: Label, value, n_atoms: int, where: str) -> float | np.ndarray:
+def clean_label(label: Label, value: Any, n_atoms: int, where: str) -> float | np.ndarray:
     """The label as a float or a float64 array of its proper shape.
 
     Charges may come as (N, 1), a dipole as (1, 3), stress and virials also in Voigt order (6,) or flat (9,).
@@ -97,18 +61,20 @@ def clean_label(label: Label, value, n_atoms: int, where: str) -> float | np.nda
     return float(array.item()) if expected == () else array.reshape(expected)
 
 
-def check_weights(info, where):
+def check_weights(info: Mapping[str, Any], where: str) -> None:
     """InputError, naming the frame, unless its weights in ``info`` are what mace's losses multiply by.
 
-    They are ``config_weight`` and ``config_<label>_weight``: numbers, zero or more; that of the dipole may be a vector.
+    They are ``config_weight`` and ``config_<label>_weight``: numbers, zero or more. One per component is taken for
+    labels of structures that mace's losses do not train, such as the dipole.
     """
-    for key in ("config_weight", *(f"config_{name}_weight" for name in WEIGHTED)):
+    keys = {"config_weight": None, **{f"config_{name}_weight": label for name, label in TARGETS.items()}}
+    for key, label in keys.items():
         if (value := info.get(key)) is None:
             if key in info:
                 raise InputError(f"{where}: {key} has no value. Give a number, or take the entry out.")
             continue
         array = np.asarray(value)
-        shapes = ((), (3,)) if key == "config_dipole_weight" else ((),)
+        shapes = {(), () if label is None or label.loss == "mace" or label.per_atom else label.shape}
         if array.dtype.kind not in "iuf" or array.shape not in shapes or not (np.isfinite(array) & (array >= 0)).all():
             raise InputError(f"{where}: {key} is {value!r}; expected a number, zero or more. Correct the file.")
 
@@ -125,7 +91,10 @@ class LabelReport:
     isolated_atoms : number of structures that only give isolated-atom energies
     keys : label name -> key
     counts : label name -> number of structures that have the label
+    undefined : label name -> number of those that are not periodic as the label needs it, so that it does not count
+    unweighted : label name -> number of the others that have weight zero
     looked_at : number of structures that were read to count labels, where it is not all of them
+    trained : labels that weigh in the loss; None where nothing is trained
     """
 
     split: str
@@ -134,7 +103,24 @@ class LabelReport:
     isolated_atoms: int = 0
     keys: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    undefined: Mapping[str, int] = field(default_factory=dict)
+    unweighted: Mapping[str, int] = field(default_factory=dict)
     looked_at: int | None = None
+    trained: Collection[str] | None = None
+
+    def count(self, structures: Iterable[Atoms], type_weights: Mapping[str, float]) -> "LabelReport":
+        """Count the labels of structures, which are in their canonical places; returns this object."""
+        counts: dict[str, Counter[str]] = {"counts": Counter(), "undefined": Counter(), "unweighted": Counter()}
+        for atoms in structures:
+            for name, label in LABELS.items():
+                if label.within(atoms):
+                    counts["counts"][name] += 1
+                    if not label.defined(atoms):
+                        counts["undefined"][name] += 1
+                    elif name in TARGETS and label.weight(atoms, type_weights) == 0:
+                        counts["unweighted"][name] += 1
+        self.counts, self.undefined, self.unweighted = map(dict, counts.values())
+        return self
 
     def lines(self) -> list[str]:
         """Lines for the log."""
@@ -143,11 +129,27 @@ class LabelReport:
         lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]
         for name, label in LABELS.items():
             count = self.counts.get(name, 0)
-            if count or name not in SELDOM:
-                lines.append(f"  {label.plural:<13} {count:>7}   {name}_key: {self.keys.get(name, label.default_key)}")
+            if count or not label.seldom:
+                key = f"{name}_key: {self.keys.get(name, label.default_key)}"
+                lines.append(f"  {label.plural:<13} {self._share(name, count):>7}   {key}{self._remark(label, count)}")
         return lines
 
-    def as_dict(self) -> dict:
+    def _share(self, name: str, count: int) -> str:
+        """The number of labels, of how many structures where some of them lack it."""
+        of = self.frames if self.looked_at is None else self.looked_at
+        return f"{count} of {of}" if count and count < of and name in TARGETS else str(count)
+
+    def _remark(self, label: Label, count: int) -> str:
+        remarks = []
+        if number := self.undefined.get(label.name):
+            remarks.append(f"{number} do not count: {label.where_defined()}")
+        if number := self.unweighted.get(label.name):
+            remarks.append(f"{number} of weight 0")
+        if count and label.name in TARGETS and self.trained is not None and label.name not in self.trained:
+            remarks.append("not in the loss")
+        return "".join(f", {remark}" for remark in remarks)
+
+    def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         found = {name: {"key": key, "count": self.counts.get(name, 0)} for name, key in self.keys.items()}
         return {

@@ -1,9 +1,9 @@
 """The data sets that have a name: what is known of each, and the options that make training on it a sensible run."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
+from typing import Any
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DatasetInfo:
     frames: int | None
     file: str | None
     train_size: int | None
-    options: dict
+    options: dict[str, Any]
 
 
 # Hosts and schedules: about 200,000 updates for MD22. float64 because its energies reach -340,000 eV, where float32
@@ -52,7 +52,9 @@ _MD22_OPTIONS = {
 }
 
 
-def _md22(name, description, file, formula, frames, train_size, batch_size, epochs):
+def _md22(
+    name: str, description: str, file: str, formula: str, frames: int, train_size: int, batch_size: int, epochs: int
+) -> DatasetInfo:
     options = _MD22_OPTIONS | {"batch_size": batch_size, "valid_batch_size": batch_size, "max_num_epochs": epochs}
     return DatasetInfo(name, description, formula, "PBE+MBD", frames, f"md22_{file}.npz", train_size, options)
 
@@ -109,11 +111,10 @@ def find_dataset(name: str) -> DatasetInfo:
     key = ALIASES.get(key, key)
     if key in DATASETS:
         return DATASETS[key]
-    near = get_close_matches(key, DATASETS, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise InputError(f"There is no data set {name!r}.{hint} The data sets are {', '.join(DATASETS)}.")
+    hint = did_you_mean(key, DATASETS, n=3)
+    raise InputError(f"There is no data set {name!r}. {hint and hint + ' '}The data sets are {', '.join(DATASETS)}.")
 
 
-def preset(name: str) -> dict:
+def preset(name: str) -> dict[str, Any]:
     """mace options (name -> value) that make training on this data set a sensible run."""
     return dict(find_dataset(name).options)

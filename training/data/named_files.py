@@ -37,7 +37,7 @@ class Dataset:
     Parameters
     ----------
     name : name in the registry
-    train, valid, test : sequences of ``ase.Atoms`` with labels under the keys of :data:`training.data.labels.LABELS`
+    train, valid, test : sequences of ``ase.Atoms`` with labels under the keys of :data:`training.quantities.LABELS`
         (eV, eV/Å, e, e·Å), built when they are asked for
     e0s : energies of the isolated atoms at the same level of theory, atomic number -> eV; None if unknown
     provenance : source, sha256, licence, citation, split: for JSON

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.formula import Formula
 
 from phi_equivariant.errors import InputError
-from training.data.labels import LABELS
+from training.quantities import LABELS
 
 
 class NpzFrames(Sequence):

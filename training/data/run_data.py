@@ -3,19 +3,23 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from ase import Atoms
+from torch.utils.data import DataLoader
 
 from phi_equivariant.errors import InputError
 from training import distribution, mace_interface
-from training.data.batches import GraphList, GraphStream, collate
-from training.data.e0s import isolated_energies
-from training.data.heads import read_heads
+from training.data.batches import GraphList, Graphs, GraphStream, collate
+from training.data.isolated import isolated_energies
+from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
-from training.data.sources import HeadReader, from_registry, on_disk
+from training.data.parts import HeadFrames, on_disk
+from training.data.sources import HeadReader, from_registry
 from training.data.spool import SpooledGraphs
-
-HEAD = mace_interface.HEAD
+from training.run import Data, Head, Host, Machine, Run
 
 
 @dataclasses.dataclass
@@ -27,48 +31,52 @@ class RunData:
     test : {name of the test set: structures}, empty without test files; test_heads : {name of the test set: head};
     skipped : heads that tables leave out; atomic_numbers : elements of the model; e0s : {head: {Z: eV}};
     lines : what was found, for the log; provenance : the same for JSON, with the indices of the split;
-    digest : sha256 of training and validation structures and labels; foundation : the trained model to start from.
+    digest : sha256 of training and validation structures and labels; foundation : the trained model to start from;
+    part, machine : how structures are dealt out; whole : whether a step takes all of them (L-BFGS).
     """
 
-    heads: list
-    settings: list
-    train: torch.utils.data.Dataset
-    train_sets: dict
-    valid: dict
-    test: dict
-    test_heads: dict
-    skipped: set
-    atomic_numbers: list
-    e0s: dict
-    lines: list
-    provenance: dict
+    heads: list[str]
+    settings: list[Head]
+    train: Graphs
+    train_sets: dict[str, Graphs]
+    valid: dict[str, Graphs]
+    test: dict[str, Graphs]
+    test_heads: dict[str, str]
+    skipped: set[str]
+    atomic_numbers: list[int]
+    e0s: dict[str, dict[int, float]]
+    lines: list[str]
+    provenance: dict[str, Any]
     digest: str
-    foundation: object = None
+    foundation: Any
+    part: Data
+    machine: Machine
+    whole: bool
 
-    def order(self, options):
+    def order(self) -> EpochOrder:
         """The shuffled batches of every epoch; in a distributed run, this process's part of them."""
-        part = {"rank": distribution.rank(), "processes": distribution.size()}
-        return EpochOrder(len(self.train), options.batch_size, options.seed, drop_last=not options.lbfgs, **part)
+        share = {"rank": distribution.rank(), "processes": distribution.size()}
+        return EpochOrder(len(self.train), self.part.batch_size, self.machine.seed, drop_last=not self.whole, **share)
 
-    def statistics_pass(self, order):
+    def statistics_pass(self, order: EpochOrder) -> StatisticsPass:
         """The training set in the order's next shuffle, for mace's statistics."""
         return StatisticsPass(self.train, order)
 
-    def train_loader(self, order, options):
+    def train_loader(self, order: EpochOrder) -> WholeSet | DataLoader[Any]:
         """Shuffled batches for training; for L-BFGS one item, which is the whole set in batches."""
-        if options.lbfgs:
-            return WholeSet(self.train, options.batch_size)
-        return _loader(self.train, options, batch_sampler=order)
+        if self.whole:
+            return WholeSet(self.train, self.part.batch_size)
+        return self._loader(self.train, order)
 
-    def sets(self, split):
+    def sets(self, split: str) -> dict[str, Graphs]:
         """{name: structures} of ``train`` or ``valid`` by head, or of ``test`` by test set."""
         return self.train_sets if split == "train" else getattr(self, split)
 
-    def size(self, split):
+    def size(self, split: str) -> int:
         """Number of structures of a split."""
         return sum(map(len, self.sets(split).values()))
 
-    def evaluated(self):
+    def evaluated(self) -> dict[str, tuple[str, str]]:
         """{row of the error table: (split, name of the set)}; the last one is the set that plots and comparisons show.
 
         A split with a single set has that split's name, others are ``<split>_<name>``.
@@ -82,96 +90,91 @@ class RunData:
         alone = {split for split in ("train", "valid", "test") if len(self.sets(split)) == 1}
         return {split if split in alone else f"{split}_{name}": (split, name) for split, name in found}
 
-    def loader(self, split, options):
+    def loader(self, split: str) -> dict[str, DataLoader[Any]]:
         """{name: batches in their own order} of a split, for evaluation; in a distributed run, this process's share."""
-        part = {"rank": distribution.rank(), "processes": distribution.size()}
+        share = {"rank": distribution.rank(), "processes": distribution.size()}
         return {
-            name: _loader(dataset, options, batch_sampler=DealtBatches(len(dataset), options.valid_batch_size, **part))
+            name: self._loader(dataset, DealtBatches(len(dataset), self.part.valid_batch_size, **share))
             for name, dataset in self.sets(split).items()
         }
 
-
-def _loader(dataset, options, **how):
-    """torch's loader; its processes are kept from epoch to epoch."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        collate_fn=collate,
-        num_workers=options.num_workers,
-        persistent_workers=options.num_workers > 0,
-        pin_memory=options.pin_memory and options.device == "cuda",
-        # Lightning and torch seed workers from here; the order of batches does not depend on it.
-        generator=torch.Generator().manual_seed(options.seed),
-        **how,
-    )
-
-
-def required_labels(options, heads):
-    """Labels that the loss needs: a frame without one of them stops the run."""
-    names = ("energy", "forces", "charges", "dipole")
-    weights = {name: getattr(options, f"{name}_weight") for name in names}
-    if options.swa:
-        weights = {name: weight or getattr(options, f"swa_{name}_weight", 0.0) for name, weight in weights.items()}
-    if options.loss == "forces_only":
-        weights["energy"] = 0.0
-    needed = [name for name, weight in weights.items() if weight]
-    needed += [name for name in ("stress", "virials") if options.loss == name]
-    if any(head.E0s in ("average", "estimated") for head in heads) and "energy" not in needed:
-        needed.append("energy")
-    return needed
+    def _loader(self, dataset: Any, batches: EpochOrder | DealtBatches) -> DataLoader[Any]:
+        """torch's loader; its processes are kept from epoch to epoch."""
+        return DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=self.machine.num_workers,
+            persistent_workers=self.machine.num_workers > 0,
+            pin_memory=self.machine.pin_memory and self.machine.device == "cuda",
+            # Lightning and torch seed workers from here; the order of batches does not depend on it.
+            generator=torch.Generator().manual_seed(self.machine.seed),
+            batch_sampler=batches,
+        )
 
 
-def load(options, phi, foundation=None):
+def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     """Read, check and prepare everything that a run trains and tests on.
 
-    ``foundation``: the trained model to start from (``training.fit.foundation.Foundation``), None without one.
+    ``needs``: what the loss asks of the data (:class:`training.data.needs.Needs`); ``foundation``: the trained model to
+    start from (``training.fit.foundation.Foundation``), None without one.
 
     Raises
     ------
     InputError
         For anything in the data that does not fit the options.
     """
-    heads = read_heads(options)
-    needed = required_labels(options, heads)
-    allow_charged = phi is None or phi.config.operator != "graph" or bool(options.dataset)
+    data, phi, machine = run.data, run.phi, run.machine
+    # What is found while reading is noted with the head: in a copy, because a run does not change.
+    heads = [dataclasses.replace(head, notes=list(head.notes)) for head in run.heads]
+    allow_charged = phi is None or phi.config.operator != "graph" or bool(data.dataset)
     allow_slabs = phi is None or phi.config.operator == "graph"
-    reader = HeadReader(options, heads, needed, allow_slabs, allow_charged)
-    if options.dataset:
-        found = [from_registry(heads[0], options, needed)]
+    names = [head.name for head in heads]
+    reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, allow_slabs, allow_charged)
+    if data.dataset:
+        found = [from_registry(heads[0], data, machine.seed, needs)]
     else:
         found = [reader.train_and_valid(head) for head in heads]
-    _check_batch_size(options, sum(frames.size() for frames in found))
+        needs.check(found)
+    if not run.optimiser.lbfgs:
+        _check_batch_size(data.batch_size, sum(frames.size() for frames in found))
     elements = {frames.head.name: frames.elements() for frames in found}
     numbers = sorted(set().union(*elements.values()))
     if foundation is not None:
-        numbers = foundation.choose_elements(numbers, options)
+        numbers = foundation.choose_elements(numbers, run.host)
     known = {} if foundation is None else foundation.energies
     e0s = {}
     for frames in found:
-        own = isolated_energies(frames, elements[frames.head.name], numbers, foundation, options)
+        own = isolated_energies(
+            frames, elements[frames.head.name], numbers, foundation, machine.device, run.host.embedding_specs
+        )
         e0s[frames.head.name] = {number: own.get(number, known.get(number, 0.0)) for number in numbers}
-        if not options.dataset:
+        if not data.dataset:
             reader.tests(frames, numbers)
-    return _run_data(found, numbers, e0s, options, foundation)
+    return _run_data(found, numbers, e0s, run, foundation)
 
 
-def _check_batch_size(options, size):
+def _check_batch_size(batch_size: int, structures: int) -> None:
     processes = distribution.size()
-    if size < options.batch_size * processes and not options.lbfgs:
+    if structures < batch_size * processes:
         each = f" in each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"--batch_size: {options.batch_size}{each} is more than the {size} training structures, and batches that "
+            f"--batch_size: {batch_size}{each} is more than the {structures} training structures, and batches that "
             "are not full are left out of training, as in mace: nothing would be trained. Choose a smaller batch_size."
         )
 
 
-def _run_data(found, numbers, e0s, options, foundation):
+def _run_data(
+    found: list[HeadFrames], numbers: list[int], e0s: dict[str, dict[int, float]], run: Run, foundation: Any
+) -> RunData:
     """The run's data from those of its heads: graphs are built here, of data in memory now, of others when read."""
     names = [frames.head.name for frames in found]
     several = len(names) > 1
-    train, valid, test, test_heads, lines, sha = {}, {}, {}, {}, [], hashlib.sha256()
+    train, valid, test = dict[str, Any](), dict[str, Graphs](), dict[str, Graphs]()
+    test_heads: dict[str, str] = {}
+    lines, sha = list[str](), hashlib.sha256()
     for frames in found:
         name = frames.head.name
-        make = functools.partial(make_graph, head=frames.head, heads=names, numbers=numbers, options=options)
+        make = functools.partial(make_graph, head=frames.head, heads=names, numbers=numbers, host=run.host)
         train[name] = _graphs(frames.train, make, sha)
         valid[name] = _graphs(frames.valid, make, sha)
         for set_name, structures in frames.tests.items():
@@ -190,51 +193,45 @@ def _run_data(found, numbers, e0s, options, foundation):
         valid=valid,
         test=test,
         test_heads=test_heads,
-        skipped=_skipped_heads(options, names),
+        skipped=run.output.skipped(names),
         atomic_numbers=numbers,
         e0s=e0s,
         lines=lines,
         provenance={"heads": dict(zip(names, about, strict=True))} if several else about[0],
         digest=sha.hexdigest(),
         foundation=foundation,
+        part=run.data,
+        machine=run.machine,
+        whole=run.optimiser.lbfgs,
     )
 
 
-def make_graph(atoms, head, heads, numbers, options):
+def make_graph(atoms: Atoms, head: Head, heads: list[str], numbers: list[int], host: Host) -> dict[str, torch.Tensor]:
     """One structure with its neighbour list, labels and weights, as mace's models and losses read it."""
-    embeddings = options.embedding_specs or {}
-    (configuration,) = mace_interface.configurations([atoms], head.config_type_weights, head.name, embeddings)
-    return mace_interface.graph(configuration, numbers, options.r_max, heads, kept=tuple(embeddings))
+    specs = host.embeddings
+    (configuration,) = mace_interface.configurations([atoms], head.config_type_weights, head.name, specs)
+    return mace_interface.graph(configuration, numbers, host.r_max, heads, kept=tuple(specs))
 
 
-def _graphs(parts, make, sha):
+def _graphs(parts: list[Any], make: Callable[[Atoms], dict[str, torch.Tensor]], sha: Any) -> Graphs:
     """The data set of a head's parts, each with graphs in memory or on disk; ``sha`` learns what is in it."""
-    sets = []
+    sets: list[Any] = []
     for part in parts:
         if on_disk(part):
             sets.append(SpooledGraphs(part, make))
             inner = getattr(part, "dataset", part)
             sha.update(f"{inner.fingerprint()}{list(getattr(part, 'indices', ()))}".encode())
         else:
-            sets.append(GraphList(map(make, part)))
-            _digest(sets[-1], sha)
+            graphs = GraphList(map(make, part))
+            _digest(graphs, sha)
+            sets.append(graphs)
     return sets[0] if len(sets) == 1 else torch.utils.data.ConcatDataset(sets)
 
 
-def _digest(graphs, sha):
+def _digest(graphs: GraphList, sha: Any) -> None:
     """What the structures are, whatever the cut-off: mace makes up a cell for an open one, as large as that needs."""
     for graph in graphs.graphs:
         made = ("edge_index", "shifts", "unit_shifts", *(() if graph["pbc"].any() else ("cell",)))
         for key, value in sorted(graph.items()):
             if isinstance(value, torch.Tensor) and key not in made:
                 sha.update(value.numpy().tobytes())
-
-
-def _skipped_heads(options, names):
-    """Heads that the tables leave out."""
-    skipped = {name.strip() for name in (options.skip_evaluate_heads or "").split(",")} - {"", "pt_head"}
-    if unknown := sorted(skipped - set(names)):
-        raise InputError(f"--skip_evaluate_heads: no head is called {unknown[0]!r}; they are {', '.join(names)}.")
-    if skipped == set(names):
-        raise InputError("--skip_evaluate_heads: no head would be evaluated. Leave one in.")
-    return skipped

@@ -1,113 +1,36 @@
-"""The structures of one head: read from its files or from the registry, checked, and split."""
+"""Structures of a head read from its files or from the registry, checked, and split."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from torch.utils.data import Subset
+from typing import Any
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
 from training.data import named_files
 from training.data.embeddings import place_embeddings
-from training.data.heads import Head
-from training.data.labels import LABELS, LabelReport, check_weights
+from training.data.labels import LabelReport, check_weights
+from training.data.needs import Needs, check_test, sample
+from training.data.parts import HeadFrames, of_head, on_disk, picked, random_split
 from training.data.stored import Chain, open_stored
 from training.data.stored_files import HDF5, is_stored, stored_files, test_sets_of_folder
 from training.data.structures import check_geometry, read_structures
-
-SAMPLE = 50  # structures of stored data that are looked at before training
-
-
-@dataclass
-class HeadFrames:
-    """What a head trains and is tested on.
-
-    train, valid : parts, each a list of structures or data that stays on disk; tests : {name: structures};
-    e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what was found.
-    """
-
-    head: Head
-    train: list
-    valid: list
-    tests: dict = field(default_factory=dict)
-    e0s: dict | None = None
-    reports: list = field(default_factory=list)
-    provenance: dict = field(default_factory=dict)
-
-    def size(self):
-        """Number of training structures."""
-        return sum(map(len, self.train))
-
-    def elements(self):
-        """Atomic numbers: those given for the head, or those of its training and validation structures.
-
-        Raises
-        ------
-        InputError
-            If they are not given and the data are on disk, or if they lack one of the data's.
-        """
-        given = self.head.atomic_numbers
-        parts = [part for part in (*self.train, *self.valid)]
-        if given is None and any(map(on_disk, parts)):
-            raise InputError(
-                f"--atomic_numbers: the elements of HDF5 and LMDB data must be given{_of(self.head)}, as in "
-                "--atomic_numbers '[1, 6, 8]' or by the statistics_file of mace_prepare_data."
-            )
-        found = {int(z) for part in parts if not on_disk(part) for atoms in part for z in set(atoms.numbers)}
-        if given is None:
-            return sorted(found)
-        if unknown := found - set(given):
-            raise InputError(
-                f"--atomic_numbers: the data{_of(self.head)} hold elements {sorted(unknown)} that are not among "
-                f"{given}."
-            )
-        return given
+from training.quantities import LABELS
+from training.run import Data, Head
 
 
-def on_disk(part):
-    """Whether structures are read from disk each time that they are asked for."""
-    return isinstance(part.dataset if isinstance(part, Subset) else part, Chain)
-
-
-def _of(head):
-    return "" if head.name == mace_interface.HEAD else f" of head {head.name!r}"
-
-
-def random_split(size, fraction, seed):
-    """Indices of training and validation, the same as mace's for that seed.
-
-    Raises
-    ------
-    InputError
-        If one structure is not enough for two sets.
-    """
-    if size < 2:
-        raise InputError(
-            f"--train_file holds {size} structure; a validation set cannot be split off. Give --valid_file."
-        )
-    order = list(range(size))
-    np.random.default_rng(seed).shuffle(order)
-    train_size = min(size - int(fraction * size), size - 1)
-    return order[:train_size], order[train_size:]
-
-
-def from_registry(head, options, needed):
+def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames:
     """A data set of the registry as the only head's."""
-    data = named_files.load_dataset(
-        options.dataset, data_dir=options.data_dir, cache=options.downloads_dir, seed=options.seed
-    )
-    for name in needed:
-        report = data.reports["train"]
-        if report.counts.get(name, 0) < report.frames:
+    found = named_files.load_dataset(data.dataset, data_dir=data.data_dir, cache=data.downloads_dir, seed=seed)
+    for need in needs.labels:
+        report = found.reports["train"]
+        if report.counts.get(need.label.name, 0) < report.frames:
             raise InputError(
-                f"--{name}_weight: the data set {options.dataset} has no {name}; it has {', '.join(report.counts)}. "
-                "Leave the weight out."
+                f"--{need.options[0]}: the data set {data.dataset} has no {need.label.name}; it has "
+                f"{', '.join(report.counts)}. Leave the weight out."
             )
-    own = None if head.E0s is not None else data.e0s
-    reports, tests = list(data.reports.values()), {head.name: data.test}
-    return HeadFrames(head, [data.train], [data.valid], tests, own, reports, data.provenance)
+    own = None if head.E0s is not None else found.e0s
+    reports = [replace(report, trained=needs.names()) for report in found.reports.values()]
+    return HeadFrames(head, [found.train], [found.valid], {head.name: found.test}, own, reports, found.provenance)
 
 
 class HeadReader:
@@ -115,34 +38,44 @@ class HeadReader:
 
     Parameters
     ----------
-    options : argparse.Namespace
-    heads : all heads of the run
-    needed : labels that a structure must have
+    data : the run's options for data
+    seed : of the split into training and validation
+    embeddings : mace's ``embedding_specs``
+    names : of all heads of the run
+    needs : what the loss asks of the data
     allow_slabs, allow_charged : what the model can take: one or two periodic directions, a net charge
     """
 
-    def __init__(self, options, heads, needed, allow_slabs, allow_charged):
-        self.seed, self.needed, self.multi_processed_test = options.seed, needed, options.multi_processed_test
-        self.embeddings = options.embedding_specs or {}
-        self.names = [head.name for head in heads]
+    def __init__(
+        self,
+        data: Data,
+        seed: int,
+        embeddings: Mapping[str, Any],
+        names: list[str],
+        needs: Needs,
+        allow_slabs: bool,
+        allow_charged: bool,
+    ):
+        self.seed, self.needs, self.multi_processed_test = seed, needs, data.multi_processed_test
+        self.embeddings, self.names = embeddings, names
         self.allow_slabs, self.allow_charged = allow_slabs, allow_charged
 
     def train_and_valid(self, head):
         """Training and validation structures of a head."""
         reports, provenance = [], {"train_file": _shown(head.train_files)}
-        train, e0s = self._read(head, head.train_files, "train", reports, keep=head.keep_isolated_atoms)
+        train, e0s, keys = self._read(head, head.train_files, "train", reports, keep=head.keep_isolated_atoms)
         if head.valid_files:
             # Only in training are isolated atoms taken out, as in mace.
-            valid, _ = self._read(head, head.valid_files, "valid", reports, keep=True)
+            valid, _, _ = self._read(head, head.valid_files, "valid", reports, keep=True)
             provenance["valid_file"] = _shown(head.valid_files)
         else:
             # mace can split files that it reads whole only, and so they are split where there are any.
             chosen = next((part for part in train if not on_disk(part)), train[0])
             rest = [part for part in train if part is not chosen]
             kept, held_out = random_split(len(chosen), head.valid_fraction, self.seed)
-            train, valid = [_picked(chosen, kept), *rest], [_picked(chosen, held_out)]
+            train, valid = [picked(chosen, kept), *rest], [picked(chosen, held_out)]
             provenance["split"] = {"seed": self.seed, "train_indices": kept, "valid_indices": held_out}
-        frames = HeadFrames(head, train, valid, {}, e0s or None, reports, provenance)
+        frames = HeadFrames(head, train, valid, {}, e0s or None, reports, provenance, keys)
         met = {atoms.info.get("config_type", "Default") for part in train if not on_disk(part) for atoms in part}
         if met and (absent := sorted(set(map(str, head.config_type_weights)) - met - {"Default"})):
             head.notes.append(f"config_type_weights: no training structure has the config_type {', '.join(absent)}")
@@ -154,7 +87,8 @@ class HeadReader:
         """Put a head's test sets in their place: files by config_type, as in mace, then those of ``test_dir``."""
         head = frames.head
         if head.test_files:
-            parts, _ = self._read(head, head.test_files, "test", frames.reports, keep=True, elements=elements)
+            parts, _, keys = self._read(head, head.test_files, "test", frames.reports, keep=True, elements=elements)
+            check_test(parts, head, self.needs, _shown(head.test_files), keys)
             frames.provenance["test_file"] = _shown(head.test_files)
             for part in parts:
                 if on_disk(part):
@@ -167,29 +101,38 @@ class HeadReader:
             frames.provenance["test_dir"] = str(head.test_dir)
             for name, files in test_sets_of_folder(head.test_dir, self.multi_processed_test).items():
                 several = name if len(self.names) == 1 else f"{name}_{head.name}"
-                frames.tests[several] = self._stored(head, files, "test", frames.reports, elements)
+                frames.tests[several], keys = self._stored(head, files, "test", frames.reports, elements)
+                check_test([frames.tests[several]], head, self.needs, _shown(files), keys)
 
     def _read(self, head, files, split, reports, keep, elements=None):
-        """Parts of a split: files that ase reads as one list, then each that stays on disk; E0s of isolated atoms."""
+        """Parts of a split: files that ase reads as one list, then each that stays on disk.
+
+        Returns them, the E0s of isolated atoms, and a sentence with the keys of the first structure.
+        """
         for file in files:
             if not Path(file).exists():
-                raise InputError(f"--{split}_file: there is no {file}{_of(head)}. Correct the path.")
+                raise InputError(f"--{split}_file: there is no {file}{of_head(head)}. Correct the path.")
         whole = [file for file in files if not is_stored(file)]
-        parts, e0s = [], {}
+        parts, e0s, keys = [], {}, ""
         if whole:
             read = read_structures(
-                whole, head.keys, self.needed, split,
-                elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep,
-            )  # fmt: skip
+                whole, head.keys, split, elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep
+            )
             frames = self._of_this_head(read.frames, head, whole)
             for index, atoms in enumerate(frames):
                 where = f"structure {index} of the {split} set"
                 self._refuse_charged(atoms, where)
                 place_embeddings(atoms, self.embeddings, where)
-            reports.append(read.report)
+            report = replace(read.report, frames=len(frames), trained=self.needs.names())
+            reports.append(report.count(frames, head.config_type_weights))
             parts, e0s = [frames], read.e0s
-        parts += [self._stored(head, [file], split, reports, elements) for file in files if is_stored(file)]
-        return parts, e0s
+            keys = f"The keys of the first one are {read.first_keys}."
+        for file in files:
+            if is_stored(file):
+                part, labels = self._stored(head, [file], split, reports, elements)
+                parts.append(part)
+                keys = keys or labels
+        return parts, e0s, keys
 
     def _of_this_head(self, frames, head, files):
         """Without the structures that name another head of the run."""
@@ -209,7 +152,7 @@ class HeadReader:
         return own
 
     def _stored(self, head, files, split, reports, elements):
-        """Structures that stay on disk, a sample of them checked before anything is computed."""
+        """Structures that stay on disk, a sample of them checked, and a sentence that names the labels in it."""
         known = set(elements or head.atomic_numbers or ()) or None
 
         def check(atoms, where):
@@ -221,24 +164,13 @@ class HeadReader:
         parts = [open_stored(file, head.keys, check) for file in files]
         frames = parts[0] if len(parts) == 1 else Chain(parts)
         frames.name = str(files[0])
-        looked_at = np.unique(np.linspace(0, len(frames) - 1, min(SAMPLE, len(frames))).astype(int)).tolist()
-        counts = Counter()
-        for index in looked_at:
-            atoms = frames[index]
-            for name, label in LABELS.items():
-                place = atoms.arrays if label.per_atom else atoms.info
-                counts[name] += label.canonical in place
-        shown = [str(file) for file in files]
-        for name in self.needed:
-            if not counts[name]:
-                have = ", ".join(found for found in LABELS if counts[found]) or "no labels"
-                raise InputError(
-                    f"--{split}_file: none of the {len(looked_at)} structures of {_shown(shown)} that were looked at "
-                    f"has {name}; they have {have}. Prepare the data with --{name}_key, or set {name}_weight to 0."
-                )
+        looked_at = sample(len(frames))
         some = len(looked_at) if len(looked_at) < len(frames) else None
-        reports.append(LabelReport(split, shown, len(frames), 0, head.keys, dict(counts), some))
-        return frames
+        shown = [str(file) for file in files]
+        report = LabelReport(split, shown, len(frames), 0, head.keys, looked_at=some, trained=self.needs.names())
+        reports.append(report.count((frames[index] for index in looked_at), head.config_type_weights))
+        found = ", ".join(name for name in LABELS if report.counts.get(name)) or "no labels"
+        return frames, f"The first structures of {_shown(shown)} have {found} (mace_prepare_data has keys of its own)."
 
     def _refuse_charged(self, atoms, where):
         """The graph operator's charges sum to zero: a charged structure has no place there."""
@@ -247,11 +179,6 @@ class HeadReader:
                 f"total_charge: {where} has {atoms.info['total_charge']:g} e, and the charges of operator: graph sum "
                 "to zero by construction. Use operator: coulomb, or neutral structures."
             )
-
-
-def _picked(part, indices):
-    """A list of the structures, or a view of those on disk."""
-    return Subset(part, indices) if on_disk(part) else [part[i] for i in indices]
 
 
 def _is_hdf5(file):

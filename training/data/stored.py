@@ -13,9 +13,10 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from training import mace_interface
-from training.data.labels import LABELS, clean_label, resolve_keys
+from training.data.labels import clean_label, resolve_keys
 from training.data.stored_files import HDF5, LMDB, stored_files
 from training.data.structures import labelled_copy
+from training.quantities import LABELS
 
 _DATABASES = weakref.WeakValueDictionary()  # LMDB files that are open, by process and path
 SAMPLED_BLOCKS, BLOCK = 16, 1 << 16  # of a file's content, for its fingerprint

@@ -1,6 +1,5 @@
 """Read labelled structures from any file that ase reads, and refuse what cannot be trained on."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from ase.data import chemical_symbols
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells, describe_pbc
 from phi_equivariant.inputs.total_charge import total_charge_of
-from training.data.labels import LABELS, Label, LabelReport, check_weights, clean_label, resolve_keys
+from training.data.labels import LabelReport, check_weights, clean_label, resolve_keys
+from training.quantities import LABELS, Label
 
 ISOLATED_ATOM = "IsolatedAtom"  # mace's config_type of the frames that give E0s
 
@@ -25,20 +25,21 @@ class Structures:
 
     Parameters
     ----------
-    frames : structures with their labels under the canonical keys of :data:`training.data.labels.LABELS`
+    frames : structures with their labels under the canonical keys of :data:`training.quantities.LABELS`
     e0s : energies (eV) of the isolated atoms in the files by atomic number; empty if there are none
     report : how many labels were found under which key
+    first_keys : the entries of the first of these structures as it was read, for messages
     """
 
     frames: list[Atoms]
     e0s: dict[int, float]
     report: LabelReport
+    first_keys: str
 
 
 def read_structures(
     path: str | Path | Sequence[str | Path],
     keys: Mapping[str, str | None] | None = None,
-    required: Iterable[str] = ("energy", "forces"),
     split: str = "train",
     *,
     elements: Iterable[int] | None = None,
@@ -56,8 +57,6 @@ def read_structures(
     ----------
     path : one file or several
     keys : label name -> key, as mace's options (``energy_key`` …)
-    required : names of the labels that every frame must have, unless its ``config_<name>_weight`` is 0. Isolated atoms
-        need an energy only
     split : name of the split, for the report
     elements : atomic numbers that the model knows; None for any
     allow_slabs : accept frames with one or two periodic directions
@@ -67,45 +66,43 @@ def read_structures(
     ------
     InputError
         for a file that is missing, empty or unreadable, for a frame with positions or labels that are not finite or
-        have a wrong shape, a cell that is singular, a slab where it cannot be treated, an unknown element, a missing
-        label, or contradictory total charges.
+        have a wrong shape, a cell that is singular, a slab where it cannot be treated, an unknown element, an isolated
+        atom without an energy in training, or contradictory total charges.
     """
     resolved = resolve_keys(keys)
-    required = tuple(required)
-    if unknown := set(required) - set(LABELS):
-        raise InputError(f"required names {sorted(unknown)}; the labels are {', '.join(LABELS)}.")
     paths = [path] if isinstance(path, str | Path) else list(path)
     known = None if elements is None else {int(number) for number in elements}
-    frames, e0s, counts, isolated_atoms = [], {}, Counter(), 0
+    frames: list[Atoms] = []
+    e0s: dict[int, float] = {}
+    isolated_atoms, first_keys = 0, ""
     for file in map(Path, paths):
-        missing: dict[str, list[int]] = {}
-        existing: dict[str, str] = {}
         for index, atoms in enumerate(_load(file)):
             where = f"frame {index} of {file}"
             check_geometry(atoms, where, known, allow_slabs)
             check_weights(atoms.info, where)
             found = _collect_labels(atoms, resolved, where)
             isolated = len(atoms) == 1 and atoms.info.get("config_type") == ISOLATED_ATOM
-            for name in ("energy",) if isolated else required:
-                if name not in found and atoms.info.get(f"config_{name}_weight", 1.0) != 0:
-                    missing.setdefault(name, []).append(index)
-                    if name not in existing:
-                        existing[name] = describe_keys(atoms)
+            keep = not isolated or keep_isolated_atoms
+            if keep and not frames:
+                first_keys = describe_keys(atoms)
+            gives_e0 = isolated and split == "train" and atoms.info.get("config_energy_weight") != 0
+            if gives_e0 and "energy" not in found:
+                raise InputError(
+                    f"{where} is an isolated atom and has no energy under the key {resolved['energy']!r}. Its keys are "
+                    f"{describe_keys(atoms)}. Set energy_key to the right one, or remove the frame."
+                )
             _place_labels(atoms, found)
-            if isolated and split == "train" and "energy" in found:
+            if gives_e0:
                 isolated_atoms += 1
                 _add_e0(e0s, atoms, where)
-            if not isolated or keep_isolated_atoms:
+            if keep:
                 frames.append(atoms)
-                counts.update(found.keys())
-        for name, indices in missing.items():
-            _refuse_missing(name, resolved[name], indices, index + 1, file, existing[name])
     if not frames:
         raise InputError(
             f"The {split} files ({', '.join(map(str, paths))}) hold only isolated atoms: nothing to {split} on."
         )
-    report = LabelReport(split, [str(p) for p in paths], len(frames), isolated_atoms, resolved, dict(counts))
-    return Structures(frames, e0s, report)
+    report = LabelReport(split, [str(p) for p in paths], len(frames), isolated_atoms, resolved)
+    return Structures(frames, e0s, report.count(frames, {}), first_keys)
 
 
 def labelled_copy(
@@ -243,20 +240,4 @@ def describe_keys(atoms: Atoms) -> str:
             ("per atom", arrays),
             ("read by ase as calculator results", results),
         )
-    )
-
-
-def _refuse_missing(name: str, key: str, indices: list[int], n_frames: int, file: Path, existing: str) -> None:
-    if len(indices) == n_frames:
-        which = f"any of the {n_frames} frames"
-    else:
-        shown = ", ".join(map(str, indices[:10])) + (", …" if len(indices) > 10 else "")
-        which = f"{len(indices)} of the {n_frames} frames (index {shown})"
-    advice = ""
-    if name != "total_charge":
-        some = f", give frames without it config_{name}_weight=0" if len(indices) < n_frames else ""
-        advice = f"{some}, or set {name}_weight to 0"
-    raise InputError(
-        f"{file} has no {name} under the key {key!r} in {which}. The keys in frame {indices[0]} are {existing}. "
-        f"Set {name}_key to the right one, complete the file{advice}."
     )

@@ -3,7 +3,9 @@
 import io
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +17,12 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import save_model
 from training import distribution
+from training.run import options_that_may_change
 from training.run_folder import LAST
 
 FORMAT = 2
 #: The best weights of stage one and of stage two.
 BEST = {1: "best.safetensors", 2: "best_stage_two.safetensors"}
-#: Options that may differ between an interrupted run and its continuation.
-MAY_CHANGE = (
-    "config", "name", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir", "downloads_dir",
-    "save_all_checkpoints", "keep_checkpoints", "save_cpu", "device", "log_level", "plot", "plot_frequency",
-    "plot_interaction_e", "error_table", "wandb", "wandb_dir", "wandb_project", "wandb_entity", "wandb_name",
-    "wandb_log_hypers", "tensorboard", "distributed", "launcher", "max_num_epochs", "patience", "num_workers",
-    "pin_memory", "restart_latest", "time_limit", "data_dir", "test_file", "dry_run", "compare",
-)  # fmt: skip
 
 
 def random_state():
@@ -183,13 +178,13 @@ def read_last(folder, identity):
     return state
 
 
-def identity_of(resolved, data_digest):
+def identity_of(resolved: Mapping[str, Any], data_digest: str) -> dict[str, Any]:
     """What must agree for a checkpoint to fit; a cosine schedule depends on the number of epochs too.
 
     The number of processes may change if the structures per step, all processes together, do not.
     """
     resolved = {**resolved, "batch_size": resolved.get("batch_size", 0) * distribution.size()}
-    skip = set(MAY_CHANGE)
+    skip = options_that_may_change()
     if resolved.get("scheduler") == "CosineAnnealingLR":
         skip.discard("max_num_epochs")
     return {key: value for key, value in resolved.items() if key not in skip} | {"data": data_digest}

@@ -1,16 +1,19 @@
 """The LightningModule of every potential: bare hosts and hosts with Φ train by the same code."""
 
 import contextlib
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
 from torch_ema import ExponentialMovingAverage
 
 from training import distribution
+from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
 from training.fit.predict import freeze, predict, unfreeze
 from training.fit.schedules import build_schedule
 from training.report.error_sums import ErrorSums
+from training.run import HEAD, Optimiser, Stages
 
 
 class ValidationSums:
@@ -54,8 +57,8 @@ class PotentialModule(pl.LightningModule):
     model : torch.nn.Module
         Anything with mace's call signature.
     objective : training.fit.losses.Objective
-    options : argparse.Namespace
-        mace's options for the optimiser, the schedule and the moving average.
+    optimiser, stages
+        Those parts of the run.
     outputs : dict
         Which of forces, stress and virials the loss needs.
     steps_per_epoch : int
@@ -65,15 +68,25 @@ class PotentialModule(pl.LightningModule):
         Names of the validation sets, in the order of their loaders.
     """
 
-    def __init__(self, model, objective, options, outputs, steps_per_epoch, stage_two=None, heads=("Default",)):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        objective: Objective,
+        optimiser: Optimiser,
+        stages: Stages,
+        outputs: dict[str, bool],
+        steps_per_epoch: int,
+        stage_two: Objective | None = None,
+        heads: Sequence[str] = (HEAD,),
+    ):
         super().__init__()
         self.model, self.outputs = model, outputs
         self.objectives = torch.nn.ModuleList([objective, *([] if stage_two is None else [stage_two])])
         self.stage = 1
-        self.options, self.steps_per_epoch = options, steps_per_epoch
-        self.ema = ExponentialMovingAverage(model.parameters(), decay=options.ema_decay) if options.ema else None
+        self.part, self.stages, self.steps_per_epoch = optimiser, stages, steps_per_epoch
+        self.ema = ExponentialMovingAverage(model.parameters(), decay=optimiser.ema_decay) if optimiser.ema else None
         self.schedule = None
-        self.epochs_left = options.max_num_epochs  # of the present stage
+        self.epochs_left = stages.max_num_epochs  # of the present stage
         self.epochs_that_fit = None  # a time limit sets it
         self.row = {}  # metrics of the present epoch
         self.valid_loss = float("inf")
@@ -98,14 +111,14 @@ class PotentialModule(pl.LightningModule):
 
     def configure_optimizers(self):
         """mace's optimiser over the model's parameter groups, and the schedule of its learning rates."""
-        self._optimizer = build_optimizer(self.model, self.options)
+        self._optimizer = build_optimizer(self.model, self.part)
         self._trainable = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        self.schedule = build_schedule(self._optimizer, self.options, self.steps_per_epoch)
+        self.schedule = build_schedule(self._optimizer, self.part, self.stages.of_stage_one, self.steps_per_epoch)
         return self._optimizer
 
     def begin_stage_two(self):
         """The learning rate of stage two; from here on no schedule acts."""
-        set_rates(self._optimizer, self.options.swa_lr)
+        set_rates(self._optimizer, self.stages.swa_lr)
 
     def on_fit_start(self):
         """The moving average follows the weights to their device."""
@@ -117,7 +130,7 @@ class PotentialModule(pl.LightningModule):
         set_training_mode(self._optimizer, True)
         self._sums, self._steps = {}, 0
         self.row = {"epoch": self.current_epoch, "lr": self.rate}
-        if self.options.swa:
+        if self.stages.swa:
             self.row["stage"] = self.stage
 
     def on_train_batch_start(self, batch, batch_index):

@@ -1,59 +1,23 @@
-"""The training objective: mace's loss, losses on charges and dipoles, and the terms that regularise Φ."""
+"""The training objective: mace's loss and terms of our own, and which labels it needs."""
 
 import copy
+from collections.abc import Collection, Mapping
 
 import torch
 
 from phi_equivariant.errors import InputError
 from training import distribution, mace_interface
+from training.data.needs import Need, Needs
+from training.fit.terms import TERMS, Output, Tensors
+from training.quantities import TARGETS
+from training.run import Loss, Phi
 
-
-def _mean(total, count, shared):
-    """total / count; ``shared``: of all processes' structures, scaled so that the mean over processes is that mean."""
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
-    processes = 1
-    if shared:
-        processes = distribution.size()
-        torch.distributed.all_reduce(count)
-    return total * processes / count.clamp(min=1)
-
-
-def charge_loss(output, batch, shared=False):
-    """Mean over labelled atoms of w (q − q_ref)², in e²; zero where the batch has no charges."""
-    weight = batch["weight"] * batch["charges_weight"]  # (n_structures,)
-    labelled = (batch["charges_weight"] != 0).to(weight.dtype)[batch["batch"]]  # (n_atoms,)
-    squares = weight[batch["batch"]] * torch.square(output["charges"] - batch["charges"])
-    return _mean(squares.sum(), labelled.sum(), shared)
-
-
-def dipole_loss(output, batch, shared=False):
-    """Mean over labelled structures and components of w (μ − μ_ref)², in (e·Å)²; zero where there are no dipoles.
-
-    A periodic structure has no dipole (NaN): its label, which depends on where the cell is cut, does not count.
-    """
-    own = batch["dipole_weight"].view(-1, 3)  # (n_structures, 3)
-    if output["dipole"] is None:  # of no structure: other processes may have some
-        return _mean(own.new_zeros(()), 0, shared)
-    labelled = (own != 0) & ~output["dipole"].isnan()
-    difference = (output["dipole"] - batch["dipole"]).where(labelled, own.new_zeros(()))
-    squares = batch["weight"][:, None] * own * torch.square(difference)
-    return _mean(squares.sum(), labelled.sum(), shared)
-
-
-def pde_loss(output, batch, shared=False):
-    """Mean over structures of the Poisson residual R."""
-    return _mean(output["pde_residual"].sum(), len(output["pde_residual"]), shared)
-
-
-def net_charge_loss(output, batch, shared=False):
-    """Mean over structures of the squared excess charge, in e²."""
-    return _mean(output["charge_penalty"].sum(), len(output["charge_penalty"]), shared)
-
-
-#: Terms beside mace's loss: name → function of output, batch and whether the batch is shared by several processes.
-OWN_TERMS = {"charges": charge_loss, "dipole": dipole_loss, "pde": pde_loss, "net_charge": net_charge_loss}
-#: Terms that wait for the end of the warm-up.
-WARMED_UP = ("pde", "net_charge")
+#: Of mace's losses: entries of ``atoms.info`` that they do not multiply all of their terms by.
+IGNORED_WEIGHTS = {
+    "huber": ("config_weight", "config_energy_weight", "config_forces_weight", "config_stress_weight"),
+    "universal": ("config_weight",),
+    "l1l2energyforces": ("config_weight", "config_forces_weight"),
+}
 
 
 class Objective(torch.nn.Module):
@@ -64,12 +28,12 @@ class Objective(torch.nn.Module):
     host_loss : torch.nn.Module
         A mace loss, called as ``loss(pred=..., ref=...)``; its buffers ``*_weight`` are the weights of its terms.
     weights : dict
-        Weights of the terms of :data:`OWN_TERMS`; a term without weight is not computed.
+        Weights of the terms of :data:`training.fit.terms.TERMS`; a term without weight is not computed.
     warmup_epochs : int
-        Number of first epochs in which the terms of :data:`WARMED_UP` do not act in training.
+        Number of first epochs in which the terms that regularise Φ do not act in training.
     """
 
-    def __init__(self, host_loss, weights, warmup_epochs=0):
+    def __init__(self, host_loss: torch.nn.Module, weights: Mapping[str, float], warmup_epochs: int = 0) -> None:
         super().__init__()
         self.host_loss = host_loss
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
@@ -84,11 +48,20 @@ class Objective(torch.nn.Module):
                     getattr(term, other).zero_()
             self.host_terms[name.removesuffix("_weight")] = term
 
-    def term_names(self):
-        """Names of all terms, as in the metrics."""
-        return [*self.host_terms, *self.weights]
+    def labels(self) -> list[str]:
+        """Names of the labels that weigh."""
+        of_mace = [name for name in self.host_terms if float(getattr(self.host_loss, f"{name}_weight"))]
+        return [*of_mace, *(name for name in self.weights if TERMS[name].label is not None)]
 
-    def forward(self, output, batch, epoch=None):
+    def describe(self) -> str:
+        """Its terms and their weights, for the log."""
+        of_mace = [f"{name} {float(getattr(self.host_loss, f'{name}_weight')):g}" for name in self.host_terms]
+        own = [f"{name} {weight:g} per {TERMS[name].unit}" for name, weight in self.weights.items()]
+        return f"{', '.join([*of_mace, *own])} ({type(self.host_loss).__name__})"
+
+    def forward(
+        self, output: Output, batch: Tensors, epoch: int | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss and its terms.
 
         Parameters
@@ -104,40 +77,92 @@ class Objective(torch.nn.Module):
         total, terms
             The loss, and {name: weighted term, detached} whose sum it is.
         """
-        if "stress_weight" in dict(self.host_loss.named_buffers()):
-            # With Φ an open structure has no stress (None, or NaN beside periodic ones): no error either.
-            stress = output.get("stress")
-            stress = batch["stress"] if stress is None else torch.where(stress.isnan(), batch["stress"], stress)
-            output = {**output, "stress": stress}
         shared = epoch is not None and distribution.size() > 1
-        total = self.host_loss(pred=output, ref=batch, ddp=shared)
+        compared = self._where_labelled(output, batch)
+        total = self.host_loss(pred=compared, ref=batch, ddp=shared)
         with torch.no_grad():
-            terms = {name: term(pred=output, ref=batch, ddp=shared) for name, term in self.host_terms.items()}
+            terms = {name: term(pred=compared, ref=batch, ddp=shared) for name, term in self.host_terms.items()}
         for name, weight in self.weights.items():
-            if epoch is not None and epoch < self.warmup_epochs and name in WARMED_UP:
+            term = TERMS[name]
+            if epoch is not None and epoch < self.warmup_epochs and term.waits:
                 weight = 0.0
-            term = weight * OWN_TERMS[name](output, batch, shared)
-            total = total + term
-            terms[name] = term.detach()
+            value = weight * term.loss(output, batch, shared)
+            total = total + value
+            terms[name] = value.detach()
         return total, terms
 
+    def _where_labelled(self, output: Output, batch: Tensors) -> Output:
+        """The output with labels in place of predictions that have none that counts: no error, and no gradient.
 
-def build_objective(options, phi, stage=1):
-    """The objective of a run's options in stage one or two, which has its own weights of mace's terms and of dipoles.
+        Not all of mace's losses multiply by the weights of labels, and an absent one is zero in mace's batches; a
+        stress that a structure does not have is None, or NaN beside others.
+        """
+        compared = dict(output)
+        for name in self.host_terms:
+            predicted, label = output.get(name), TARGETS[name]
+            counted = label.counted(batch)
+            compared[name] = batch[name] if predicted is None else torch.where(counted, predicted, batch[name])
+        return compared
+
+
+def build_objective(loss: Loss, phi: Phi | None, stage: int = 1) -> Objective:
+    """The objective of a run in stage one or two, which has its own weights of mace's terms and of dipoles."""
+    weights = {name: loss.weight(name, stage) for name, term in TERMS.items() if term.label}
+    if phi is not None:
+        weights |= {name: getattr(phi, f"{name}_weight") for name, term in TERMS.items() if not term.label}
+    host_loss = mace_interface.loss_function(loss, stage)
+    return Objective(host_loss, weights, 0 if phi is None else phi.pde_warmup_epochs)
+
+
+def weight_options(loss: Loss, name: str) -> list[str]:
+    """Names of the options that weigh a label in stages one and two; some have one for both."""
+    return [option for option in (f"{name}_weight", f"swa_{name}_weight") if hasattr(loss, option)]
+
+
+def needs(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str]) -> Needs:
+    """The labels that the data must have.
+
+    Parameters
+    ----------
+    loss : its options
+    objectives : {stage: objective}
+    given : names of the options that are not at their defaults
 
     Raises
     ------
     InputError
-        For losses of other model types.
+        If no label weighs.
     """
-    if options.loss in ("dipole", "dipole_polar", "energy_forces_dipole"):
+    found = []
+    for name, label in TARGETS.items():
+        stages = [stage for stage, objective in objectives.items() if name in objective.labels()]
+        weighed = tuple(dict.fromkeys(weight_options(loss, name)[:stage][-1] for stage in stages))
+        if weighed:
+            asked = loss.loss == name or any(option in given for option in (*weighed, f"{name}_key"))
+            found.append(Need(label, weighed, asked))
+    if not found:
         raise InputError(
-            f"--loss: {options.loss} belongs to mace's dipole models. Use an energy and force loss such as weighted, "
-            "with --dipole_weight to train dipoles."
+            "--energy_weight, --forces_weight and so on: all weights of labels are 0: nothing would be trained. Give "
+            "one of them."
         )
-    dipole_weight = options.dipole_weight if stage == 1 else options.swa_dipole_weight
-    weights = {"charges": options.charges_weight, "dipole": dipole_weight}
-    if phi is not None:
-        weights |= {"pde": phi.loss.pde_weight, "net_charge": phi.loss.net_charge_weight}
-    host_loss = mace_interface.loss_function(options, stage)
-    return Objective(host_loss, weights, 0 if phi is None else phi.loss.pde_warmup_epochs)
+    return Needs(loss.loss, tuple(found), IGNORED_WEIGHTS.get(loss.loss, ()))
+
+
+def idle_weights(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str]) -> list[str]:
+    """Lines for the log: weights of labels that were given and that no term of the loss has, as mace ignores them too.
+
+    Parameters
+    ----------
+    loss, objectives, given : as for :func:`needs`
+    """
+    lines = []
+    for name, label in TARGETS.items():
+        for stage, option in ((1, f"{name}_weight"), (2, f"swa_{name}_weight")):
+            if option not in given or not getattr(loss, option):
+                continue
+            if stage not in objectives:
+                lines.append(f"--{option} does not act: there is no stage two without --swa")
+            elif name not in objectives[stage].labels():
+                where = " in stage two" if stage == 2 else ""
+                lines.append(f"--{option} does not act: --loss {loss.loss} has no {label.plural}{where}, as in mace")
+    return lines

@@ -11,7 +11,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.taps import irreps_of
 from training import mace_interface
 from training.data.batches import collate
-from training.data.labels import LABELS
+from training.quantities import LABELS
 
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
 OF_STRUCTURE = {"energy": "energy"}
@@ -85,12 +85,9 @@ class Predictor:
         """Labelled structures as a batch with mace's keys, on the model's device."""
         configurations = mace_interface.configurations(structures, head=self.head, embeddings=self.embeddings)
         kept = tuple(self.embeddings)
-        batch = collate(
+        return collate(
             [mace_interface.graph(one, self.numbers, self.r_max, self.heads, kept) for one in configurations]
         ).to(self.device)
-        # The cell of an open direction is one that mace makes up: a stress is defined for a crystal only.
-        batch["stress_weight"] = batch["stress_weight"] * batch["pbc"].all(-1)
-        return batch
 
     def __call__(self, batch):
         """The model's output for a batch: forces always, no graph for parameters."""

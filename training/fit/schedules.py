@@ -1,32 +1,33 @@
 """Learning-rate schedules: mace's two, stepped as mace does, and cosine annealing with a linear warm-up."""
 
 import math
+from typing import Any
 
 import torch
 
-from phi_equivariant.errors import InputError
+from training.run import Optimiser
 
 
 class Plateau:
     """Multiply the rate by ``lr_factor`` when ``scheduler_patience`` epochs brought no better validation loss."""
 
-    def __init__(self, optimizer, options, steps_per_epoch):
-        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=options.lr_factor, patience=options.scheduler_patience
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
+        self.scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=part.lr_factor, patience=part.scheduler_patience
         )
 
-    def before_step(self, epochs_left):
+    def before_step(self, epochs_left: int) -> None:
         """Nothing: the rate changes between epochs."""
 
-    def after_epoch(self, valid_loss):
+    def after_epoch(self, valid_loss: float) -> None:
         """Step with the epoch's validation loss."""
         self.scheduler.step(metrics=valid_loss)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
         return self.scheduler.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self.scheduler.load_state_dict(state)
 
@@ -34,10 +35,10 @@ class Plateau:
 class Exponential(Plateau):
     """Multiply the rate by ``lr_scheduler_gamma`` after each epoch."""
 
-    def __init__(self, optimizer, options, steps_per_epoch):
-        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=options.lr_scheduler_gamma)
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=part.lr_scheduler_gamma)
 
-    def after_epoch(self, valid_loss):
+    def after_epoch(self, valid_loss: float) -> None:
         """Step."""
         self.scheduler.step()
 
@@ -45,17 +46,17 @@ class Exponential(Plateau):
 class Constant(Plateau):
     """No schedule: schedule-free optimisers and L-BFGS take none, as in mace."""
 
-    def __init__(self, optimizer, options, steps_per_epoch):
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
         pass
 
-    def after_epoch(self, valid_loss):
+    def after_epoch(self, valid_loss: float) -> None:
         """Nothing."""
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Nothing to keep."""
         return {}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to continue."""
 
 
@@ -66,23 +67,22 @@ class Cosine:
     A run with a stage two ends its cosine where that begins.
     """
 
-    def __init__(self, optimizer, options, steps_per_epoch):
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
         self.optimizer, self.steps_per_epoch = optimizer, steps_per_epoch
-        epochs = options.start_swa if options.swa else options.max_num_epochs
-        self.warmup = min(1.0, options.warmup_epochs / epochs)
-        self.final = options.final_lr_factor
+        self.warmup = min(1.0, part.warmup_epochs / epochs)
+        self.final = part.final_lr_factor
         self.base = [group["lr"] for group in optimizer.param_groups]
         self.progress = 0.0
         self.step_in_epoch = 0
 
-    def factor(self, progress):
+    def factor(self, progress: float) -> float:
         """Rate over the base rate."""
         if progress < self.warmup:
             return progress / self.warmup
         phase = (progress - self.warmup) / max(1.0 - self.warmup, 1e-12)
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * phase))
 
-    def before_step(self, epochs_left):
+    def before_step(self, epochs_left: int) -> None:
         """Advance by one step and set the rates; ``epochs_left`` counts the present epoch."""
         steps_left = epochs_left * self.steps_per_epoch - self.step_in_epoch
         self.progress += (1.0 - self.progress) / max(1, steps_left)
@@ -90,30 +90,29 @@ class Cosine:
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base * self.factor(self.progress)
 
-    def after_epoch(self, valid_loss):
+    def after_epoch(self, valid_loss: float) -> None:
         """Count steps from zero again."""
         self.step_in_epoch = 0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
         return {"progress": self.progress, "base": self.base}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self.progress, self.base = state["progress"], state["base"]
 
 
-SCHEDULES = {"ReduceLROnPlateau": Plateau, "ExponentialLR": Exponential, "CosineAnnealingLR": Cosine}
+SCHEDULES: dict[str, type[Plateau] | type[Cosine]] = {
+    "ReduceLROnPlateau": Plateau,
+    "ExponentialLR": Exponential,
+    "CosineAnnealingLR": Cosine,
+}
 
 
-def build_schedule(optimizer, options, steps_per_epoch):
-    """The schedule that ``--scheduler`` names."""
-    if options.lbfgs or options.optimizer == "schedulefree":
-        return Constant(optimizer, options, steps_per_epoch)
-    return SCHEDULES[options.scheduler](optimizer, options, steps_per_epoch)
-
-
-def check_schedule(options):
-    """Raises InputError for a scheduler that does not exist."""
-    if options.scheduler not in SCHEDULES:
-        raise InputError(f"--scheduler: there is no {options.scheduler!r}; choose {', '.join(SCHEDULES)}.")
+def build_schedule(
+    optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int
+) -> Plateau | Cosine:
+    """The schedule that ``--scheduler`` names, over the epochs of stage one."""
+    kind = SCHEDULES[part.scheduler] if part.scheduled else Constant
+    return kind(optimizer, part, epochs, steps_per_epoch)

@@ -5,7 +5,7 @@ import math
 
 from lightning.pytorch.callbacks import Callback
 
-from phi_equivariant.errors import InputError
+from training import run
 
 logger = logging.getLogger("phi_mace_train")
 
@@ -19,25 +19,25 @@ class Stages(Callback):
 
     Parameters
     ----------
-    options : argparse.Namespace
+    part
         mace's ``swa``, ``start_swa``, ``swa_lr``, ``patience``, ``eval_interval`` and ``max_num_epochs``.
     """
 
-    def __init__(self, options):
-        self.options = options
-        self.start = options.start_swa if options.swa else None  # first epoch of stage two
+    def __init__(self, part: run.Stages):
+        self.part = part
+        self.start = part.start_swa if part.swa else None  # first epoch of stage two
         self.stage, self.lowest, self.waited, self.diverged = 1, math.inf, 0, False
 
     @property
     def epochs(self):
         """Number of epochs of the run."""
-        brought_forward = 0 if self.start is None else self.options.start_swa - self.start
-        return self.options.max_num_epochs - brought_forward
+        brought_forward = 0 if self.start is None else self.part.start_swa - self.start
+        return self.part.max_num_epochs - brought_forward
 
     @property
     def over(self):
         """Whether no further epoch shall be trained, however many are left."""
-        impatient = self.waited >= self.options.patience and (self.start is None or self.stage == 2)
+        impatient = self.waited >= self.part.patience and (self.start is None or self.stage == 2)
         return impatient or self.diverged
 
     def reason(self):
@@ -70,15 +70,15 @@ class Stages(Callback):
         module.epochs_left = (self.start if self.stage == 1 and self.start is not None else self.epochs) - epoch
         if module.epochs_that_fit is not None:
             module.epochs_left = max(1, min(module.epochs_left, module.epochs_that_fit))
-        due = epoch % self.options.eval_interval == 0 or epoch + 1 >= self.epochs
+        due = epoch % self.part.eval_interval == 0 or epoch + 1 >= self.epochs
         trainer.check_val_every_n_epoch = 1 if due else epoch + 2  # Lightning's remainder of epoch + 1
 
     def _share_time(self, epoch, epochs_that_fit):
         """Under a time limit that the run will not fit into, stage two gets its share of the epochs that fit."""
         if self.stage == 1 and self.start is not None and epochs_that_fit is not None:
             total = epoch + epochs_that_fit
-            if total < self.options.max_num_epochs:
-                share = self.options.start_swa / self.options.max_num_epochs
+            if total < self.part.max_num_epochs:
+                share = self.part.start_swa / self.part.max_num_epochs
                 self.start = min(self.start, max(epoch, 1, round(share * total)))
 
     def on_train_epoch_end(self, trainer, module):
@@ -93,26 +93,6 @@ class Stages(Callback):
             self.waited += 1
         if self.over:
             trainer.should_stop = True
-        elif self.waited >= self.options.patience and self.start > trainer.current_epoch + 1:
+        elif self.waited >= self.part.patience and self.start > trainer.current_epoch + 1:
             self.start = trainer.current_epoch + 1
             logger.info(f"{self.waited} validations without a better loss: stage two begins")
-
-
-def check_stages(options):
-    """Settings of stage two that mace accepts and that would do nothing, or fail at the end.
-
-    mace sets ``start_swa`` wherever stage two is asked for, and leaves stage two out if that is after the last epoch.
-
-    Raises
-    ------
-    InputError
-    """
-    if options.start_swa is None:
-        return
-    if options.loss == "forces_only":
-        raise InputError("--swa: stage two raises the weight of the energy, which --loss forces_only does not train.")
-    if not 0 < options.start_swa < options.max_num_epochs:
-        raise InputError(
-            f"--start_swa: stage two would begin at epoch {options.start_swa} of {options.max_num_epochs}; it must "
-            "begin after the first and before the last. Choose another start_swa or leave --swa out."
-        )

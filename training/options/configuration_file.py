@@ -1,6 +1,8 @@
 """The YAML or JSON file of a run: mace's options, a ``phi:`` section, and where each key stands."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,12 +12,23 @@ from phi_equivariant.errors import InputError
 LISTS = ("train_file", "valid_file", "test_file", "atomic_numbers")
 
 
-def read_configuration(path):
-    """The file's options and its ``phi:`` section with the lines where keys stand.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a file says.
 
-    Returns
-    -------
-    options, section, has_section, lines, section_lines
+    options : {option: value}; section : what stands under ``phi:``; has_section : whether there is one, if only null;
+    lines, section_lines : {key: where it stands}, for messages.
+    """
+
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    section: Any = None
+    has_section: bool = False
+    lines: dict[str, str] = dataclasses.field(default_factory=dict)
+    section_lines: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_configuration(path: str | Path) -> Configuration:
+    """The file's options and its ``phi:`` section with the lines where keys stand.
 
     Raises
     ------
@@ -34,36 +47,33 @@ def read_configuration(path):
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         raise InputError(f"--config: {path} is not valid YAML{place}: {getattr(error, 'problem', error)}.") from error
     if content is None:
-        content = {}
-    if not isinstance(content, dict):
+        return Configuration()
+    if not isinstance(content, dict) or not isinstance(root, yaml.MappingNode):
         raise InputError(f"--config: {path} holds a {type(content).__name__}; expected 'option: value' lines.")
-    if root is not None:
-        _refuse_twice(root, path)
-    for key, _ in root.value if root is not None else []:
+    _refuse_twice(root, path)
+    section_lines: dict[str, str] = {}
+    for key, value in root.value:
         if key.value not in content and key.tag != "tag:yaml.org,2002:merge":
             raise InputError(
                 f"--config: {key.value} in line {key.start_mark.line + 1} of {path} is no name of an option, but a "
                 "number, a date or the like."
             )
+        if key.value == "phi" and isinstance(value, yaml.MappingNode):
+            section_lines = _lines(value, path)
     if "config" in content:
         raise InputError(f"--config: {path} names another configuration, which would not be read. Give one file.")
     for name in LISTS:  # mace's parser takes text only
         if isinstance(content.get(name), list):
             content[name] = str(content[name])
-    lines = {} if root is None else _lines(root, path)
-    section_lines = {}
-    for key, value in root.value if root is not None else []:
-        if key.value == "phi" and isinstance(value, yaml.MappingNode):
-            section_lines = _lines(value, path)
     has_section = "phi" in content
-    return content, content.pop("phi", None), has_section, lines, section_lines
+    return Configuration(content, content.pop("phi", None), has_section, _lines(root, path), section_lines)
 
 
-def _refuse_twice(node, path):
+def _refuse_twice(node: yaml.Node, path: Path) -> None:
     """YAML keeps the last of two equal keys in silence."""
     inner = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
-        seen = {}
+        seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
@@ -76,6 +86,6 @@ def _refuse_twice(node, path):
         _refuse_twice(value, path)
 
 
-def _lines(mapping, path):
+def _lines(mapping: yaml.MappingNode, path: Path) -> dict[str, str]:
     """{key: where it stands}, for messages."""
     return {key.value: f" (line {key.start_mark.line + 1} of {path})" for key, _ in mapping.value}

@@ -2,42 +2,79 @@
 
 import argparse
 import bz2
-import difflib
+import dataclasses
 import gzip
 import lzma
 import os
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import NoReturn
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
-from training.data.heads import KEY_OPTIONS
-from training.data.labels import LABELS
+from training.data.labels import KEY_OPTIONS
+from training.options.parser import refuse_unknown, version
+from training.quantities import LABELS
 
+PROGRAM = "phi-mace-eval"
+EXAMPLE = """example:
+  phi-mace-eval --configs in.xyz --model runs/water --output out.xyz --errors errors.json
+"""
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by what may stand behind .xyz
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be evaluated, and how: the options by their names, and ``keys``, {option: name in the file}."""
+
+    configs: str
+    model: str
+    output: str
+    errors: str | None
+    info_prefix: str
+    device: str
+    default_dtype: str
+    batch_size: int
+    batch_atoms: int
+    head: str | None
+    enable_cueq: bool
+    trust_pickle: bool
+    skip_bad: bool
+    compute_stress: bool
+    return_contributions: bool
+    return_node_energies: bool
+    return_descriptors: bool
+    descriptor_num_layers: int
+    descriptor_aggregation_method: str | None
+    descriptor_invariants_only: bool
+    keys: dict[str, str]
+
+
+class _Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults are shown, and the example keeps its lines."""
 
 
 class _Parser(argparse.ArgumentParser):
     """Its complaints are InputErrors."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"command line: {message}.")
 
 
-def _true_or_false(text):
+def _true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
     return text.lower() == "true"
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """mace_eval_configs' options by its names and defaults, and ours."""
     made = _Parser(
-        "phi-mace-eval",
+        PROGRAM,
         description="Energies, forces and charges of a trained model for the structures of a file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=EXAMPLE,
+        formatter_class=_Format,
     )
+    made.add_argument("--version", action="version", version=version())
     add = made.add_argument
     add("--configs", required=True, help="structures: any file that ase reads")
     add("--model", required=True, help="folder of a run, its model.safetensors, or a mace .model file")
@@ -59,14 +96,14 @@ def parser():
     add("--descriptor_num_layers", type=int, default=-1, help="from the first so many layers; -1: all")
     add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="in place of each atom's")
     add("--descriptor_invariants_only", type=_true_or_false, default=True, help="scalars only")
-    add("--compute_bec", action="store_true", help="refused: it belongs to MACELES")
+    add("--compute_bec", action="store_true", help=argparse.SUPPRESS)
     for option in KEY_OPTIONS:
         name = option.removesuffix("_key")
         add(f"--{option}", help=f"name of the {name} in the file; {LABELS[name].default_key} where not given")
     return made
 
 
-def parse(words=None):
+def parse(words: Sequence[str] | None = None) -> Asked:
     """Options from the command line (``sys.argv`` by default).
 
     Raises
@@ -77,10 +114,7 @@ def parse(words=None):
     made = parser()
     args, unknown = made.parse_known_args(words)
     if unknown:
-        known = list(mace_interface.option_names(made).values())
-        near = difflib.get_close_matches(unknown[0].split("=")[0], [name for names in known for name in names], n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else " See phi-mace-eval --help."
-        raise InputError(f"{unknown[0]}: phi-mace-eval has no such option.{hint}")
+        refuse_unknown(PROGRAM, unknown[0].split("=")[0], made)
     if args.compute_bec:
         raise InputError("--compute_bec: Born effective charges belong to MACELES; leave it out.")
     for name in ("batch_size", "batch_atoms"):
@@ -91,42 +125,42 @@ def parse(words=None):
             "--descriptor_invariants_only False: cuequivariance orders the components of vectors differently; leave "
             "--enable_cueq out."
         )
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: cuda was asked for, but torch finds no CUDA device. Use --device cpu.")
-    _check_prefix(args)
-    _check_files(args)
-    return args
+    values = {name: value for name, value in vars(args).items() if name not in (*KEY_OPTIONS, "compute_bec")}
+    asked = Asked(**values, keys={option: key for option in KEY_OPTIONS if (key := getattr(args, option))})
+    _check_prefix(asked)
+    _check_files(asked)
+    return asked
 
 
-def _check_prefix(args):
+def _check_prefix(asked: Asked) -> None:
     """Predictions must not take the place of labels, nor of what ase calls energy and forces."""
-    if not args.info_prefix or any(character.isspace() for character in args.info_prefix):
+    if not asked.info_prefix or any(character.isspace() for character in asked.info_prefix):
         raise InputError(
-            f"--info_prefix is {args.info_prefix!r}; expected a word such as MACE_: without one, predictions would "
+            f"--info_prefix is {asked.info_prefix!r}; expected a word such as MACE_: without one, predictions would "
             "take the place of the energies and forces that ase reads from the file."
         )
     for option in KEY_OPTIONS:
         name = option.removesuffix("_key")
-        key = getattr(args, option) or LABELS[name].default_key
-        if key == args.info_prefix + name:
+        key = asked.keys.get(option) or LABELS[name].default_key
+        if key == asked.info_prefix + name:
             raise InputError(
-                f"--info_prefix: {args.info_prefix} would write predictions over the labels {key}. Choose another."
+                f"--info_prefix: {asked.info_prefix} would write predictions over the labels {key}. Choose another."
             )
 
 
-def _check_files(args):
-    output = Path(args.output)
+def _check_files(asked: Asked) -> None:
+    output = Path(asked.output)
     plain = output.with_suffix("") if output.suffix in OPENERS else output
     if plain.suffix not in (".xyz", ".extxyz"):
         raise InputError(
-            f"--output is {args.output}; expected a name that ends in .xyz or .extxyz (or .xyz.gz …): of the formats "
+            f"--output is {asked.output}; expected a name that ends in .xyz or .extxyz (or .xyz.gz …): of the formats "
             "that ase writes only extended XYZ keeps predictions of structures and of atoms."
         )
-    if not Path(args.configs).is_file():
-        raise InputError(f"--configs: there is no file {args.configs}. Give one with structures that ase reads.")
-    files = {"--configs": Path(args.configs), "--output": output}
-    if args.errors:
-        files["--errors"] = Path(args.errors)
+    if not Path(asked.configs).is_file():
+        raise InputError(f"--configs: there is no file {asked.configs}. Give one with structures that ase reads.")
+    files = {"--configs": Path(asked.configs), "--output": output}
+    if asked.errors:
+        files["--errors"] = Path(asked.errors)
     resolved = [path.resolve() for path in files.values()]
     if len(set(resolved)) < len(resolved):
         raise InputError(f"{', '.join(files)} must be different files; got {', '.join(map(str, files.values()))}.")

@@ -1,10 +1,14 @@
 """Training a model of the zoo by its name: ``--model phi-<host>-<size>``."""
 
 import ast
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from phi_equivariant.errors import InputError
-from training import mace_interface
-from training.options.table import HONOURED
+import torch
+
+from phi_equivariant.errors import InputError, did_you_mean
+from training import mace_hosts
+from training.run import Data, Host, Loss
 from zoo.architectures import ARCHITECTURES, architecture, check_installed, create_model
 
 #: Settings of hosts that are options of mace too, and their names there: given with a named model they change its size.
@@ -23,62 +27,64 @@ SETTINGS = {
     "MLP_irreps": "MLP_irreps",
     "gate": "gate",
 }
-ARCHITECTURE_OPTIONS = [name for name, effect in HONOURED.items() if effect == HONOURED["r_max"]]
 #: Options that act on models made from mace's options only.
 MACE_ONLY = ("foundation_model", "heads", "freeze", "enable_cueq", "only_cueq", "enable_oeq", "compare")
-NAMES = list(ARCHITECTURES)
+OF_MACE = ("MACE", "ScaleShiftMACE")
 
 
-def is_named(args):
+def check_name(model: str) -> None:
+    """InputError unless ``--model`` is one of mace's two or a name of the zoo."""
+    names = [*OF_MACE, *ARCHITECTURES]
+    if model not in names:
+        hint = did_you_mean(model, names, "It is another architecture.")
+        raise InputError(f"--model: phi-mace-train trains {', '.join(names)}, not {model}. {hint}")
+
+
+def is_named(model: str) -> bool:
     """Whether ``--model`` is a name of the zoo."""
-    return args.model in ARCHITECTURES
+    return model in ARCHITECTURES
 
 
-def take_settings(args, given, said, default_of):
-    """Take a named model's settings out of the options, which are left as if they had not been given.
+def settings_of_phi(model: str) -> dict[str, Any]:
+    """The ``phi:`` section that a size brings."""
+    return dict(ARCHITECTURES[model].phi) if is_named(model) else {}
+
+
+def settings(values: Mapping[str, Any], given: Collection[str], said: Collection[str]) -> dict[str, Any]:
+    """Options of the architecture as a named model has them: None where it has no such setting.
 
     Parameters
     ----------
-    args : argparse.Namespace
-    given, said : set of str
-        Options that the user gave another value than the default, and all that the user gave; what a data set's preset
-        says of mace's architecture does not count.
-    default_of : callable
-        mace's default of an option.
-
-    Returns
-    -------
-    dict
-        {option: value}: what the user gave, the size's own values for the rest.
+    values : {option: value}
+    given, said : options that the user gave another value than the default, and all that the user gave; what a data
+        set's preset says of mace's architecture does not count
 
     Raises
     ------
     InputError
         For an option that the model does not have.
     """
-    size = architecture(args.model)
-    check_installed(args.model)
+    model = values["model"]
+    size = architecture(model)
+    check_installed(model)
     for option in MACE_ONLY:
-        if option in given and getattr(args, option):
+        if option in given and values[option]:
             raise InputError(
-                f"--{option} acts on models that mace's options describe; leave it out with --model {args.model}, or "
+                f"--{option} acts on models that mace's options describe; leave it out with --model {model}, or "
                 "choose --model ScaleShiftMACE."
             )
     own = {SETTINGS[name]: value for name, value in size.arguments.items() if name in SETTINGS}
-    sizes = dict(own)
-    for option in ARCHITECTURE_OPTIONS:
+    for option in Host.architecture():
         if option in given and option not in own:
             raise InputError(
-                f"--{option}: {args.model} has no such setting. Leave it out, or choose --model ScaleShiftMACE; "
-                f"{args.model} has {', '.join(own)}."
+                f"--{option}: {model} has no such setting. Leave it out, or choose --model ScaleShiftMACE; {model} has "
+                f"{', '.join(own)}."
             )
-        if option in said and option in own:
-            own[option] = _read(option, getattr(args, option), sizes[option])
-        setattr(args, option, default_of(option))
-    return own
+    told = {option: _read(option, values[option], like) if option in said else like for option, like in own.items()}
+    return dict.fromkeys(Host.architecture()) | told
 
 
-def _read(option, value, like):
+def _read(option: str, value: Any, like: Any) -> Any:
     """A list from text, where the setting is a list."""
     if not (isinstance(like, list) and isinstance(value, str)):
         return value
@@ -88,38 +94,17 @@ def _read(option, value, like):
         raise InputError(f"--{option}: expected a list as in {like}, got {value!r}.") from error
 
 
-def put_settings(args, settings):
-    """The settings of :func:`take_settings` where data and the run's configuration look for them; no others."""
-    for option in ARCHITECTURE_OPTIONS:
-        setattr(args, option, settings.get(option))
-
-
-def build_host(args, loader, energies, atomic_numbers, heads):
-    """A fresh host of a named size, with the statistics of the training set; it has one head.
-
-    Parameters
-    ----------
-    args, loader, energies, atomic_numbers, heads
-        As for :func:`training.mace_interface.build_host`.
-
-    Returns
-    -------
-    model, outputs
-        As :func:`training.mace_interface.build_host`.
-    """
-    neighbours, (scale,), (shift,) = mace_interface.statistics(args, loader, energies, atomic_numbers, heads)
-    size = architecture(args.model).arguments
-    given = {name: getattr(args, option) for name, option in SETTINGS.items() if name in size}
-    settings = {name: value for name, value in given.items() if value is not None}
+def build_host(
+    host: Host, data: Data, loss: Loss, training: mace_hosts.TrainingSet
+) -> tuple[torch.nn.Module, dict[str, bool]]:
+    """A fresh host of a named size with one head, as :func:`training.mace_hosts.build_host` makes those of mace."""
+    neighbours, (scale,), (shift,) = mace_hosts.statistics(data, training)
+    size = architecture(host.model).arguments
+    given = {name: getattr(host, option) for name, option in SETTINGS.items() if name in size}
+    arguments = {name: value for name, value in given.items() if value is not None}
     if "avg_num_neighbors" in size:
-        settings["avg_num_neighbors"] = neighbours
-    model = create_model(
-        args.model,
-        atomic_numbers,
-        with_phi=False,
-        E0s=energies[heads[0].name],
-        scale=scale,
-        shift=shift,
-        **settings,
-    )
-    return model, mace_interface.derivatives(args)
+        arguments["avg_num_neighbors"] = neighbours
+    energies = training.energies[training.names[0]]
+    statistics = {"E0s": energies, "scale": scale, "shift": shift}
+    model = create_model(host.model, training.atomic_numbers, with_phi=False, **statistics, **arguments)
+    return model, mace_hosts.derivatives(loss)

@@ -1,76 +1,41 @@
 """The ``phi:`` section of a configuration: PhiConfig's fields and the weights of its loss terms, strictly checked."""
 
 import dataclasses
-import difflib
 import functools
 import re
 import types
 import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pydantic
 import yaml
 
-from phi_equivariant import PhiConfig
-from phi_equivariant.errors import InputError
+from phi_equivariant.config import PhiConfig
+from phi_equivariant.errors import InputError, did_you_mean
+from training.run import Phi
 
 #: Numbers that YAML takes for text, because it wants 1.0e+2; mace's own options take them as they are.
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
-class LossSettings(pydantic.BaseModel):
-    """Weights of the terms that regularise Φ.
-
-    pde_weight: λ_pde, multiplies the mean Poisson residual of a batch's structures; net_charge_weight: λ_q, multiplies
-    the mean squared excess charge; pde_warmup_epochs: both are zero during that many first epochs.
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    pde_weight: float = pydantic.Field(0.0, ge=0.0)
-    net_charge_weight: float = pydantic.Field(0.0, ge=0.0)
-    pde_warmup_epochs: int = pydantic.Field(0, ge=0)
-
-
-class HostSettings(pydantic.BaseModel):
-    """How the host trains beside Φ.
-
-    freeze_host: not at all; host_lr_factor: its part of the learning rate, which Φ has in full.
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    freeze_host: bool = False
-    host_lr_factor: float = pydantic.Field(1.0, gt=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class PhiSettings:
-    """A validated ``phi:`` section."""
-
-    config: PhiConfig
-    loss: LossSettings
-    host: HostSettings = dataclasses.field(default_factory=HostSettings)
-
-    def to_dict(self):
-        """The section as it could stand in a YAML file."""
-        return {**self.config.to_dict(), **self.loss.model_dump(), **self.host.model_dump()}
-
-
 @functools.cache
-def section_model():
-    """The pydantic model of the section, made from PhiConfig so that the two cannot differ."""
-    hints = typing.get_type_hints(PhiConfig)
-    fields = {}
-    for field in dataclasses.fields(PhiConfig):
-        if field.init:
+def section_model() -> type[pydantic.BaseModel]:
+    """The keys with their types, from the fields of PhiConfig and of :class:`training.run.Phi`."""
+    fields: dict[str, Any] = {}
+    for kind, own in ((PhiConfig, dataclasses.fields(PhiConfig)), (Phi, Phi.own())):
+        hints = typing.get_type_hints(kind)
+        for field in own:
             default = field.default
             if default is dataclasses.MISSING:
                 default = ... if field.default_factory is dataclasses.MISSING else field.default_factory()
             fields[field.name] = (hints[field.name], default)
-    return pydantic.create_model("phi", __base__=(LossSettings, HostSettings), **fields)
+    strict = pydantic.ConfigDict(extra="forbid", strict=True)
+    model: type[pydantic.BaseModel] = pydantic.create_model("phi", __config__=strict, **fields)
+    return model
 
 
-def _readable(annotation):
+def _readable(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -85,7 +50,7 @@ def _readable(annotation):
     }.get(name, name)
 
 
-def check_mapping(section):
+def check_mapping(section: object) -> dict[str, Any]:
     """A copy of the section, numbers such as 1e2 read; InputError unless it is keys and values."""
     if not isinstance(section, dict):
         raise InputError(f"phi: expected a section of keys and values, or null for the bare host, got {section!r}.")
@@ -95,7 +60,7 @@ def check_mapping(section):
     }
 
 
-def validate(section, lines=None, trained_host=False):
+def validate(section: object, lines: Mapping[str, str] | None = None, trained_host: bool = False) -> Phi:
     """Check a ``phi:`` section.
 
     Parameters
@@ -114,62 +79,35 @@ def validate(section, lines=None, trained_host=False):
     """
     lines = lines or {}
     model = section_model()
-    section = check_mapping(section)
-    for key in section:
-        if key not in model.model_fields:
-            near = difflib.get_close_matches(str(key), model.model_fields, n=2, cutoff=0.4)
-            hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    known = model.model_fields
+    told = check_mapping(section)
+    for key in told:
+        if key not in known:
+            hint = did_you_mean(key, known)
             raise InputError(
-                f"phi: unknown key {key!r}{lines.get(key, '')}. {hint}Valid keys: "
-                f"{', '.join(sorted(model.model_fields))}."
+                f"phi: unknown key {key!r}{lines.get(key, '')}. {hint and hint + ' '}Valid keys: "
+                f"{', '.join(sorted(known))}."
             )
     try:
-        checked = model.model_validate(section)
+        checked = model.model_validate(told)
     except pydantic.ValidationError as error:
-        key = error.errors()[0]["loc"][0]
-        expected = _readable(model.model_fields[key].annotation)
+        key = str(error.errors()[0]["loc"][0])
         raise InputError(
-            f"phi: {key} = {section[key]!r}{lines.get(key, '')} is not valid ({error.errors()[0]['msg']}); expected "
-            f"{expected}."
+            f"phi: {key} = {told[key]!r}{lines.get(key, '')} is not valid ({error.errors()[0]['msg']}); expected "
+            f"{_readable(known[key].annotation)}."
         ) from error
     values = checked.model_dump()
-    if trained_host and "init" not in section:
+    if trained_host and "init" not in told:
         values["init"] = "small"
-    loss = LossSettings(**{name: values.pop(name) for name in LossSettings.model_fields})
-    host = HostSettings(**{name: values.pop(name) for name in HostSettings.model_fields})
-    if host.freeze_host and host.host_lr_factor != 1.0:
-        raise InputError("phi: freeze_host and host_lr_factor are both given, but a frozen host has no learning rate.")
+    own = {field.name: values.pop(field.name) for field in Phi.own()}
     try:
-        config = PhiConfig(**values)
+        return Phi(config=PhiConfig(**values), **own)
     except InputError as error:
-        name = str(error).split()[0]
-        raise InputError(f"phi: {str(error).removesuffix('.')}{lines.get(name, '')}.") from None
-    settings = PhiSettings(config, loss, host)
-    _refuse_zero_terms(settings)
-    return settings
+        text = str(error).removeprefix("phi: ").removesuffix(".")
+        raise InputError(f"phi: {text}{lines.get(text.split()[0], '')}.") from None
 
 
-def _refuse_zero_terms(settings):
-    """A weight on a term that is zero by construction would be ignored in silence: refuse it by name."""
-    config, loss = settings.config, settings.loss
-    if loss.pde_weight and config.poisson == "exact":
-        raise InputError(
-            f"phi: pde_weight = {loss.pde_weight} weighs the Poisson residual, which is zero by construction with "
-            "poisson: exact. Leave pde_weight out, or choose poisson: learned."
-        )
-    if loss.net_charge_weight and config.operator == "graph":
-        raise InputError(
-            f"phi: net_charge_weight = {loss.net_charge_weight} weighs the net charge, which is zero by construction "
-            "with operator: graph. Leave net_charge_weight out, or choose operator: coulomb."
-        )
-    if loss.pde_warmup_epochs and not (loss.pde_weight or loss.net_charge_weight):
-        raise InputError(
-            f"phi: pde_warmup_epochs = {loss.pde_warmup_epochs} delays pde_weight and net_charge_weight, which are "
-            "both zero. Give one of them, or leave pde_warmup_epochs out."
-        )
-
-
-def from_command_line(assignments):
+def from_command_line(assignments: Iterable[str]) -> dict[str, Any]:
     """``KEY=VALUE`` words to a section; values are read as YAML (``null``, numbers, text).
 
     Raises
@@ -177,7 +115,7 @@ def from_command_line(assignments):
     InputError
         For a word that is no assignment.
     """
-    section = {}
+    section: dict[str, Any] = {}
     for word in assignments:
         key, separator, value = word.partition("=")
         if not separator or not key:

@@ -4,9 +4,15 @@ import csv
 import json
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from phi_equivariant.files import write_atomically
 from training import distribution
@@ -19,23 +25,24 @@ logger = logging.getLogger("phi_mace_train")
 class History(Callback):
     """Metrics of every epoch, in memory, in the checkpoint and in metrics.csv and metrics.json."""
 
-    def __init__(self, folder, form="PerAtomRMSE", heads=()):
+    def __init__(self, folder: Path, form: str = "PerAtomRMSE", heads: Sequence[str] = ()) -> None:
         self.folder, self.form, self.heads = folder, form, heads
-        self.rows, self._start = [], 0.0
+        self.rows: list[dict[str, Any]] = []
+        self._start = 0.0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """All rows."""
         return {"rows": self.rows}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the rows of a checkpoint."""
         self.rows = list(state["rows"])
 
-    def on_train_epoch_start(self, trainer, module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Add the epoch's row and write the files."""
         module.finish_row()
         module.row["seconds"] = time.perf_counter() - self._start
@@ -45,35 +52,49 @@ class History(Callback):
             logger.info(tables.epoch_line(module.row, trainer.max_epochs, self.form, self.heads))
 
 
-def write_rows(rows, folder):
+def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """metrics.csv and metrics.json."""
     names = list(dict.fromkeys(name for row in rows for name in row))
 
-    def write_csv(path):
+    def write_csv(path: Path) -> None:
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
 
+    content = json.dumps(rows, indent=1)
     write_atomically(folder / "metrics.csv", write_csv)
-    write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(rows, indent=1)))
+    write_atomically(folder / "metrics.json", lambda path: path.write_text(content))
 
 
 class Plots(Callback):
-    """Draw parity.png of the validation set and learning_curve.png anew after every ``plot_frequency`` epochs."""
+    """Draw parity.png of the validation set and learning_curve.png anew after every ``frequency`` epochs.
 
-    def __init__(self, folder, history, options, isolated):
-        self.folder, self.history, self.options = folder, history, options
-        self.isolated = isolated if options.plot_interaction_e else None
+    Parameters
+    ----------
+    folder : of the plots
+    history : the run's metrics
+    frequency : in epochs
+    isolated : as of :class:`training.report.error_sums.ErrorSums`
+    """
 
-    def _due(self, trainer):
-        return (trainer.current_epoch + 1) % self.options.plot_frequency == 0
+    def __init__(
+        self,
+        folder: Path,
+        history: History,
+        frequency: int,
+        isolated: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = None,
+    ) -> None:
+        self.folder, self.history, self.frequency, self.isolated = folder, history, frequency, isolated
 
-    def on_validation_epoch_start(self, trainer, module):
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return (trainer.current_epoch + 1) % self.frequency == 0
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Let the validation keep what the plot shows."""
         module.plotted, module.isolated = (PLOTTED, self.isolated) if self._due(trainer) else ((), None)
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Draw, after History has completed the row."""
         if not self._due(trainer) or not distribution.is_main():
             return
@@ -87,7 +108,7 @@ class Plots(Callback):
 class Bar(Callback):
     """Progress bar with rates and current errors, for terminals."""
 
-    def __init__(self, console):
+    def __init__(self, console: Console) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -98,13 +119,14 @@ class Bar(Callback):
             console=console,
             transient=True,
         )
-        self.task, self._start = None, 0.0
+        self.task: TaskID | None = None
+        self._start = 0.0
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Show the bar."""
         self.progress.start()
 
-    def on_train_epoch_start(self, trainer, module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """One bar per epoch."""
         errors = "" if self.task is None else self.progress.tasks[0].fields["errors"]
         if self.task is not None:
@@ -117,14 +139,15 @@ class Bar(Callback):
         )
         self._start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
         """Advance."""
         rate = (batch_index + 1) / (time.perf_counter() - self._start)
+        assert self.task is not None  # Lightning begins an epoch before its batches
         self.progress.update(
             self.task, advance=1, rate=f"{rate:.1f} steps/s  {rate * batch.num_graphs:.0f} structures/s"
         )
 
-    def on_validation_end(self, trainer, module):
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Show the new errors."""
         energy, forces = (module.row.get(f"valid_rmse_{name}") for name in ("energy_per_atom", "forces"))
         text = "" if energy is None else f"E {energy:.1f} meV/atom "
@@ -132,11 +155,11 @@ class Bar(Callback):
         if self.task is not None:
             self.progress.update(self.task, errors=text)
 
-    def on_train_end(self, trainer, module):
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Take the bar away."""
         self.progress.stop()
 
-    def on_exception(self, trainer, module, exception):
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         """Take the bar away."""
         self.progress.stop()
 
@@ -152,12 +175,13 @@ class TimeLimit(Callback):
         Structures that the final test evaluates.
     """
 
-    def __init__(self, deadline, to_test):
+    def __init__(self, deadline: float, to_test: int) -> None:
         self.deadline, self.to_test = deadline, to_test
-        self.epoch_seconds, self.test_seconds = [], 0.0
+        self.epoch_seconds: list[float] = []
+        self.test_seconds = 0.0
         self._epoch_start = self._valid_start = 0.0
 
-    def on_train_epoch_start(self, trainer, module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Tell a cosine schedule how many epochs are likely to fit."""
         self._epoch_start = time.monotonic()
         if self.epoch_seconds:
@@ -165,27 +189,27 @@ class TimeLimit(Callback):
             # Clocks of several processes differ, and they must do the same.
             module.epochs_that_fit = trainer.strategy.broadcast(max(1, int(left / self.expected())))
 
-    def on_validation_start(self, trainer, module):
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
         self._valid_start = time.monotonic()
 
-    def on_validation_end(self, trainer, module):
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Estimate the final test from the validation."""
         seconds = time.monotonic() - self._valid_start
         self.test_seconds = 1.3 * seconds * self.to_test / module.validated_structures + 3.0
 
-    def expected(self):
+    def expected(self) -> float:
         """Seconds that the next epoch is expected to take."""
         recent = sorted(self.epoch_seconds[-5:])
         return recent[len(recent) // 2] * 1.02
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Stop if the next epoch would not fit."""
         now = time.monotonic()
         self.epoch_seconds.append(now - self._epoch_start)
         if trainer.strategy.broadcast(now + self.expected() + self.test_seconds > self.deadline):
             trainer.should_stop = True
-            if trainer.current_epoch + 1 < trainer.max_epochs:
+            if trainer.max_epochs is not None and trainer.current_epoch + 1 < trainer.max_epochs:
                 logger.info(
                     f"time limit: stopping after epoch {trainer.current_epoch + 1}; another one of "
                     f"{self.expected():.0f} s and the test of {self.test_seconds:.0f} s would not fit"

@@ -1,17 +1,26 @@
 """Plots of a run: predictions against labels, and errors by epoch."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import matplotlib
 import torch
 
 from phi_equivariant.files import write_atomically
-from training.report.error_sums import QUANTITIES
-from training.report.tables import NAMES
+from training.quantities import measures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLOTTED_POINTS = 20_000
 SPLIT_COLOURS = {"train": "tab:blue", "valid": "tab:orange"}
 
 
-def _figure(panels):
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, at most three in a row so that a page holds them."""
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
@@ -22,20 +31,26 @@ def _figure(panels):
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in axes[panels:]:
         unused.remove()
-    return figure, axes[:panels]
+    return figure, list(axes[:panels])
 
 
-def _save(figure, path):
+def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=140, format="png"))
 
 
-def parity_plot(path, pairs, title, errors, interaction=False):
+def parity_plot(
+    path: Path,
+    pairs: Mapping[str, Sequence[torch.Tensor]],
+    title: str,
+    errors: Mapping[str, Mapping[str, Any]],
+    interaction: bool = False,
+) -> None:
     """Predictions against labels.
 
     Parameters
     ----------
     pairs : dict
-        {quantity: list of (2, n) tensors} in eV, Å, e.
+        {measure: list of (2, n) tensors} in eV, Å, e.
     title : str
         Name of the set.
     errors : dict
@@ -43,16 +58,16 @@ def parity_plot(path, pairs, title, errors, interaction=False):
     interaction : bool
         The energies are without those of the isolated atoms: they are shown as they are, not shifted by their mean.
     """
-    pairs = {name: torch.cat(parts, 1) for name, parts in pairs.items() if parts}
-    if not pairs:
+    joined = {name: torch.cat(list(parts), 1) for name, parts in pairs.items() if parts}
+    shown = [measure for measure in measures() if measure.name in joined]
+    if not shown:
         return
-    figure, axes = _figure(len(pairs))
-    for axis, (name, values) in zip(axes, pairs.items(), strict=True):
-        unit = {"energy_per_atom": "eV", "forces": "eV/Å", "stress": "eV/Å³"}.get(name, QUANTITIES[name][0])
-        quantity, shift = NAMES[name], ""
-        if name == "energy_per_atom" and interaction:
-            quantity = "interaction energy per atom"
-        elif name == "energy_per_atom":
+    figure, axes = _figure(len(shown))
+    for axis, measure in zip(axes, shown, strict=True):
+        values, quantity, unit, shift = joined[measure.name], measure.title, measure.plotted, ""
+        if measure.name == "energy_per_atom" and interaction:
+            quantity = f"interaction {measure.title}"
+        elif measure.name == "energy_per_atom":
             values, shift = values - values[0].mean(), " (mean of labels subtracted)"
         stride = max(1, values.shape[1] // PLOTTED_POINTS)
         label, predicted = values[:, ::stride].numpy()
@@ -60,27 +75,26 @@ def parity_plot(path, pairs, title, errors, interaction=False):
         axis.plot(ends, ends, color="0.6", linewidth=1)
         axis.plot(label, predicted, ".", markersize=2, alpha=0.5)
         axis.set(xlabel=f"label / {unit}{shift}", ylabel=f"prediction / {unit}")
-        error = errors[name]
+        error = errors[measure.name]
         axis.set_title(f"{title}: {quantity}, RMSE {error['rmse']:.3g} {error['unit']}", fontsize=9)
     _save(figure, path)
 
 
-_CURVES = (
-    ("valid_rmse_energy_per_atom", "energy RMSE / meV per atom"),
-    ("valid_rmse_forces", "forces RMSE / meV/Å"),
-    ("valid_rmse_stress", "stress RMSE / meV/Å³"),
-    ("valid_rmse_virials", "virials RMSE / meV"),
-    ("valid_rmse_charges", "charges RMSE / e"),
-    ("valid_rmse_dipole", "dipole RMSE / e·Å"),
-    ("valid_pde_residual", "Poisson residual R"),
-)
+#: Metric → what its curve shows.
+_CURVES = {
+    **{f"valid_rmse_{m.name}": f"{m.title} RMSE / {m.unit}" for m in measures() if m.title},
+    "valid_pde_residual": "Poisson residual R",
+}
+Rows = Sequence[Mapping[str, Any]]
 
 
-def _shown_curves(histories):
-    return [curve for curve in _CURVES if any(row.get(curve[0], 0.0) > 0.0 for rows in histories for row in rows)]
+def _shown_curves(histories: Sequence[Rows]) -> list[tuple[str, str]]:
+    return [
+        curve for curve in _CURVES.items() if any(row.get(curve[0], 0.0) > 0.0 for rows in histories for row in rows)
+    ]
 
 
-def learning_curve(path, rows):
+def learning_curve(path: Path, rows: Rows) -> None:
     """Losses, errors and, where there is one, the Poisson residual by epoch; a line where stage two begins."""
     stage_two = next((row["epoch"] for row in rows if row.get("stage") == 2), None)
     shown = _shown_curves([rows])
@@ -100,13 +114,13 @@ def learning_curve(path, rows):
     _save(figure, path)
 
 
-def _curve(axis, rows, name, label, **style):
+def _curve(axis: Axes, rows: Rows, name: str, label: str, **style: Any) -> None:
     points = [(row["epoch"] + 1, row[name]) for row in rows if row.get(name, 0.0) > 0.0]
     if points:
         axis.plot(*zip(*points, strict=True), marker=".", label=label, **style)
 
 
-def comparison_plot(path, metrics):
+def comparison_plot(path: Path, metrics: Mapping[str, Rows]) -> None:
     """Validation errors of several runs by epoch; ``metrics`` is {title: rows}."""
     shown = _shown_curves(list(metrics.values()))
     figure, axes = _figure(len(shown))

@@ -1,32 +1,20 @@
 """Error tables of a run, in mace's forms, and the line of the log."""
 
 import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from training.report.error_sums import QUANTITIES
+from training.quantities import TARGETS, Measure, measures
 
-NAMES = {
-    "energy_per_atom": "energy per atom",
-    "forces": "forces",
-    "stress": "stress",
-    "virials": "virials",
-    "charges": "charges",
-    "dipole": "dipole",
-}
-#: Quantity → (symbol, unit, format) in tables by form and in the log.
-SYMBOLS = {
-    "energy": ("E", "meV", ".1f"),
-    "energy_per_atom": ("E", "meV/atom", ".2f"),
-    "forces": ("F", "meV/Å", ".1f"),
-    "stress": ("σ", "meV/Å³", ".2f"),
-    "virials": ("virials", "meV", ".1f"),
-    "charges": ("q", "e", ".4f"),
-    "dipole": ("μ", "e·Å", ".4f"),
-    "dipole_per_atom": ("μ", "mD/atom", ".2f"),
-}
+Row = Mapping[str, Any]  # of a table of errors: mae, rmse, …
+Errors = Mapping[str, Row]
+
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in measures()}
 _FORCES = ("forces", "relative forces")
 _STRESS = ("energy_per_atom", *_FORCES, "stress", "virials")
 _DIPOLE = ("dipole_per_atom", "relative dipole")
@@ -42,46 +30,23 @@ FORMS = {
     "DipoleMAE": ("mae", _DIPOLE),
     "EnergyDipoleRMSE": ("rmse", ("energy_per_atom", *_FORCES, *_DIPOLE)),
 }
-EXTRA = ("charges", "dipole")  # shown beside every form where they are labelled
+#: Shown beside every form where they are labelled: what mace's losses do not train.
+EXTRA = tuple(label.measures[0].name for label in TARGETS.values() if label.loss == "squares")
 
 
-def check_reports(options, phi):
-    """Find out whether the model predicts what ``--error_table`` shows, and whether options of plots would act.
-
-    Raises
-    ------
-    InputError
-        For a form with a quantity that is not predicted.
-    """
-    for name in ("plot_frequency", "plot_interaction_e"):
-        if getattr(options, name) and not options.plot:
-            raise InputError(f"--{name}: nothing is plotted with --plot False. Leave one of them out.")
-    if options.plot_frequency < 0:
-        raise InputError(f"--plot_frequency: expected 0 (at the end only) or more, got {options.plot_frequency}.")
-    form = options.error_table
-    others = ", ".join(FORMS)
-    if form not in FORMS:
-        raise InputError(f"--error_table: {form} shows polarizabilities, which are not predicted. Choose {others}.")
-    if phi is None and "dipole_per_atom" in FORMS[form][1] and not options.compare:
-        raise InputError(
-            f"--error_table: {form} shows dipoles, which the bare host does not predict. Train with Φ (a phi: section "
-            "or --phi operator=coulomb), or choose another form."
-        )
-
-
-def error_cell(found):
+def error_cell(found: Row | None) -> str:
     """``MAE / RMSE``."""
     return f"{found['mae']:.4g} / {found['rmse']:.4g}" if found else "–"
 
 
-def error_header(tables):
-    """Names of the quantities that any of the tables has, and the columns' titles."""
-    names = [name for name in NAMES if any(name in table for table in tables)]
-    return names, [f"{NAMES[name]} / {QUANTITIES[name][0]}" for name in names]
+def error_header(tables: Collection[Errors]) -> tuple[list[str], list[str]]:
+    """Names of the measures that any of the tables has, and the columns' titles."""
+    shown = [measure for measure in measures() if measure.title and any(measure.name in table for table in tables)]
+    return [measure.name for measure in shown], [f"{measure.title} / {measure.unit}" for measure in shown]
 
 
-def _columns(form, tables):
-    """(kind, columns) of a form; the stress, or else the virials, as mace; charges and dipoles where labelled."""
+def _columns(form: str, tables: Iterable[Errors]) -> tuple[str, tuple[str, ...]]:
+    """(kind, columns) of a form; the stress, or else the virials, as mace; our own where labelled."""
     kind, columns = FORMS[form]
     found = {name for table in tables for name in table}
     if "stress" in columns:
@@ -90,20 +55,26 @@ def _columns(form, tables):
     return kind, (*columns, *(name for name in EXTRA if name in found))
 
 
-def _title(kind, column):
+def _unit(measure: Measure) -> str:
+    return f"{measure.unit}/atom" if measure.per_atom else measure.unit
+
+
+def _title(kind: str, column: str) -> str:
     name = column.removeprefix("relative ")
-    symbol, unit, _ = SYMBOLS[name]
-    return f"{kind.upper()} {symbol} / {unit}" if name == column else f"relative {symbol} {kind.upper()} / %"
+    measure = MEASURES[name]
+    if name == column:
+        return f"{kind.upper()} {measure.symbol} / {_unit(measure)}"
+    return f"relative {measure.symbol} {kind.upper()} / %"
 
 
-def _cell(kind, column, table):
+def _cell(kind: str, column: str, table: Errors) -> str:
     name = column.removeprefix("relative ")
     if name not in table:
         return "–"
     return f"{table[name][kind]:.4g}" if name == column else f"{table[name][f'rel_{kind}']:.2f}"
 
 
-def error_rows(sets, form=None):
+def error_rows(sets: Mapping[str, Row], form: str | None = None) -> tuple[list[str], list[list[str]]]:
     """Header and rows of an error table, from {set: {"structures", "errors"}}.
 
     ``form`` is one of mace's; without, each cell is ``MAE / RMSE``.
@@ -120,18 +91,19 @@ def error_rows(sets, form=None):
     return ["set", "structures", *titles], rows
 
 
-def epoch_line(row, epochs, form="PerAtomRMSE", heads=()):
+def epoch_line(row: Mapping[str, Any], epochs: int | None, form: str = "PerAtomRMSE", heads: Sequence[str] = ()) -> str:
     """One line for the log: epoch, seconds, loss and the validation errors that the form shows, head by head."""
     parts = [f"epoch {row['epoch'] + 1:4d}/{epochs}", f"{row['seconds']:7.1f} s", f"loss {row['train_loss']:.5g}"]
     kind, columns = FORMS[form]
     shown = {*columns, *(name for name in EXTRA if f"{name}_per_atom" not in columns)}
-    for head in heads if len(heads) > 1 else (None,):
+    shown_heads: Sequence[str | None] = heads if len(heads) > 1 else (None,)
+    for head in shown_heads:
         prefix = "valid" if head is None else f"valid_{head}"
         found = {name: row.get(f"{prefix}_{kind}_{name}") for name in shown}
         errors = [
-            f"{symbol} {found[name]:{style}} {unit}"
-            for name, (symbol, unit, style) in SYMBOLS.items()
-            if found.get(name) is not None
+            f"{measure.symbol} {found[measure.name]:{measure.style}} {_unit(measure)}"
+            for measure in measures()
+            if found.get(measure.name) is not None
         ]
         if errors:
             parts.append(" ".join((prefix.replace("_", " "), kind.upper(), "  ".join(errors))))
@@ -140,13 +112,19 @@ def epoch_line(row, epochs, form="PerAtomRMSE", heads=()):
     return "  ".join(parts)
 
 
-def markdown(header, rows):
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
-def print_table(console, title, header, rows, caption="MAE / RMSE"):
+def print_table(
+    console: Console,
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str | None = "MAE / RMSE",
+) -> None:
     """The table on the terminal."""
     table = Table(*header, title=title, caption=caption)
     for row in rows:
@@ -154,7 +132,7 @@ def print_table(console, title, header, rows, caption="MAE / RMSE"):
     console.print(table)
 
 
-def write_errors(folder, tables, about, form):
+def write_errors(folder: Path, tables: Mapping[str, Row], about: Mapping[str, Any], form: str) -> None:
     """errors.json, with everything, and errors.md in the form."""
     content = json.dumps({**about, "sets": tables}, indent=1)
     write_atomically(folder / "errors.json", lambda path: path.write_text(content))

@@ -1,56 +1,34 @@
 """Weights and Biases and TensorBoard: the rows of metrics.csv, under the same names, as training goes on."""
 
-import importlib.util
 import json
 import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
+from training.run import Output
 
 ID_FILE = "wandb_id.txt"
 NOT_METRICS = ("epoch",)
 
 
-def check_trackers(options, given=()):
-    """Find out whether the trackers that are asked for are installed, and know the options they shall record.
-
-    ``given``: names of the options that the user gave.
-
-    Raises
-    ------
-    InputError
-    """
-    if options.wandb:
-        _require("wandb", "--wandb", "wandb")
-        unknown = [name for name in options.wandb_log_hypers if name not in vars(options)]
-        if unknown:
-            raise InputError(f"--wandb_log_hypers: {', '.join(unknown)} is no option of phi-mace-train.")
-    else:
-        for name in sorted(name for name in given if name.startswith("wandb_")):
-            raise InputError(f"--{name}: nothing is sent to Weights and Biases without --wandb. Add it.")
-    if options.tensorboard:
-        _require("tensorboard", "--tensorboard", "tensorboard")
-
-
-def _require(package, option, extra):
-    if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"{option}: the package {package} is not installed. Run pip install 'phi-equivariant[{extra}]', or leave "
-            f"{option} out."
-        )
-
-
-def open_trackers(options, resolved, folder):
+def open_trackers(
+    output: Output, values: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path
+) -> list[WandbLogger | TensorBoardLogger]:
     """The trackers that the options ask for.
 
     Parameters
     ----------
-    options : argparse.Namespace
-    resolved : dict
-        Every option with its value, for the run's record.
+    output
+        Which trackers.
+    values
+        {option: value}, of which Weights and Biases records those that were named.
+    resolved
+        The options as a file would have them, for the run's record.
     folder : Path
         The run's: TensorBoard's files are in ``tensorboard/``, those of Weights and Biases too unless ``wandb_dir``
         says otherwise. The id of the run there is kept, so that ``--restart_latest`` goes on with the same one.
@@ -59,28 +37,28 @@ def open_trackers(options, resolved, folder):
     -------
     list of lightning loggers
     """
-    opened = []
-    if options.wandb:
-        directory = folder if options.wandb_dir is None else options.wandb_dir
+    opened: list[WandbLogger | TensorBoardLogger] = []
+    if output.wandb:
+        directory = folder if output.wandb_dir is None else output.wandb_dir
         logger = WandbLogger(
-            name=options.wandb_name or options.name,
-            project=options.wandb_project or None,
-            entity=options.wandb_entity or None,
+            name=output.wandb_name or output.name,
+            project=output.wandb_project or None,
+            entity=output.wandb_entity or None,
             save_dir=str(directory),
             id=_kept_id(folder),
             resume="allow",
-            config={name: getattr(options, name) for name in options.wandb_log_hypers},
+            config={name: values[name] for name in output.wandb_log_hypers},
         )
         logger.experiment.summary["params"] = json.dumps(resolved)
         opened.append(logger)
-    if options.tensorboard:
+    if output.tensorboard:
         logger = TensorBoardLogger(folder, name="tensorboard", version="")
         logger.experiment.add_text("options", f"```\n{json.dumps(resolved, indent=1)}\n```")
         opened.append(logger)
     return opened
 
 
-def _kept_id(folder):
+def _kept_id(folder: Path) -> str:
     path = folder / ID_FILE
     if not path.is_file():
         write_atomically(path, lambda temporary: temporary.write_text(uuid.uuid4().hex[:12]))

@@ -99,7 +99,7 @@ def test_formulas_are_those_of_published_geometries():
 def test_all_names_have_a_preset_that_the_command_understands():
     assert len([name for name in DATASETS if name.startswith("md22_")]) == 7
     for name in DATASETS:
-        parsed = vars(command_line.parse(["--dataset", name]).args)
+        parsed = command_line.parse(["--dataset", name]).values()
         assert {option: parsed[option] for option in preset(name)} == preset(name)
 
 

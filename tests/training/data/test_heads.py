@@ -11,7 +11,16 @@ from ase import Atoms
 from mace import data as mace_data
 from mace import tools as mace_tools
 from mace.tools import scripts_utils
-from training_runs import keep_default_dtype, mace_epochs, mace_prepare_data, metrics, run, words, write_molecules  # noqa: F401
+from training_runs import (  # noqa: F401
+    keep_default_dtype,
+    mace_epochs,
+    mace_prepare_data,
+    metrics,
+    parsed,
+    run,
+    words,
+    write_molecules,
+)
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import save_model
@@ -46,13 +55,8 @@ def two_heads(files, first=None, second=None):
     return str({"dft": dft, "mp2": mp2})
 
 
-def parsed(folder, **given):
-    return command_line.parse(words(folder, **{"name": "run", **given}))
-
-
 def prepared(folder, **given):
-    chosen = parsed(folder, **given)
-    return chosen, building.prepare(chosen)
+    return building.load(parsed(folder, **{"name": "run", **given}))
 
 
 @pytest.mark.honours("heads")
@@ -300,7 +304,7 @@ def test_files_splits_and_isolated_atoms(files, tmp_path):
     for keep in ("False", "True"):
         given = {"train_file": None, "test_file": tmp_path / "typed.xyz", "keep_isolated_atoms": keep, "E0s": None}
         line = ["--config", str(tmp_path / "run.yaml"), *words(tmp_path, name="run", **given)]
-        run_data = building.prepare(command_line.parse(line))
+        _, run_data = building.load(command_line.parse(line))
         sizes[keep] = (run_data.size("train"), run_data.size("valid"))
         assert {name: len(part) for name, part in run_data.test.items()} == {
             "hot_Default": 3, "cold_Default": 7, "IsolatedAtom_Default": 3,
@@ -339,8 +343,8 @@ def test_given_statistics_take_the_place_of_the_training_sets(files, tmp_path):
 def test_loaders_pin_memory_on_cuda_only(files, tmp_path):
     for device, pin, pinned in (("cpu", "True", False), ("cuda", "True", True), ("cuda", "False", False)):
         chosen, run_data = prepared(tmp_path, train_file=files / "a.xyz", pin_memory=pin)
-        chosen.args.device = device
-        assert run_data.loader("valid", chosen.args)["Default"].pin_memory is pinned
+        there = replace(run_data, machine=chosen.changed(device=device).machine)
+        assert there.loader("valid")["Default"].pin_memory is pinned
 
 
 @pytest.mark.honours("downloads_dir")
@@ -360,7 +364,7 @@ def test_downloads_go_to_a_folder_of_the_users(monkeypatch, tmp_path):
     monkeypatch.setitem(DATASETS, "md22_water", small)
     line = ["--dataset", "md22_water", "--downloads_dir", str(tmp_path / "mine"), "--batch_size", "2"]
     try:
-        run_data = building.prepare(command_line.parse(line))
+        _, run_data = building.load(command_line.parse(line))
     finally:
         server.stop()
     assert list((tmp_path / "mine").rglob("md22_water.npz")) and not (tmp_path / "cache").exists()
@@ -409,7 +413,7 @@ def test_what_does_not_fit_heads(files, tmp_path):
     for second, message in (
         ({"train_file": str(tmp_path / "none.xyz")}, "--train_file: there is no .*none.xyz of head 'mp2'"),
         ({"train_file": str(tmp_path / "single.xyz")}, "a validation set cannot be split off"),
-        ({"energy_key": "missing", "info_keys": {}}, "has no energy under the key 'missing'"),
+        ({"energy_key": "missing", "info_keys": {}}, "none of the 4 .* has energy under the key 'missing'"),
     ):
         with pytest.raises(InputError, match=message):
             prepared(tmp_path, heads=two_heads(files, one, second))

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import ase.io
@@ -20,7 +21,7 @@ from training_runs import keep_default_dtype, mace_prepare_data, refused, words,
 from phi_equivariant.errors import InputError
 from training import build as building
 from training import mace_interface
-from training.data import sources, spool
+from training.data import needs, spool
 from training.data.spool import SpooledGraphs, pack, unpack
 from training.data.stored import Chain, LmdbFrames, open_stored
 from training.options import command_line
@@ -66,7 +67,7 @@ def same(ours, theirs):
 @pytest.mark.honours("train_file", "valid_file")
 def test_graphs_are_those_of_maces_reader(prepared, double):
     """Labels, weights of structures and labels, and neighbour lists, shard by shard."""
-    run_data = building.prepare(stored_run(prepared, default_dtype="float64"))
+    _, run_data = building.load(stored_run(prepared, default_dtype="float64"))
     shards = [mace_data.HDF5Dataset(prepared / "train" / f"train_{i}.h5", 3.0, TABLE) for i in range(2)]
     theirs = [shard[i] for shard in shards for i in range(len(shard))]
     assert len(run_data.train) == len(theirs) == 16 and run_data.size("valid") == 11
@@ -88,18 +89,17 @@ def test_neighbour_lists_are_built_once(prepared, monkeypatch):
     original = Chain.__getitem__
     monkeypatch.setattr(Chain, "__getitem__", lambda self, index: reads.append(index) or original(self, index))
     chosen = stored_run(prepared, num_workers=2)
-    run_data = building.prepare(chosen)
+    _, run_data = building.load(chosen)
     reads.clear()
-    by_workers = [batch for batch in run_data.loader("train", chosen.args)["Default"]]
+    by_workers = [batch for batch in run_data.loader("train")["Default"]]
     first = [run_data.train[i] for i in range(16)]
     assert reads == []  # the workers have built them all
     again = [run_data.train[i] for i in range(16)]
-    chosen.args.num_workers = 0
-    alone = list(run_data.loader("train", chosen.args)["Default"])
+    alone = list(replace(run_data, machine=chosen.changed(num_workers=0).machine).loader("train")["Default"])
     assert len(by_workers) == len(alone) == 6
     for batch, other in zip(by_workers, alone, strict=True):
         assert all(torch.equal(batch[key], other[key]) for key in batch)
-    fresh = building.prepare(stored_run(prepared)).train
+    fresh = building.load(stored_run(prepared))[1].train
     for i, (one, two) in enumerate(zip(first, again, strict=True)):
         assert set(one) == set(two) == set(fresh[i])
         for key, value in fresh[i].items():
@@ -140,7 +140,7 @@ def test_statistics_file_gives_elements_energies_and_scale(prepared, tmp_path):
     found |= {"mean": -0.25, "std": 2.5, "avg_num_neighbors": 7.5, "atomic_energies": "{1: -1.5, 6: -4.0, 8: -3.0}"}
     (tmp_path / "statistics.json").write_text(json.dumps(found))
     chosen = stored_run(prepared, statistics_file=tmp_path / "statistics.json", model="ScaleShiftMACE")
-    run_data = building.prepare(chosen)
+    _, run_data = building.load(chosen)
     built = building.build(chosen, run_data)
     assert run_data.atomic_numbers == [1, 6, 8] and run_data.e0s == {"Default": {1: -1.5, 6: -4.0, 8: -3.0}}
     assert float(built.model.scale_shift.scale) == 2.5 and float(built.model.scale_shift.shift) == -0.25
@@ -148,7 +148,7 @@ def test_statistics_file_gives_elements_energies_and_scale(prepared, tmp_path):
     # As numpy 2 makes mace_prepare_data write them, and mace_run_train cannot read them.
     (tmp_path / "numpy.json").write_text(json.dumps(found | {"atomic_energies": "{np.int64(1): np.float64(-1.5)}"}))
     with pytest.raises(InputError, match="no isolated-atom energy for atomic number 6, 8"):
-        building.prepare(stored_run(prepared, statistics_file=tmp_path / "numpy.json"))
+        building.load(stored_run(prepared, statistics_file=tmp_path / "numpy.json"))
 
 
 @pytest.mark.honours("test_dir", "multi_processed_test")
@@ -165,7 +165,7 @@ def test_test_sets_of_a_folder(prepared, tmp_path):
                 shutil.copy(prepared / split / f"{split}_0.h5", folder / f"{split}_test.h5")
             elif name == "sharded":
                 shutil.copytree(prepared / split, folder / f"set{index}")
-        run_data = building.prepare(stored_run(prepared, test_dir=folder, **given))
+        _, run_data = building.load(stored_run(prepared, test_dir=folder, **given))
         sizes[name] = {test: len(structures) for test, structures in run_data.test.items()}
         rows = list(run_data.evaluated())
         assert rows == ["train", "valid", *(f"test_{test}" for test in run_data.test)]
@@ -202,7 +202,7 @@ def test_lmdb_databases_are_read_as_mace_reads_them(database, tmp_path, double):
     del reader  # LMDB opens a file once in a process
     given = {"train_file": database["results"], "atomic_numbers": "[1, 6, 8]", "E0s": "{1: 0.0, 6: 0.0, 8: 0.0}"}
     given |= {"energy_key": None, "forces_key": None, "valid_fraction": 0.3, "statistics_file": None}
-    run_data = building.prepare(stored_run(tmp_path, valid_file=None, **given))
+    _, run_data = building.load(stored_run(tmp_path, valid_file=None, **given))
     indices = run_data.provenance["split"]["train_indices"]
     assert len(run_data.train) == len(indices) == 5 and run_data.size("valid") == 2
     for position, index in enumerate(indices):
@@ -216,11 +216,11 @@ def test_lmdb_databases_are_read_as_mace_reads_them(database, tmp_path, double):
 def test_data_are_recognised_without_reading_all(prepared, tmp_path):
     """The digest that a continuation must share changes with the structures, not with where the files are."""
     shutil.copytree(prepared, tmp_path / "moved")
-    one, two = (building.prepare(stored_run(folder)).digest for folder in (prepared, tmp_path / "moved"))
+    one, two = (building.load(stored_run(folder))[1].digest for folder in (prepared, tmp_path / "moved"))
     assert one == two
     with h5py.File(tmp_path / "moved" / "val" / "val_1.h5", "a") as file:
         del file["config_batch_0/config_4"]
-    assert building.prepare(stored_run(tmp_path / "moved")).digest != one
+    assert building.load(stored_run(tmp_path / "moved"))[1].digest != one
 
 
 def damaged(folder, prepared):
@@ -251,13 +251,13 @@ def test_what_cannot_be_used_is_refused_before_training(prepared, tmp_path):
         "text.aselmdb": "text.aselmdb cannot be read as LMDB",
         "empty": "holds no files ending in .h5",
         "other.h5": "is not a file of mace_prepare_data: it holds positions",
-        "unlabelled.h5": "has energy; they have forces, charges, dipole.*energy_key",
+        "unlabelled.h5": "has energy under .*unlabelled.h5 have forces, charges, dipole .*energy_key",
         "nan.h5": "structure 3 of .*nan.h5 has positions that are not finite",
         "shape.h5": "structure 2 of .*shape.h5: the forces label has shape",
     }
     for name, message in messages.items():
         with pytest.raises(InputError, match=message) as caught:
-            building.prepare(stored_run(prepared, train_file=tmp_path / name))
+            building.load(stored_run(prepared, train_file=tmp_path / name))
         assert "\n" not in str(caught.value)
     for given, message in (
         ({"statistics_file": None, "E0s": "average"}, "--atomic_numbers: the elements of HDF5"),
@@ -266,7 +266,7 @@ def test_what_cannot_be_used_is_refused_before_training(prepared, tmp_path):
         ({"test_dir": tmp_path / "empty"}, "holds no test set"),
     ):
         with pytest.raises(InputError, match=message):
-            building.prepare(stored_run(prepared, **given))
+            building.load(stored_run(prepared, **given))
     for given, message in (
         ({"r_max": 4.0}, "made with r_max 3.0, and this run has 4"),
         ({"statistics_file": prepared / "train.xyz"}, "cannot be read as JSON"),
@@ -278,7 +278,7 @@ def test_what_cannot_be_used_is_refused_before_training(prepared, tmp_path):
 def test_a_structure_that_a_loading_process_cannot_use(prepared, tmp_path, monkeypatch, capsys):
     """What is found only while training is told as shortly as what is found before."""
     damaged(tmp_path, prepared)
-    monkeypatch.setattr(sources, "SAMPLE", 1)
+    monkeypatch.setattr(needs, "SAMPLE", 1)
     given = {"train_file": tmp_path / "nan.h5", "valid_file": prepared / "val", "E0s": None, "num_workers": 1}
     given |= {"statistics_file": prepared / "statistics.json", "name": "run"}
     assert "structure 3 of" in refused(capsys, words(tmp_path, **given))

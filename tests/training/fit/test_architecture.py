@@ -4,15 +4,13 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from training_runs import keep_default_dtype, words, write_molecules  # noqa: F401
+from training_runs import batch_of, build, keep_default_dtype, write_molecules  # noqa: F401
 
 from phi_equivariant import PhiCalculator, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model, save_model
-from training import build as building
 from training import mace_interface
 from training.data.batches import collate
-from training.options import command_line
 
 SPECS = {
     "total_charge": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 3, "offset": 4},
@@ -23,18 +21,6 @@ SPECS = {
 @pytest.fixture(scope="module")
 def molecules(tmp_path_factory):
     return write_molecules(tmp_path_factory.mktemp("architecture") / "train.xyz", count=9, seed=3)
-
-
-def build(file, **given):
-    """What the command trains with these options, and its data."""
-    run = command_line.parse(words(file.parent, **{"name": "run", "train_file": file, **given}))
-    building.check_run(run)
-    data = building.prepare(run)
-    return building.build(run, data).model, data, run.args
-
-
-def batch_of(data, args):
-    return next(iter(data.loader("valid", args)["Default"]))
 
 
 # Options → what they make of the model, each judged by mace's own modules. Options without influence on each other
@@ -136,10 +122,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_options_shape_the_host_and_survive_saving(molecules, tmp_path, case):
     given, effects = CASES[case]
-    host, data, args = build(molecules, **given)
+    host, data, run = build(molecules, **given)
     wrong = [name for name, holds in effects(host).items() if not holds]
     assert not wrong
-    batch = batch_of(data, args)
+    batch = batch_of(data)
     bare = host(batch, compute_force=False)
     potential = attach_phi(host, {"operator": "coulomb"})
     both = potential(batch)
@@ -154,8 +140,8 @@ def test_options_shape_the_host_and_survive_saving(molecules, tmp_path, case):
 
 @pytest.mark.honours("embedding_specs", "total_charge_key", "total_spin_key")
 def test_embedded_charge_and_spin_reach_the_host(molecules):
-    host, data, args = build(molecules, embedding_specs=repr(SPECS))
-    batch = batch_of(data, args)
+    host, data, run = build(molecules, embedding_specs=repr(SPECS))
+    batch = batch_of(data)
     energies = [host({**batch, name: batch[name] + 1.0})["energy"] for name in SPECS]
     for changed in energies:
         assert (changed - host(batch)["energy"]).abs().min() > 1e-6
@@ -163,7 +149,7 @@ def test_embedded_charge_and_spin_reach_the_host(molecules):
     ion.info.update(total_charge=1, total_spin=2)
     ion.calc = PhiCalculator(host)
     configuration = next(mace_interface.configurations([ion], embeddings=SPECS))
-    graph = collate([mace_interface.graph(configuration, data.atomic_numbers, args.r_max)])
+    graph = collate([mace_interface.graph(configuration, data.atomic_numbers, run.host.r_max)])
     assert graph["total_charge"].tolist() == [1.0] and graph["total_spin"].tolist() == [2.0]
     cation = ion.get_potential_energy()
     assert cation == pytest.approx(float(host(graph)["energy"]), rel=1e-12)
@@ -176,8 +162,8 @@ def test_statistics_of_the_training_set_scale_the_host(molecules):
     """Against numpy on the labels themselves, less the isolated atoms."""
 
     def built(**given):
-        host, data, args = build(molecules, model="ScaleShiftMACE", **given)
-        return host, [data.train[i] for i in range(len(data.train) // args.batch_size * args.batch_size)], data
+        host, data, run = build(molecules, model="ScaleShiftMACE", **given)
+        return host, [data.train[i] for i in range(len(data.train) // run.data.batch_size * run.data.batch_size)], data
 
     e0s = {1: -1.0, 6: -2.0, 8: -3.0}
     host, _, data = built(E0s=repr(e0s), scaling="std_scaling", batch_size=8)

@@ -8,8 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import load_file
-from training_runs import keep_default_dtype, metrics, run, words, write_molecules  # noqa: F401
+from training_runs import keep_default_dtype, metrics, parsed, run, words, write_molecules  # noqa: F401
 
 from phi_equivariant.errors import InputError
 from training import build as building
@@ -25,7 +25,6 @@ from training import distribution
 from training.data.order import DealtBatches, EpochOrder
 from training.fit.lightning_module import PotentialModule
 from training.one_run import _fit
-from training.options import command_line
 from training.train import main
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -130,20 +129,21 @@ class Gradients(Checkpoint):
 
 def build(tmp_path, molecules, **given):
     files = {"train_file": molecules / "train.xyz", "valid_file": molecules / "valid.xyz"}
-    run = command_line.parse(words(tmp_path, **{"name": "steps", "phi": ["operator=coulomb"], **files, **given}))
-    run_data = building.prepare(run)
+    run = parsed(tmp_path, **{"name": "steps", "phi": ["operator=coulomb"], **files, **given})
+    run, run_data = building.load(run)
     return run, run_data, building.build(run, run_data)
 
 
 def first_steps(run, run_data, built, callback, **changed):
     """This process's part of the first epoch, with the model as it was built."""
-    vars(run.args).update(changed)
-    distribution.start(run.args)
-    order = run_data.order(run.args)
+    run = run.changed(**changed)
+    run_data = replace(run_data, part=run.data, machine=run.machine)
+    distribution.start(run.machine)
+    order = run_data.order()
     order.set_epoch(0)
-    module = PotentialModule(built.model, built.objective, run.args, built.outputs, len(order))
+    module = PotentialModule(built.model, built.objective, run.optimiser, run.stages, built.outputs, len(order))
     with not_optimised():
-        _fit(module, run_data, order, run.args, 1, [callback])
+        _fit(module, run_data, order, run, 1, [callback])
     distribution.stop()
     return callback
 
@@ -246,19 +246,19 @@ SLURM = {
 }
 
 
-def arguments(launcher="slurm", distributed=True, compare=False):
-    return SimpleNamespace(distributed=distributed, launcher=launcher, device="cpu", compare=compare)
+def machine(launcher="slurm", distributed=True):
+    return parsed(".", train_file="x", launcher=launcher, distributed=distributed or None).machine
 
 
 @pytest.mark.honours("launcher")
 def test_the_launchers_variables_say_who_is_who(monkeypatch, alone):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    found = distribution.environment(arguments())
+    found = distribution.environment(machine())
     assert isinstance(found, SLURMEnvironment) and not found.auto_requeue
     assert (found.global_rank(), found.local_rank(), found.world_size(), found.node_rank()) == (5, 1, 8, 1)
     assert found.main_address == "gpu07"
-    settings = distribution.trainer_settings(arguments())
+    settings = distribution.trainer_settings(machine())
     assert (settings["devices"], settings["num_nodes"], settings["accelerator"]) == (4, 2, "cpu")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     for name in SLURM:
@@ -266,7 +266,7 @@ def test_the_launchers_variables_say_who_is_who(monkeypatch, alone):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     for launcher in ("torchrun", "slurm"):  # slurm is mace's default, also for those who use torchrun
-        found = distribution.environment(arguments(launcher))
+        found = distribution.environment(machine(launcher))
         assert isinstance(found, TorchElasticEnvironment) and (found.global_rank(), found.world_size()) == (1, 2)
 
 
@@ -279,35 +279,32 @@ def test_a_launcher_that_does_not_fit_is_refused(monkeypatch, alone):
         ("none", "starts no processes"),
     ):
         with pytest.raises(InputError, match=expected):
-            distribution.start(arguments(launcher))
+            distribution.start(machine(launcher))
     for name, value in {**SLURM, "SLURM_NTASKS": "7"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="7 processes do not spread evenly over 2 nodes"):
-        distribution.start(arguments())
+        distribution.start(machine())
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(InputError, match="--ntasks-per-node"):
-        distribution.start(arguments())
+        distribution.start(machine())
     with pytest.raises(InputError, match="--compare"):
-        distribution.start(arguments(compare=True))
+        parsed(".", train_file="x", distributed=True, compare=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="--distributed: torchrun started 2 processes"):
-        distribution.start(arguments(distributed=False))
+        distribution.start(machine(distributed=False))
 
 
 def test_lbfgs_is_for_one_process(molecules, tmp_path):
-    line = words(tmp_path, name="none", train_file=molecules / "train.xyz", lbfgs=True, distributed=True)
     with pytest.raises(InputError, match="--lbfgs"):
-        building.check_run(command_line.parse(line))
+        parsed(tmp_path, name="none", train_file=molecules / "train.xyz", lbfgs=True, distributed=True)
 
 
 def test_float32_is_without_tf32(molecules, tmp_path):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        building.prepare(
-            command_line.parse(words(tmp_path, train_file=molecules / "train.xyz", default_dtype="float32"))
-        )
+        building.load(parsed(tmp_path, train_file=molecules / "train.xyz", default_dtype="float32"))
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -8,16 +8,16 @@ import sys
 import ase.io
 import pytest
 import torch
-from test_architecture import batch_of, build
-from training_runs import keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
+from training_runs import batch_of, build, keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
 
 from phi_equivariant import attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import save_model
-from training import build as building
-from training import mace_interface
+from training import mace_hosts
+from training.fit import losses
 from training.fit.lightning_module import PotentialModule
 from training.options.phi_section import validate
+from zoo import parameter_groups
 from zoo.mace_host import MaceHost, check_energies, read_model
 
 from mace.tools import finetuning_utils  # isort: skip
@@ -45,9 +45,9 @@ def water(molecules):
 @pytest.fixture(scope="module")
 def trained(molecules):
     """A small model that fits its few molecules, and where mace would have saved it."""
-    host, data, args = build(molecules, model="ScaleShiftMACE")
+    host, data, _ = build(molecules, model="ScaleShiftMACE")
     optimiser = torch.optim.Adam(host.parameters(), lr=0.02)
-    batch = next(iter(data.loader("train", args)["Default"]))
+    batch = next(iter(data.loader("train")["Default"]))
     losses = []
     for _ in range(25):
         out = host(batch, training=True)
@@ -90,9 +90,9 @@ def in_order_of(host, batch, atomic_numbers):
 
 @pytest.mark.honours("foundation_model", "trust_pickle", "foundation_filter_elements", "E0s")
 def test_a_part_of_the_elements_keeps_energies_and_forces(trained, host, water):
-    model, data, args = start_from(trained, water)
+    model, data, run = start_from(trained, water)
     assert data.atomic_numbers == model.atomic_numbers.tolist() == [1, 8]
-    batch = batch_of(data, args)
+    batch = batch_of(data)
     wanted = outputs(host, in_order_of(host, batch, [1, 8]))
     torch.testing.assert_close(outputs(model, batch), wanted, rtol=1e-10, atol=1e-10)
 
@@ -122,9 +122,9 @@ def test_heads_elements_and_readouts_as_mace_carries_them_over(trained, host, wa
 @pytest.mark.honours("E0s")
 def test_given_e0s_win_over_the_trained_models(trained, host, molecules):
     """mace drops them where the elements are the same."""
-    model, data, args = start_from(trained, molecules, E0s="{1: -1.0, 6: -2.0, 8: -3.0}")
+    model, data, run = start_from(trained, molecules, E0s="{1: -1.0, 6: -2.0, 8: -3.0}")
     assert model.atomic_energies_fn.atomic_energies.flatten().tolist() == [-1.0, -2.0, -3.0]
-    batch = batch_of(data, args)
+    batch = batch_of(data)
     torch.testing.assert_close(model(batch)["forces"], host(batch)["forces"], rtol=1e-10, atol=1e-10)
 
 
@@ -132,9 +132,9 @@ def test_given_e0s_win_over_the_trained_models(trained, host, molecules):
 def test_one_head_of_several(tmp_path, molecules):
     torch.set_default_dtype(torch.float64)
     heads = repr({"one": {"train_file": str(molecules)}, "pt_head": {"train_file": str(molecules)}})
-    host, data, args = build(molecules, train_file=None, heads=heads, E0s="{1: -1.0, 6: -2.0, 8: -3.0}")
+    host, data, _ = build(molecules, train_file=None, heads=heads, E0s="{1: -1.0, 6: -2.0, 8: -3.0}")
     torch.save(host, tmp_path / "two.model")
-    batch = next(iter(data.loader("valid", args)["one"]))
+    batch = next(iter(data.loader("valid")["one"]))
     wanted = {}
     for name in host.heads:
         batch["head"] = torch.full_like(batch["head"], host.heads.index(name))
@@ -142,10 +142,10 @@ def test_one_head_of_several(tmp_path, molecules):
     batch["head"] = torch.zeros_like(batch["head"])
     model, *_ = start_from(tmp_path / "two.model", molecules)
     torch.testing.assert_close(outputs(model, batch), wanted["one"], rtol=1e-10, atol=1e-10)
-    second = mace_interface.single_head(host, "pt_head")
+    second = mace_hosts.single_head(host, "pt_head")
     torch.testing.assert_close(outputs(second, batch), wanted["pt_head"], rtol=1e-10, atol=1e-10)
     with pytest.raises(InputError, match="the heads .*not 'three': choose one by --foundation_head"):
-        mace_interface.single_head(host, "three")
+        mace_hosts.single_head(host, "three")
 
 
 def test_models_of_early_mace_and_of_other_precision(trained, host, tmp_path, molecules):
@@ -160,8 +160,8 @@ def test_models_of_early_mace_and_of_other_precision(trained, host, tmp_path, mo
         del block.cueq_config
     old.atomic_energies_fn.atomic_energies = old.atomic_energies_fn.atomic_energies.flatten()
     torch.save(old.float(), tmp_path / "old.model")
-    model, data, args = start_from(tmp_path / "old.model", molecules)
-    batch = batch_of(data, args)
+    model, data, run = start_from(tmp_path / "old.model", molecules)
+    batch = batch_of(data)
     assert model.readouts[0].linear.weight.dtype == torch.float64
     torch.testing.assert_close(outputs(model, batch), outputs(host, batch), rtol=1e-4, atol=1e-4)
 
@@ -182,9 +182,9 @@ def test_energies_are_compared_without_those_of_isolated_atoms(host):
 
 def test_attaching_to_a_trained_model_moves_nothing(trained, host, molecules):
     """init: small is the default then; energies move by less than 1e-5 eV/atom, and the gradient of Φ is not zero."""
-    model, data, args = start_from(trained, molecules, phi=["operator=coulomb", "channels=4"])
+    model, data, run = start_from(trained, molecules, phi=["operator=coulomb", "channels=4"])
     assert model.phi.config.init == "small"
-    batch = batch_of(data, args)
+    batch = batch_of(data)
     wanted, atoms = host(batch)["energy"], batch["ptr"].diff()
     assert 0 < float(((model(batch)["energy"] - wanted).abs() / atoms).max()) < 1e-5
     model = attach_phi(model.detach(), {"operator": "graph", "channels": 4, "init": "small"})
@@ -193,13 +193,14 @@ def test_attaching_to_a_trained_model_moves_nothing(trained, host, molecules):
     assert explicit.config.init == "default" and validate({}, trained_host=False).config.init == "default"
 
 
-def stepped(model, data, args):
+def stepped(model, data, run):
     """One optimiser step of the trainer, with the moving average: tensors before and after."""
-    objective = building.losses.build_objective(args, None)
-    module = PotentialModule(model, objective, args, {"forces": True, "stress": False, "virials": False}, 1)
+    objective = losses.build_objective(run.loss, None)
+    outputs = {"forces": True, "stress": False, "virials": False}
+    module = PotentialModule(model, objective, run.optimiser, run.stages, outputs, 1)
     optimiser = module.configure_optimizers()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    loss = module.training_step(batch_of(data, args), 0)
+    loss = module.training_step(batch_of(data), 0)
     module.backward(loss)
     optimiser.step()
     module.on_train_batch_end(None, None, 0)
@@ -207,8 +208,8 @@ def stepped(model, data, args):
 
 
 def test_freeze_host_trains_phi_alone(trained, molecules):
-    model, data, args = start_from(trained, molecules, phi=["operator=coulomb", "freeze_host=true"], ema=True)
-    before, after, module, optimiser = stepped(model, data, args)
+    model, data, run = start_from(trained, molecules, phi=["operator=coulomb", "freeze_host=true"], ema=True)
+    before, after, module, optimiser = stepped(model, data, run)
     for name, value in after.items():
         assert torch.equal(value, before[name]) == name.startswith("host."), name
     assert [group["name"] for group in optimiser.param_groups] == ["phi"]
@@ -221,11 +222,11 @@ def test_freeze_stops_the_layers_that_mace_stops(host):
     potential = attach_phi(host, {"operator": "coulomb"})
     blocks = (host.node_embedding, host.interactions, host.products, host.readouts)
     for level, frozen in ((1, 1), (5, 2), (6, 3), (7, 4)):
-        mace_interface.freeze_layers(host, level)
+        mace_hosts.freeze_layers(host, level)
         assert [all(not p.requires_grad for p in block.parameters()) for block in blocks] == [
             i < frozen for i in range(4)
         ]
-        names = {group["name"] for group in building.optimisers.parameter_groups(potential)}
+        names = {group["name"] for group in parameter_groups(potential)}
         assert "phi" in names and "embedding" not in names and ("readouts" in names) == (frozen < 4)
 
 
@@ -233,8 +234,8 @@ def test_freeze_stops_the_layers_that_mace_stops(host):
 def test_frozen_layers_do_not_move_and_the_rest_does(molecules):
     """Beside Φ, and with a host that learns more slowly: ``host_lr_factor``."""
     phi = ["operator=coulomb", "host_lr_factor=0.1"]
-    model, data, args = build(molecules, freeze=5, phi=phi, weight_decay=0.1, lr=0.02)
-    before, after, _, optimiser = stepped(model, data, args)
+    model, data, run = build(molecules, freeze=5, phi=phi, weight_decay=0.1, lr=0.02)
+    before, after, _, optimiser = stepped(model, data, run)
     for name, value in after.items():
         still = name.startswith(("host.node_embedding", "host.interactions"))
         assert torch.equal(value, before[name]) == still, name
@@ -248,8 +249,8 @@ def test_a_run_with_phi_goes_on_with_its_phi(host, molecules, water, tmp_path):
     potential = attach_phi(host, {"operator": "coulomb", "channels": 2})
     save_model(potential, tmp_path / "before")
     given = {"phi": ["operator=coulomb", "channels=2"], "trust_pickle": None}
-    part, data, args = start_from(tmp_path / "before", water, **given)
-    batch = batch_of(data, args)
+    part, data, _ = start_from(tmp_path / "before", water, **given)
+    batch = batch_of(data)
     wanted = outputs(potential, in_order_of(host, batch, [1, 8]))
     torch.testing.assert_close(outputs(part, batch), wanted, rtol=1e-10, atol=1e-10)
     for phi in (None, "operator=graph"):

@@ -8,7 +8,7 @@ from mace import modules
 from phi_equivariant.errors import InputError
 from training.data.batches import GraphBatch
 from training.fit import losses
-from training.fit.stages import check_stages
+from training.fit.terms import TERMS
 from training.options import command_line, phi_section
 
 
@@ -65,7 +65,7 @@ def test_total_is_macess_loss_plus_weighted_terms(batch, output, host_loss):
     """Each term is logged apart, and the terms sum to the total."""
     weights = {"charges": 3.0, "dipole": 0.2, "pde": 0.1, "net_charge": 5.0}
     total, terms = losses.Objective(host_loss(), weights)(output, batch)
-    own = 3.0 * losses.charge_loss(output, batch) + 0.2 * losses.dipole_loss(output, batch) + 0.1 * 3.0 + 5.0 * 0.5
+    own = 3.0 * TERMS["charges"].loss(output, batch) + 0.2 * TERMS["dipole"].loss(output, batch) + 0.1 * 3.0 + 5.0 * 0.5
     torch.testing.assert_close(total, host_loss()(pred=output, ref=batch) + own)
     torch.testing.assert_close(sum(terms.values()), total)
     assert set(weights) < set(terms)
@@ -100,23 +100,24 @@ def test_losses_of_both_stages_are_maces(batch, output, name, stage):
         for term, (one, two) in WEIGHTS.items()
         for word in (f"--{term}_weight", str(one), f"--swa_{term}_weight", str(two))
     ]
-    args = command_line.parse(["--train_file", "x", "--loss", name, "--huber_delta", "0.03", "--swa", *given]).args
+    line = ["--train_file", "x", "--loss", name, "--huber_delta", "0.03", *given]
     if stage == 2 and name == "forces_only":
         with pytest.raises(InputError, match="--swa"):
-            check_stages(args)
+            command_line.parse([*line, "--swa"])
         return
+    loss = command_line.parse(line).loss
     numbers = {f"{term}_weight": WEIGHTS[term][stage - 1] for term in arguments if term in WEIGHTS}
     numbers |= {"huber_delta": 0.03} if "huber_delta" in arguments else {}
     output["virials"] = output["stress"] * 2.0
     theirs = getattr(modules, kind, None) or getattr(modules.loss, kind)
     expected = theirs(**numbers)(pred=output, ref=batch)
-    total, _ = losses.build_objective(args, None, stage)(output, batch)
+    total, _ = losses.build_objective(loss, None, stage)(output, batch)
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=0.0)
 
 
 def test_charge_loss_is_a_mean_over_labelled_atoms(batch, output):
     """Structure 1 has no charges: its atoms count neither above nor below."""
-    loss = losses.charge_loss(output, batch)
+    loss = TERMS["charges"].loss(output, batch)
     error = (output["charges"] - batch["charges"]).detach().numpy()
     weight = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.5 * 2.0])
     assert float(loss.detach()) == pytest.approx((weight * error**2).sum() / 3)
@@ -125,7 +126,7 @@ def test_charge_loss_is_a_mean_over_labelled_atoms(batch, output):
 
 
 def test_dipole_loss_is_a_mean_over_labelled_structures(batch, output):
-    loss = float(losses.dipole_loss(output, batch).detach())
+    loss = float(TERMS["dipole"].loss(output, batch).detach())
     error = (output["dipole"] - batch["dipole"]).detach().numpy()
     assert loss == pytest.approx(((error[0] ** 2).sum() + 2.0 * 3.0 * (error[1] ** 2).sum()) / 6)
 
@@ -134,15 +135,15 @@ def test_no_labels_no_loss(batch, output):
     """Charge and dipole losses of a batch without labels are zero, not nan."""
     batch["charges_weight"] = torch.zeros(3)
     batch["dipole_weight"] = torch.zeros(3, 3)
-    assert losses.charge_loss(output, batch) == 0.0
-    assert losses.dipole_loss(output, batch) == 0.0
+    assert TERMS["charges"].loss(output, batch) == 0.0
+    assert TERMS["dipole"].loss(output, batch) == 0.0
 
 
 def test_regularisation_does_not_depend_on_batch_size(batch, output):
     """Means over structures: a batch of the same structures twice has the same terms."""
     twice = {name: output[name].repeat(2) for name in ("pde_residual", "charge_penalty")}
-    for term in (losses.pde_loss, losses.net_charge_loss):
-        torch.testing.assert_close(term(output, batch), term(twice, batch))
+    for name in ("pde", "net_charge"):
+        torch.testing.assert_close(TERMS[name].loss(output, batch), TERMS[name].loss(twice, batch))
 
 
 def test_warm_up(batch, output):
@@ -190,8 +191,8 @@ def test_phi_section_is_strict(section, words):
 def test_phi_section_gives_a_configuration():
     settings = phi_section.validate({"operator": "graph", "poisson": "learned", "pde_weight": 1, "num_modes": 8})
     assert settings.config.operator == "graph" and settings.config.num_modes == 8
-    assert settings.loss.pde_weight == 1.0 and settings.loss.pde_warmup_epochs == 0
-    assert phi_section.validate(settings.to_dict()) == settings
+    assert settings.pde_weight == 1.0 and settings.pde_warmup_epochs == 0
+    assert phi_section.validate(settings.section()) == settings
     written = {"operator": "graph", "poisson": "learned", "pde_weight": "1e0", "num_modes": 8}  # text in YAML's eyes
     assert phi_section.validate(written) == settings
 
@@ -205,3 +206,75 @@ def test_command_line_values_are_typed():
     }
     with pytest.raises(InputError, match="KEY=VALUE"):
         phi_section.from_command_line(["channels"])
+
+
+LOSSES = sorted(set(TWO_STAGES))
+
+
+def objective_of(name):
+    weights = [word for term, (one, _) in WEIGHTS.items() for word in (f"--{term}_weight", str(one))]
+    return losses.build_objective(command_line.parse(["--train_file", "x", "--loss", name, *weights]).args, None)
+
+
+@pytest.mark.parametrize("absent", [("energy",), ("forces",), ("stress",), ("energy", "forces", "stress", "virials")])
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_of_weight_zero_are_not_trained(batch, output, name, absent):
+    """Not with mace's losses either that take no weights, and read an absent label as zero: no gradient, no error.
+
+    mace's loss, given the label as prediction, has the same value.
+    """
+    output["virials"] = (output["stress"] * 2.0).detach().requires_grad_(True)
+    for term in absent:
+        batch[f"{term}_weight"] = batch[f"{term}_weight"] * torch.tensor([1.0, 0.0, 1.0])
+        batch[term][slice(2, 5) if term == "forces" else 1] = 0.0
+    objective = objective_of(name)
+    total, terms = objective(output, batch)
+    told = {key: value.detach().clone() for key, value in output.items()}
+    for term in absent:
+        rows = slice(2, 5) if term == "forces" else 1
+        told[term][rows] = batch[term][rows]
+    torch.testing.assert_close(total, objective.host_loss(pred=told, ref=batch), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(sum(terms.values()), total.detach())
+    for term in set(absent) & set(terms):
+        (gradient,) = torch.autograd.grad(total, output[term], retain_graph=True)
+        assert gradient[slice(2, 5) if term == "forces" else 1].abs().max() == 0 and gradient[0].abs().max() > 0
+
+
+def test_structures_of_weight_zero_are_not_trained(batch, output):
+    """mace's universal loss does not multiply by weights of structures: zero acts all the same."""
+    batch["weight"][1] = 0.0
+    total, _ = objective_of("universal")(output, batch)
+    for term, rows in (("energy", 1), ("forces", slice(2, 5)), ("stress", 1)):
+        (gradient,) = torch.autograd.grad(total, output[term], retain_graph=True)
+        assert gradient[rows].abs().max() == 0 and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_that_maces_losses_ignore_are_known(batch, output, name):
+    """Found by doubling each weight of mace's own terms."""
+    output["virials"] = output["stress"] * 2.0
+    objective = objective_of(name)
+    before = objective(output, batch)[1]
+    ignored = set()
+    for term in before:
+        for entry, key in (("weight", "config_weight"), (f"{term}_weight", f"config_{term}_weight")):
+            other = GraphBatch({**batch, entry: 2.0 * batch[entry]})
+            if float(objective(output, other)[1][term]) == pytest.approx(float(before[term]), rel=1e-9):
+                ignored.add(key)
+    assert ignored == set(losses.IGNORED_WEIGHTS.get(name, ()))
+
+
+def test_a_label_that_no_weight_trains_is_no_need():
+    """Labels come from the terms of the losses of both stages, with the options that weigh them."""
+    line = ["--train_file", "x", "--forces_weight", "0", "--swa", "--loss", "huber", "--stress_weight", "3"]
+    chosen = command_line.parse([*line, "--max_num_epochs", "8"])
+    objectives = {stage: losses.build_objective(chosen.args, None, stage) for stage in (1, 2)}
+    needs = {need.label.name: need for need in losses.needs(chosen.args, objectives, chosen.given).labels}
+    assert needs["energy"].options == ("energy_weight", "swa_energy_weight") and not needs["energy"].asked
+    assert needs["forces"].options == ("swa_forces_weight",)
+    assert needs["stress"].options == ("stress_weight",) and needs["stress"].asked
+    assert set(needs) == {"energy", "forces", "stress"}
+    assert objectives[1].describe().startswith("energy 1, forces 0, stress 3 (WeightedHuber")
+    own = losses.Objective(modules.WeightedForcesLoss(2.0), {"dipole": 0.5, "pde": 3.0})
+    assert own.describe() == "forces 2, dipole 0.5 per (e·Å)², pde 3 per e² or eV (WeightedForcesLoss)"
+    assert own.labels() == ["forces", "dipole"]

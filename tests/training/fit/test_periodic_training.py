@@ -13,6 +13,7 @@ from training_runs import keep_default_dtype, metrics, refused, run, words  # no
 from phi_equivariant import PhiCalculator
 from phi_equivariant.weights import load_model
 from training.fit import losses
+from training.fit.terms import TERMS
 from training.report.error_sums import ErrorSums
 
 
@@ -100,7 +101,7 @@ def test_stress_and_dipole_of_a_mixed_batch_count_where_they_are():
     assert errors.table()["stress"]["count"] == 9
     errors.update({**output, "dipole": None, "stress": None}, batch)
     assert errors.table()["dipole"]["count"] == 3
-    assert losses.dipole_loss({"dipole": None}, batch) == 0
+    assert TERMS["dipole"].loss({"dipole": None}, batch) == 0
 
 
 def test_slabs_are_refused_by_name_with_coulomb_only(mixed_set, tmp_path, capsys):

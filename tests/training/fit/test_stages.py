@@ -8,12 +8,12 @@ from mace.tools import CheckpointHandler, MetricsLogger, scripts_utils
 from mace.tools.train import train as mace_train
 from safetensors.torch import load_file
 from torch_ema import ExponentialMovingAverage
-from training_runs import keep_default_dtype, metrics, run, words, write_molecules  # noqa: F401
+from training_runs import as_namespace, keep_default_dtype, metrics, parsed, run, write_molecules  # noqa: F401
 
 from phi_equivariant.weights import load_model
 from training import build
 from training.data.batches import GraphBatch, collate
-from training.options import command_line
+from training.fit.optimisers import build_groups
 
 FAST = {"num_interactions": 1, "plot": False, "valid_fraction": 0.3, "seed": 7}
 
@@ -41,9 +41,8 @@ def loader(structures, batch_size, **how):
 
 def train_by_mace(folder, **given):
     """mace's own loop from the same weights: its validation rows, the model and its moving average."""
-    chosen = command_line.parse(words(folder, name="theirs", **given))
-    run_data = build.prepare(chosen)
-    args, built = chosen.args, build.build(chosen, run_data)
+    chosen, run_data = build.load(parsed(folder, name="theirs", **given))
+    args, built = as_namespace(chosen), build.build(chosen, run_data)
     model, generator = built.model, torch.Generator().manual_seed(args.seed)
     batches = loader(run_data.train, args.batch_size, shuffle=True, drop_last=not args.lbfgs, generator=generator)
     list(batches), list(batches)  # mace's statistics
@@ -135,16 +134,13 @@ def test_training_equals_maces_loop(molecules, tmp_path, case):
 @pytest.mark.parametrize(("lbfgs", "sizes"), [(False, [[5] * 2, [4, 2]]), (True, [[5, 5, 4], [4, 2]])])
 def test_sizes_of_batches(molecules, tmp_path, lbfgs, sizes):
     """Training leaves a last batch that is not full out, but for L-BFGS; validation does not."""
-    line = words(
-        tmp_path, train_file=molecules, **{**FAST, "batch_size": 5, "valid_batch_size": 4, "lbfgs": lbfgs or None}
-    )
-    args = command_line.parse(line).args
-    run_data = build.data.load(args, None)
-    order = run_data.order(args)
+    given = {**FAST, "batch_size": 5, "valid_batch_size": 4, "lbfgs": lbfgs or None}
+    _, run_data = build.load(parsed(tmp_path, train_file=molecules, **given))
+    order = run_data.order()
     order.set_epoch(0)
-    train = list(run_data.train_loader(order, args))
+    train = list(run_data.train_loader(order))
     train = list(train[0].batches()) if lbfgs else train
-    (valid,) = run_data.loader("valid", args).values()
+    (valid,) = run_data.loader("valid").values()
     assert [[batch.num_graphs for batch in found] for found in (train, valid)] == sizes
 
 
@@ -195,11 +191,11 @@ def test_rates_of_all_layers_are_maces(molecules, tmp_path):
     """Those of an embedded charge and its readout too, which have no factors."""
     specs = {"total_charge": {"type": "categorical", "per": "graph", "num_classes": 3, "emb_dim": 2, "offset": 1}}
     given = {"embedding_specs": repr(specs), "use_embedding_readout": "True", "lr_params_factors": FACTORS}
-    chosen = command_line.parse(words(tmp_path, train_file=molecules, **FAST, **given))
-    model = build.build(chosen, build.prepare(chosen)).model
-    theirs = scripts_utils.get_params_options(chosen.args, model)["params"]
-    rates = {group["name"]: group.get("lr", chosen.args.lr) for group in theirs if list(group["params"])}
-    ours = {group["name"]: group["lr"] for group in build.optimisers.build_groups(model, chosen.args)}
+    chosen, run_data = build.load(parsed(tmp_path, train_file=molecules, **FAST, **given))
+    model = build.build(chosen, run_data).model
+    theirs = scripts_utils.get_params_options(as_namespace(chosen), model)["params"]
+    rates = {group["name"]: group.get("lr", chosen.optimiser.lr) for group in theirs if list(group["params"])}
+    ours = {group["name"]: group["lr"] for group in build_groups(model, chosen.optimiser)}
     assert "embedding_readout" in ours and ours.items() <= rates.items()
 
 
@@ -208,8 +204,7 @@ def test_seed_of_weights_split_and_shuffling(molecules, tmp_path):
     """The same seed gives the same of all three, another seed others."""
     found = []
     for seed in (1, 1, 2):
-        chosen = command_line.parse(words(tmp_path, train_file=molecules, **{**FAST, "seed": seed}))
-        run_data = build.prepare(chosen)
+        chosen, run_data = build.load(parsed(tmp_path, train_file=molecules, **{**FAST, "seed": seed}))
         built = build.build(chosen, run_data)
         built.order.set_epoch(0)
         weights = torch.cat([parameter.detach().flatten() for parameter in built.model.parameters()])
@@ -222,8 +217,7 @@ def test_groups_keep_their_factors_in_stage_two(molecules, tmp_path):
     given = {"train_file": molecules, "swa": True, "max_num_epochs": 2, "start_swa": 1, **FAST}
     factors = '{"products_lr_factor": 0.0}'
     folder = run(tmp_path, name="run", weight_decay=0.0, lr_params_factors=factors, **given)
-    chosen = command_line.parse(words(tmp_path, name="run", train_file=molecules, **FAST))
-    start = build.build(chosen, build.prepare(chosen)).model.state_dict()
+    start = build.build(*build.load(parsed(tmp_path, name="run", train_file=molecules, **FAST))).model.state_dict()
     end = load_file(folder / "checkpoints" / "best_stage_two.safetensors")
     moved = {name.split(".")[0] for name, value in end.items() if not torch.equal(value, start[name])}
     assert moved == {"node_embedding", "interactions", "readouts"}

@@ -12,7 +12,7 @@ import torch
 from mace import data as mace_data
 from mace.tools import torch_geometric
 from safetensors.torch import load_file
-from training_runs import TINY, keep_default_dtype, metrics, run, words, write_molecules  # noqa: F401
+from training_runs import TINY, keep_default_dtype, metrics, parsed, run, words, write_molecules  # noqa: F401
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.weights import load_model
@@ -20,11 +20,10 @@ from training import build as building
 from training import mace_interface
 from training.data.batches import collate
 from training.data.order import EpochOrder
-from training.data.sources import random_split
+from training.data.parts import random_split
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import predict
 from training.fit.schedules import Cosine
-from training.options import command_line
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +33,13 @@ def molecules(tmp_path_factory):
 
 def build(work_dir, **given):
     """A run's parts without training."""
-    chosen = command_line.parse(words(work_dir, name="run", **given))
-    run_data = building.prepare(chosen)
+    chosen, run_data = building.load(parsed(work_dir, name="run", **given))
     return chosen, run_data, building.build(chosen, run_data)
+
+
+def module_of(chosen, built):
+    parts = (chosen.optimiser, chosen.stages)
+    return PotentialModule(built.model, built.objective, *parts, built.outputs, len(built.order))
 
 
 STAGE_TWO = {"swa": True, "start_swa": 2, "swa_lr": 0.003, "swa_energy_weight": 20, "swa_forces_weight": 30}
@@ -110,7 +113,7 @@ def test_validation_split_equals_maces(tmp_path):
 def test_every_parameter_is_optimised_once_and_moves(molecules, tmp_path, phi):
     """Each trainable parameter is in one group and changes in a step; only mace's own decaying groups decay."""
     chosen, run_data, built = build(tmp_path, train_file=molecules, phi=phi, weight_decay=0.1)
-    module = PotentialModule(built.model, built.objective, chosen.args, built.outputs, len(built.order))
+    module = module_of(chosen, built)
     optimizer = module.configure_optimizers()
     ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
     trainable = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
@@ -119,7 +122,7 @@ def test_every_parameter_is_optimised_once_and_moves(molecules, tmp_path, phi):
     assert decaying == {"interactions_decay", "products"}
     before = {name: p.detach().clone() for name, p in trainable.items()}
     built.order.set_epoch(0)
-    for batch in run_data.train_loader(built.order, chosen.args):
+    for batch in run_data.train_loader(built.order):
         loss, _ = built.objective(predict(built.model, batch, built.outputs, training=True), batch)
         optimizer.zero_grad()
         module.backward(loss)
@@ -134,7 +137,7 @@ def test_learning_rates_of_groups(molecules, tmp_path):
     factors = '{"embedding_lr_factor": 0.5, "interactions_lr_factor": 2.0, "readouts_lr_factor": 0.0}'
     given = {"train_file": molecules, "lr": 0.2, "lr_params_factors": factors, "beta": 0.7, "optimizer": "adamw"}
     chosen, _, built = build(tmp_path, phi=["channels=1"], **given)
-    optimizer = PotentialModule(built.model, built.objective, chosen.args, built.outputs, 1).configure_optimizers()
+    optimizer = module_of(chosen, built).configure_optimizers()
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx(
         {
@@ -249,10 +252,10 @@ def test_isolated_atoms_and_dictionary_give_the_same_e0s(molecules, tmp_path):
 @pytest.mark.honours("scheduler", "warmup_epochs", "final_lr_factor")
 def test_cosine_schedule_has_its_closed_form(double):
     """Linear warm-up, half a cosine, the final factor at the last step; a shortened run ends there too."""
-    args = command_line.parse(["--train_file", "x", "--scheduler", "CosineAnnealingLR", "--warmup_epochs", "2"]).args
-    args.max_num_epochs, args.final_lr_factor = 10, 0.1
+    given = {"scheduler": "CosineAnnealingLR", "warmup_epochs": 2, "final_lr_factor": 0.1, "max_num_epochs": 10}
+    chosen = parsed(".", train_file="x", **given)
     optimizer = torch.optim.Adam([{"params": [torch.zeros(1)], "lr": 0.5}])
-    schedule, rates = Cosine(optimizer, args, steps_per_epoch=4), []
+    schedule, rates = Cosine(optimizer, chosen.optimiser, chosen.stages.of_stage_one, steps_per_epoch=4), []
     for epoch in range(10):
         for _ in range(4):
             schedule.before_step(10 - epoch)
@@ -261,7 +264,8 @@ def test_cosine_schedule_has_its_closed_form(double):
     t = np.arange(1, 41)
     expected = np.where(t < 8, 0.5 * t / 8, 0.5 * (0.1 + 0.9 * (1 + np.cos(np.pi * (t - 8) / 32)) / 2))
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
-    short = Cosine(torch.optim.Adam([{"params": [torch.zeros(1)], "lr": 0.5}]), args, steps_per_epoch=4)
+    other = torch.optim.Adam([{"params": [torch.zeros(1)], "lr": 0.5}])
+    short = Cosine(other, chosen.optimiser, chosen.stages.of_stage_one, steps_per_epoch=4)
     for left in (10, 9, 2, 1):  # a time limit cuts epochs 3 to 8
         for _ in range(4):
             short.before_step(left)

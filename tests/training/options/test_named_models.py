@@ -10,7 +10,7 @@ from training_runs import keep_default_dtype, metrics, refused, words, write_mol
 
 from phi_equivariant import PhiCalculator
 from training import evaluate
-from training.build import build, prepare
+from training.build import build, load
 from training.options import command_line
 from training.train import main
 from zoo import load_pretrained
@@ -35,8 +35,8 @@ def line(tmp_path, **given):
 
 
 def built(line):
-    run = command_line.parse(line)
-    return run, build(run, prepare(run)).model
+    run, run_data = load(command_line.parse(line))
+    return run, build(run, run_data).model
 
 
 def test_it_is_the_model_that_mace_options_make(tmp_path):
@@ -59,8 +59,8 @@ def test_settings_are_the_sizes_own_unless_given(tmp_path):
     assert resolved["hidden_irreps"] == "32x0e+32x1o" and resolved["r_max"] == 5.0 and resolved["num_radial_basis"] == 8
     assert run.phi.config.operator == "coulomb" and "num_channels" not in resolved and "radial_type" not in resolved
     preset = command_line.parse(["--dataset", "ala3_gfn2", "--model", "phi-mace-medium", "--max_ell", "2", "--no_phi"])
-    assert preset.args.hidden_irreps == "64x0e+64x1o" and preset.args.r_max == 5.0 and preset.args.max_ell == 2
-    assert preset.args.lr == 0.01 and preset.phi is None
+    assert preset.host.hidden_irreps == "64x0e+64x1o" and preset.host.r_max == 5.0 and preset.host.max_ell == 2
+    assert preset.optimiser.lr == 0.01 and preset.phi is None
 
 
 def test_what_a_named_model_does_not_have_is_refused(tmp_path, capsys):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
+from training import mace_interface, run
 from training.data import named_files
-from training.fit import optimisers
 from training.options import command_line, docs
-from training.options.table import HONOURED, MEANINGLESS, REFUSED
+from training.options.parser import Parser
+from training.options.refused import MEANINGLESS, REFUSED
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,14 +25,14 @@ def marked_options():
                 yield from (part.value for part in inside if isinstance(part, ast.Constant))
 
 
-def test_every_option_of_mace_is_in_one_of_three_tables():
-    names = {*mace_interface.option_names(command_line.option_parser())} - {"help"}
-    assert names == {*HONOURED, *REFUSED, *MEANINGLESS}
-    assert len(names) == len(HONOURED) + len(REFUSED) + len(MEANINGLESS)
+def test_every_option_of_mace_is_a_field_or_refused():
+    names = set(Parser().actions)
+    assert names == {*run.options(), *REFUSED, *MEANINGLESS}
+    assert len(names) == len(run.options()) + len(REFUSED) + len(MEANINGLESS)
 
 
 def test_every_honoured_option_has_a_test_of_its_effect():
-    assert set(marked_options()) == set(HONOURED)
+    assert set(marked_options()) == set(run.options())
 
 
 def test_the_page_of_options_is_that_of_the_code():
@@ -59,21 +59,21 @@ def test_forms_of_existing_files(tmp_path):
     json_text = json.dumps(content | {"lr": 1e-3})
     for suffix, text in (("yaml", yaml_text), ("json", json_text)):
         parsed = read(tmp_path, text, "--max_num_epochs", "9", suffix=suffix)
-        args = parsed.args
-        assert (args.max_num_epochs, args.swa, args.start_swa, args.swa_lr) == (9, True, 4, 0.002), suffix
-        assert ast.literal_eval(args.config_type_weights) == {"Default": 1.0, "Hot": 0.5}
-        assert {int(k): v for k, v in ast.literal_eval(args.E0s).items()} == {1: -13.6, 8: -2043.0}
-        assert args.clip_grad == 10.0  # null is as if not given
-        assert args.valid_file is None and not args.restart_latest and args.ema and args.lr == 1e-3
+        stages, data, optimiser = parsed.stages, parsed.data, parsed.optimiser
+        assert (stages.max_num_epochs, stages.swa, stages.start_swa, stages.swa_lr) == (9, True, 4, 0.002), suffix
+        assert ast.literal_eval(data.config_type_weights) == {"Default": 1.0, "Hot": 0.5}
+        assert {int(k): v for k, v in ast.literal_eval(data.E0s).items()} == {1: -13.6, 8: -2043.0}
+        assert optimiser.clip_grad == 10.0  # null is as if not given
+        assert data.valid_file is None and not parsed.task.restart_latest and optimiser.ema and optimiser.lr == 1e-3
         assert parsed.phi.config.operator == "coulomb" and parsed.phi.config.channels == 4
 
 
 @pytest.mark.honours("amsgrad")
 def test_amsgrad_can_be_switched_off(tmp_path):
     """mace's parser ignores ``amsgrad: false``."""
-    assert read(tmp_path, "train_file: a.xyz\n").args.amsgrad
-    assert not read(tmp_path, "train_file: a.xyz\namsgrad: false\n").args.amsgrad
-    assert read(tmp_path, "train_file: a.xyz\namsgrad: false\n", "--amsgrad").args.amsgrad
+    assert read(tmp_path, "train_file: a.xyz\n").optimiser.amsgrad
+    assert not read(tmp_path, "train_file: a.xyz\namsgrad: false\n").optimiser.amsgrad
+    assert read(tmp_path, "train_file: a.xyz\namsgrad: false\n", "--amsgrad").optimiser.amsgrad
 
 
 def test_resolved_options_give_the_same_options_again(tmp_path):
@@ -82,7 +82,7 @@ def test_resolved_options_give_the_same_options_again(tmp_path):
     first = read(tmp_path, f"train_file: a.xyz\nhidden_irreps: 4x0e+4x2e\nlr_params_factors: {factors}\n")
     again = read(tmp_path, json.dumps(first.resolved()), suffix="json")
     assert again.resolved() == first.resolved()
-    assert str(again.args.hidden_irreps) == "4x0e+4x2e" and optimisers.read_factors(again.args) == {"readouts": 0.5}
+    assert again.host.hidden_irreps == "4x0e+4x2e" and again.optimiser.factors() == {"readouts": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -118,20 +118,17 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path, text, parts):
 def test_options_are_maces():
     """Names and defaults of every mace option are those of the installed mace, but for dipoles and replay."""
     theirs = vars(mace_interface.argument_parser().parse_args(["--name", "x"]))
-    parsed = command_line._Parser().parse(["--name", "x"], None)
+    parsed = Parser().parse(["--name", "x"], None)
     for name, value in theirs.items():
         if name not in ("dipole_weight", "swa_dipole_weight", "multiheads_finetuning"):
-            assert getattr(parsed, name) == value, name
-    unknown = [name for name in (*HONOURED, *REFUSED, *MEANINGLESS) if not hasattr(parsed, name)]
-    assert unknown == []
-    assert not set(HONOURED) & set(REFUSED)
+            assert parsed[name] == value, name
+    assert set(parsed) == {*run.options(), *REFUSED, *MEANINGLESS}
 
 
 def test_every_option_is_honoured_or_refused():
     """An option of mace that changes nothing here cannot be given in silence."""
-    parser = command_line._Parser().parser
-    for action in parser._actions:
-        if action.dest in HONOURED or not action.option_strings or action.dest == "help":
+    for action in Parser().actions.values():
+        if action.dest in run.options():
             continue
         word = action.option_strings[-1]
         if action.nargs == 0:
@@ -155,11 +152,11 @@ def test_command_line_over_file_over_preset_over_mace(tmp_path):
     file.write_text("dataset: ala3_gfn2\nlr: 0.25\nbatch_size: 3\nphi:\n  channels: 4\n  operator: graph\n")
     parsed = command_line.parse(["--config", str(file), "--batch_size", "7", "--phi", "operator=coulomb"])
     preset = named_files.preset("ala3_gfn2")
-    assert parsed.args.batch_size == 7 and parsed.args.lr == 0.25
-    assert parsed.args.r_max == preset["r_max"] != 5.0
-    assert parsed.args.num_radial_basis == 8
+    assert parsed.data.batch_size == 7 and parsed.optimiser.lr == 0.25
+    assert parsed.host.r_max == preset["r_max"] != 5.0
+    assert parsed.host.num_radial_basis == 8
     assert parsed.phi.config.channels == 4 and parsed.phi.config.operator == "coulomb"
-    assert parsed.args.name == "ala3_gfn2_phi"
+    assert parsed.output.name == "ala3_gfn2_phi"
 
 
 def test_what_is_trained_by_default(tmp_path):

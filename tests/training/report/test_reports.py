@@ -15,12 +15,11 @@ from ase.calculators.emt import EMT
 from mace import data as mace_data
 from mace.tools import evaluate as mace_evaluate
 from mace.tools import tables_utils, torch_geometric
-from training_runs import keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
+from training_runs import keep_default_dtype, metrics, parsed, refused, run, words, write_molecules  # noqa: F401
 
 from training import build as building
 from training import mace_interface
 from training.fit.predict import evaluate, isolated_energies, predict
-from training.options import command_line
 from training.report import plots, tables
 from training.report.error_sums import ErrorSums
 
@@ -50,8 +49,7 @@ def crystals(tmp_path_factory):
 
 
 def built(work_dir, **given):
-    chosen = command_line.parse(words(work_dir, name="run", **given))
-    run_data = building.prepare(chosen)
+    chosen, run_data = building.load(parsed(work_dir, name="run", **given))
     return chosen, run_data, building.build(chosen, run_data)
 
 
@@ -86,7 +84,7 @@ def test_errors_of_a_periodic_host_equal_maces(crystals, tmp_path):
     """All numbers to 1e-9, and every form to the digits that mace prints."""
     given = {"train_file": crystals, "valid_fraction": 0.5, "stress_key": "s", "loss": "stress", "batch_size": 2}
     chosen, run_data, made = built(tmp_path, **given)
-    errors = evaluate(made.model, run_data.loader("valid", chosen.args)["Default"], made.outputs, "cpu").table()
+    errors = evaluate(made.model, run_data.loader("valid")["Default"], made.outputs, "cpu").table()
     frames = validation_frames(crystals, run_data, stress="s")
     for form in FORMS_OF_A_HOST:
         their_table, numbers = mace_table(form, made.model, made.objective, made.outputs, frames, [29], 3.0)
@@ -106,7 +104,7 @@ def test_errors_of_dipoles_equal_maces(molecules, tmp_path):
     """mace reads Φ's dipoles as its own models'; it takes labels for Debye, where the trainer's are e·Å."""
     given = {"train_file": molecules, "phi": ["operator=coulomb"], "dipole_key": "mu", "charges_key": "q"}
     chosen, run_data, made = built(tmp_path, valid_fraction=0.5, **given)
-    errors = evaluate(made.model, run_data.loader("valid", chosen.args)["Default"], made.outputs, "cpu").table()
+    errors = evaluate(made.model, run_data.loader("valid")["Default"], made.outputs, "cpu").table()
     frames = validation_frames(molecules, run_data, dipole="mu")
     for form in ("DipoleRMSE", "DipoleMAE", "EnergyDipoleRMSE"):
         theirs, _ = mace_table(form, made.model, made.objective, made.outputs, frames, [1, 6, 8], 3.0)
@@ -162,7 +160,7 @@ def test_reports_that_cannot_be_are_refused(molecules, tmp_path, capsys, monkeyp
 @pytest.mark.honours("plot_interaction_e")
 def test_interaction_energies_are_without_the_isolated_atoms(molecules, tmp_path):
     chosen, run_data, made = built(tmp_path, train_file=molecules, phi=["operator=coulomb"])
-    batch = next(iter(run_data.loader("train", chosen.args)["Default"]))
+    batch = next(iter(run_data.loader("train")["Default"]))
     output = predict(made.model, batch, made.outputs)
     sums = {flag: ErrorSums(("energy_per_atom",), isolated_energies(made.model) if flag else None) for flag in (0, 1)}
     for errors in sums.values():

@@ -1,0 +1,103 @@
+"""Energies of the isolated atoms, which a model's energies are counted from: from wherever ``--E0s`` says."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ase import Atoms
+
+from phi_equivariant.errors import InputError
+from training import mace_interface
+from training.data.parts import HeadFrames, of_head
+from training.quantities import LABELS
+
+
+class _LabelledEnergies:
+    """The training structures of a head whose energies weigh: those of weight zero may hold anything."""
+
+    def __init__(self, frames: HeadFrames) -> None:
+        self.frames, self.weights = frames, frames.head.config_type_weights
+        self.used, self.elements = 0, Counter[int]()
+
+    def __iter__(self) -> Iterator[Atoms]:
+        for atoms in itertools.chain(*self.frames.train):
+            if LABELS["energy"].acts(atoms, self.weights):
+                self.used += 1
+                self.elements.update(set(atoms.numbers.tolist()))
+                yield atoms
+
+    def check(self, choice: str) -> None:
+        """InputError unless there is one."""
+        if next(iter(self), None) is None:
+            raise InputError(
+                f"--E0s: {choice} takes them from energies, and no training structure{of_head(self.frames.head)} has "
+                f"one with a weight. {self.frames.first_keys} Give the energies of isolated atoms."
+            )
+        self.used = 0
+        self.elements.clear()
+
+    def notes(self, choice: str, elements: list[int]) -> list[str]:
+        """Lines for the log about structures and elements that were left out."""
+        lines = []
+        if self.used < self.frames.size():
+            lines.append(
+                f"E0s: {choice} over {self.used} of {self.frames.size()} training structures: others weigh nothing"
+            )
+        if absent := [number for number in elements if not self.elements[number]]:
+            lines.append(f"E0s: {choice}: no energy tells of atomic number {', '.join(map(str, absent))}")
+        return lines
+
+
+def isolated_energies(
+    frames: HeadFrames, elements: list[int], numbers: list[int], foundation: Any, device: str, embeddings: Any
+) -> dict[int, float]:
+    """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
+
+    Raises
+    ------
+    InputError
+        If there are none, or none for one of the head's elements, or if they are to come from energies and no training
+        structure has one that weighs.
+    """
+    choice = frames.head.E0s
+    of = of_head(frames.head).replace(" of ", " for ", 1)
+    if frames.e0s is not None:
+        found = frames.e0s
+        if choice is not None:
+            frames.head.notes.append(
+                "E0s: from isolated atoms in the training data, which come before --E0s as in mace"
+            )
+    elif choice is None:
+        raise InputError(
+            f"--E0s: energies of the isolated atoms are needed{of}. Give a dictionary as in --E0s '{{1: -13.6, 8: "
+            "-2043.0}', a JSON file, 'average' (least squares over the training set), or frames with "
+            "config_type=IsolatedAtom in the training file."
+        )
+    elif isinstance(choice, dict):
+        found = choice
+    elif choice == "average":
+        labelled = _LabelledEnergies(frames)
+        labelled.check(choice)
+        found = mace_interface.average_energies(labelled, elements)
+        frames.head.notes += labelled.notes(choice, elements)
+    elif foundation is None:
+        raise InputError(f"--E0s: {choice}{of} takes the energies of a trained model: give --foundation_model.")
+    elif choice == "foundation":
+        found, elements = foundation.energies, numbers
+    else:
+        labelled = _LabelledEnergies(frames)
+        labelled.check(choice)
+        found = mace_interface.estimated_energies(
+            foundation.potential, foundation.energies, labelled, elements, device, embeddings
+        )
+        frames.head.notes += labelled.notes(choice, elements)
+    if missing := [number for number in elements if number not in found]:
+        absent = ", ".join(map(str, missing))
+        if frames.e0s is not None:
+            raise InputError(
+                f"--E0s: among the isolated atoms of the training data{of}, which come before --E0s, there is none of "
+                f"atomic number {absent}. Add them, or take the others out and give --E0s for {elements}."
+            )
+        raise InputError(f"--E0s: no isolated-atom energy{of} for atomic number {absent}. Give all of {elements}.")
+    return found
