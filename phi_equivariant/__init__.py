@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (e3nn and mace can be imported from here on)
+from phi_equivariant.e3nn_constants import declare_slice
 from phi_equivariant.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "__version__", "attach_phi"]
 
-#: Modules that have the public names. They are imported when they are asked for: torch takes seconds, help needs none.
-_HOMES = {
-    "PhiCalculator": "engines.calculator",
-    "PhiConfig": "config",
-    "PhiModule": "phi_module",
-    "PhiPotential": "potential",
-    "Tap": "taps",
-    "__version__": "version",
-    "attach_phi": "attach",
-}
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+declare_slice()
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "PhiCalculator": "engines.calculator",
+        "PhiConfig": "config",
+        "PhiModule": "phi_module",
+        "PhiPotential": "potential",
+        "Tap": "taps",
+        "__version__": "version",
+        "attach_phi": "attach",
+    },
+)

@@ -2,8 +2,6 @@
 
 import torch
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn)
-
 # isort: split
 from e3nn import o3
 

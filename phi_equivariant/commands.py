@@ -3,16 +3,15 @@
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 PACKAGES = ("training", "zoo")
 
 
-def hidden(names: Collection[str] = PACKAGES) -> str | None:
-    """What to say if a file or folder of the user's hides one of these packages; None if all are ours, or others'."""
+def hidden(*names: str) -> str | None:
+    """What to say if a file of the user's hides one of our packages, all of them without names; None if none does."""
     ours = Path(__file__).resolve().parents[1]
-    for name in sorted({*names} & {*PACKAGES}):
+    for name in PACKAGES if not names else set(PACKAGES) & set(names):
         spec = importlib.util.find_spec(name)
         if spec is None:
             return f"the package {name} of phi-equivariant is not installed beside {ours / 'phi_equivariant'}."

@@ -21,4 +21,6 @@ class DeclareSlice(importlib.abc.MetaPathFinder):
             torch.serialization.add_safe_globals([slice])
 
 
-sys.meta_path.insert(0, DeclareSlice())
+def declare_slice() -> None:
+    """Have ``slice`` declared before e3nn is imported."""
+    sys.meta_path.insert(0, DeclareSlice())

@@ -1,7 +1,7 @@
 """Names of a package that import their module when they are first asked for (PEP 562)."""
 
+import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 
@@ -17,12 +17,12 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     def get(name: str) -> object:
         if name in homes:
-            value = pkgutil.resolve_name(f"{package}.{homes[name]}:{name}")
+            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
             setattr(sys.modules[package], name, value)
             return value
         if name.startswith("_") or importlib.util.find_spec(f"{package}.{name}") is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return pkgutil.resolve_name(f"{package}.{name}:")
+        return importlib.import_module(f"{package}.{name}")
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes})

@@ -36,8 +36,8 @@ def host_type(name: str) -> Any:
     points = host_types()
     if name not in points:
         raise InputError(f"host type {name!r} is not installed; installed: {', '.join(points)}.")
-    if message := hidden([points[name].module.partition(".")[0]]):
-        raise InputError(f"host type {name!r} cannot be imported: {message}")
+    if message := hidden(points[name].module.partition(".")[0]):
+        raise InputError(message)
     return points[name].load()
 
 

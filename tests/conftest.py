@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn and mace)
+import phi_equivariant  # noqa: F401  (before e3nn and mace: it makes e3nn 0.4.4 importable)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

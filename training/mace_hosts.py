@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn and mace)
 from phi_equivariant.errors import InputError
 
 # isort: split

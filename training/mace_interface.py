@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from ase import Atoms
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn and mace)
 from phi_equivariant.errors import InputError
 
 # isort: split

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 __all__ = ["GenericModel", "Host", "create_model", "list_models", "load_pretrained", "model_info", "parameter_groups"]
 
-_HOMES = {
-    "GenericModel": "generic",
-    "Host": "hosts",
-    "create_model": "architectures",
-    "list_models": "store.catalogue",
-    "load_pretrained": "store.pretrained",
-    "model_info": "store.catalogue",
-    "parameter_groups": "hosts",
-}
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "GenericModel": "generic",
+        "Host": "hosts",
+        "create_model": "architectures",
+        "list_models": "store.catalogue",
+        "load_pretrained": "store.pretrained",
+        "model_info": "store.catalogue",
+        "parameter_groups": "hosts",
+    },
+)

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import phi_equivariant.e3nn_constants  # noqa: F401  (before e3nn)
-
 # isort: split
 from e3nn import o3
 from mace import modules
