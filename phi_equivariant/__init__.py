@@ -7,6 +7,7 @@ from phi_equivariant.lazy import lazy_names
 
 if TYPE_CHECKING:
     from phi_equivariant.attach import attach_phi
+    from phi_equivariant.born_charges import born_effective_charges
     from phi_equivariant.config import PhiConfig
     from phi_equivariant.engines.calculator import PhiCalculator
     from phi_equivariant.phi_module import PhiModule
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from phi_equivariant.taps import Tap
     from phi_equivariant.version import __version__
 
-__all__ = ["PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "__version__", "attach_phi"]
+__all__ = [
+    "PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "__version__", "attach_phi",
+    "born_effective_charges",
+]  # fmt: skip
 
 declare_slice()
 __getattr__, __dir__ = lazy_names(
@@ -27,5 +31,6 @@ __getattr__, __dir__ = lazy_names(
         "Tap": "taps",
         "__version__": "version",
         "attach_phi": "attach",
+        "born_effective_charges": "born_charges",
     },
 )

@@ -1,14 +1,17 @@
 """A host with Φ attached: one module with the call signature of a mace model."""
 
 import warnings
+from typing import Any
 
 import torch
 
+from phi_equivariant.derivatives import Batch, Output, Wanted, with_derivatives
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.cells import read_cells
+from phi_equivariant.host_energy import run_host
+from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
-from phi_equivariant.strain import slopes, strain, stress_of
-from phi_equivariant.taps import RecordedOutput, read_layers, submodules
+from phi_equivariant.phi_module import PhiModule
+from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
 
 
 class PhiPotential(torch.nn.Module):
@@ -26,7 +29,7 @@ class PhiPotential(torch.nn.Module):
 
     host_lr_factor = 1.0  # the host's part of the learning rate, which Φ has in full
 
-    def __init__(self, host, phi, taps):
+    def __init__(self, host: torch.nn.Module, phi: PhiModule, taps: Taps) -> None:
         super().__init__()
         self.host = host
         self.phi = phi
@@ -34,7 +37,7 @@ class PhiPotential(torch.nn.Module):
         self._recorded = {name: RecordedOutput() for name in submodules(taps)}
         self._handles = [host.get_submodule(name).register_forward_hook(hook) for name, hook in self._recorded.items()]
 
-    def detach(self):
+    def detach(self) -> torch.nn.Module:
         """Take the hooks off and give the host back, as it was; this potential cannot be called any more."""
         for handle in self._handles:
             handle.remove()
@@ -42,52 +45,52 @@ class PhiPotential(torch.nn.Module):
         return self.host
 
     @property
-    def r_max(self):
+    def r_max(self) -> Any:
         """Cut-off radius of the host in Å."""
         return self.host.r_max
 
     @property
-    def atomic_numbers(self):
+    def atomic_numbers(self) -> torch.Tensor:
         """Elements the host knows, (n_elements,)."""
         return self.host.atomic_numbers
 
     @property
-    def heads(self):
+    def heads(self) -> Any:
         """Names of the host's heads."""
         return getattr(self.host, "heads", ["Default"])
 
     @property
-    def num_interactions(self):
+    def num_interactions(self) -> Any:
         """Number of the host's layers."""
         return self.host.num_interactions
 
     @property
-    def products(self):
+    def products(self) -> torch.nn.ModuleList:
         """The blocks of the host whose output are its node features."""
         return self.host.products
 
     @property
-    def atomic_energies_fn(self):
+    def atomic_energies_fn(self) -> torch.nn.Module:
         """The host's isolated-atom energies."""
         return self.host.atomic_energies_fn
 
     def forward(
         self,
-        data,
-        training=False,
-        compute_force=True,
-        compute_virials=False,
-        compute_stress=False,
-        compute_displacement=False,
-        compute_hessian=False,
-        compute_edge_forces=False,
-        compute_atomic_stresses=False,
-        lammps_mliap=False,
-    ):
+        data: Batch,
+        training: bool = False,
+        compute_force: bool = True,
+        compute_virials: bool = False,
+        compute_stress: bool = False,
+        compute_displacement: bool = False,
+        compute_hessian: bool = False,
+        compute_edge_forces: bool = False,
+        compute_atomic_stresses: bool = False,
+        lammps_mliap: bool = False,
+    ) -> Output:
         """Energies, forces, stress and charges of a batch.
 
-        Forces and the strain derivative come from one call, F = −∂E/∂r, σ = (1/V) ∂E/∂ε, virials −∂E/∂ε, where ε
-        strains positions and cell, symmetrised, as in mace.
+        Forces and stress come from one derivative of the sum, as in :func:`derivatives.with_derivatives`. Total
+        energies are in float64, whatever the precision of the model.
 
         Parameters
         ----------
@@ -111,50 +114,38 @@ class PhiPotential(torch.nn.Module):
         Raises
         ------
         InputError
-            For positions, cells or total charges that are not finite, a charge or spin that is no class of the host's
-            embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a structure periodic in one
-            or two directions, a quantity that is not computed, derivatives in inference mode, or if Φ was detached. A
-            charged periodic cell gives a warning.
+            For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is no
+            class of the host's embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a
+            structure periodic in one or two directions, a quantity that is not computed, derivatives in inference mode,
+            or if Φ was detached. A charged periodic cell gives a warning.
         """
-        _refuse(
-            compute_hessian=compute_hessian,
-            compute_edge_forces=compute_edge_forces,
-            compute_atomic_stresses=compute_atomic_stresses,
-            lammps_mliap=lammps_mliap,
+        wanted = Wanted(
+            "a potential with Φ",
+            training,
+            compute_force,
+            compute_virials,
+            compute_stress,
+            compute_displacement,
+            compute_hessian,
+            compute_edge_forces,
+            compute_atomic_stresses,
+            lammps_mliap,
         )
         if not self._handles:
             raise InputError("Φ was detached from this potential; call attach_phi on the host again.")
-        differentiate = compute_force or compute_virials or compute_stress
-        if (differentiate or compute_displacement) and torch.is_inference_mode_enabled():
-            raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
         if not bool(torch.isfinite(data["positions"]).all()):
             raise InputError("positions are not finite (NaN or infinity); a simulation that blew up does this.")
-        cell, pbc = read_cells(data)
-        charge = _total_charge(data, pbc)
-        compute_stress = compute_stress and bool(pbc.all(1).any())
-        with torch.set_grad_enabled(differentiate or compute_displacement or torch.is_grad_enabled()):
-            data = dict(data)
-            if not data["positions"].requires_grad:
-                # A leaf of our own: the caller's tensor keeps its flags.
-                data["positions"] = data["positions"].detach().requires_grad_(True)
-            variables = [data["positions"]]
-            if compute_virials or compute_stress or compute_displacement:
-                variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
-                cell = strain(data, cell, variables[1])
-            # Without derivatives here the caller may differentiate the energy, as often as it likes.
-            out = self._evaluate(data, cell, pbc, charge, training, second_order=training or not differentiate)
-            gradients = slopes(out["energy"], variables, training) if differentiate else None
-        return {
-            **out,
-            "forces": -gradients[0] if differentiate else None,
-            "virials": -gradients[1] if compute_virials else None,
-            "stress": stress_of(gradients[1], cell.detach(), pbc) if compute_stress else None,
-            "displacement": variables[1] if len(variables) == 2 else None,
-        }
+        check_edges(data)
 
-    def _evaluate(self, data, cell, pbc, total_charge, training, second_order):
+        def energies(data: Batch, cell: torch.Tensor, pbc: torch.Tensor) -> Output:
+            return self._energies(data, cell, pbc, wanted)
+
+        return with_derivatives(energies, data, wanted)
+
+    def _energies(self, data: Batch, cell: torch.Tensor, pbc: torch.Tensor, wanted: Wanted) -> Output:
         """Energies and charges, without derivatives."""
-        host, layers = self._run_host(data, training)
+        total_charge = _total_charge(data, pbc)
+        host, layers = self._run_host(data, wanted.training)
         phi = self.phi(
             layers,
             data["positions"],
@@ -164,40 +155,42 @@ class PhiPotential(torch.nn.Module):
             edge_index=data["edge_index"],
             shifts=data["shifts"],
             total_charge=total_charge,
-            second_order=second_order,
+            second_order=wanted.second_order,
             cell=cell,
             pbc=pbc,
         )
-        energy, features = host["energy"] + phi["phi_energy"], host.get("node_feats")
+        features = host.get("node_feats")
         return {
             **phi,
-            "energy": energy,
+            "energy": host["energy"] + phi["phi_energy"],
             "host_energy": host["energy"],
             "node_energy": host["node_energy"] + phi["node_energy"],
             "node_feats": torch.cat(layers, dim=-1) if features is None else features,
         }
 
-    def _run_host(self, data, training):
+    def _run_host(self, data: Batch, training: bool) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         """The host's output without derivatives, and the tapped node features."""
         check_classes(self.host, data)
-        for recorded in self._recorded.values():
-            recorded.active = True
-        try:
-            host = self.host(data, training=training, compute_force=False)
-            layers = read_layers(self.taps, {name: one.take(name) for name, one in self._recorded.items()})
-        finally:
-            for recorded in self._recorded.values():
-                recorded.active, recorded.outputs = False, []
-        return host, layers
+        with recording(self._recorded) as outputs:
+            host = run_host(self.host, data, training=training, compute_force=False)
+            return host, read_layers(self.taps, outputs())
 
 
-def _refuse(**asked):
-    for name, wanted in asked.items():
-        if wanted:
-            raise InputError(f"{name} is asked for, but a potential with Φ does not compute it; leave it out.")
+def run_model(model: torch.nn.Module, data: Batch, **options: Any) -> Output:
+    """The output of a potential or of a bare host, total energies in float64 from either.
+
+    Parameters
+    ----------
+    model: ``PhiPotential``, or a model with mace's call signature
+    data: dict with mace's keys
+    options: as :meth:`PhiPotential.forward` takes them
+    """
+    if isinstance(model, PhiPotential):
+        return dict(model(data, **options))
+    return run_host(model, data, **options)
 
 
-def _total_charge(data, pbc):
+def _total_charge(data: Batch, pbc: torch.Tensor) -> torch.Tensor:
     """(n_structures,) in e; 0 where the batch has none."""
     n_structures = len(pbc)
     charge = data.get("total_charge")

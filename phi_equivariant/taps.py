@@ -1,6 +1,10 @@
 """Taps: which outputs of a host's submodules are its node features, and how they are read."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -10,6 +14,7 @@ from e3nn import o3
 from phi_equivariant.errors import InputError
 
 LAYOUTS = ("mul_ir", "ir_mul")
+Taps = Mapping[str, "tuple[Tap, ...]"]  # {"submodule.name": what is read from its output}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Tap:
     increment: bool = False
     start: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         width = isinstance(self.irreps, int) and not isinstance(self.irreps, bool)
         try:
             irreps = o3.Irreps(f"{self.irreps}x0e" if width else self.irreps)
@@ -62,13 +67,13 @@ class Tap:
         if self.start is not None and not self.increment:
             raise InputError(f"a tap has start={self.start!r} without increment=True, and nothing is added to it.")
 
-    def to_dict(self):
+    def to_dict(self) -> str | dict[str, Any]:
         """Irreps as text if there is nothing else to say, else a dictionary of what differs from the defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         said = {name: value for name, value in dataclasses.asdict(self).items() if value != defaults[name]}
         return said if len(said) > 1 else self.irreps
 
-    def read(self, output, name):
+    def read(self, output: Any, name: str) -> torch.Tensor:
         """Features (n_atoms, irreps.dim) in e3nn's layout from what the submodule ``name`` returned."""
         if self.element is not None:
             try:
@@ -77,11 +82,11 @@ class Tap:
                 raise InputError(f"tap {name!r} has no element {self.element!r} in its output: {error!r}.") from error
         return self._in_order(output, name)
 
-    def read_start(self, output):
+    def read_start(self, output: Any) -> torch.Tensor:
         """The same from what ``start`` returned."""
         return self._in_order(output, self.start)
 
-    def _in_order(self, features, name):
+    def _in_order(self, features: Any, name: str | None) -> torch.Tensor:
         irreps = o3.Irreps(self.irreps)
         shape = (irreps.dim,) if self.layout == "mul_ir" else (sum(ir.dim for _, ir in irreps), irreps[0].mul)
         if not torch.is_tensor(features):
@@ -101,30 +106,49 @@ class Tap:
 
 
 class RecordedOutput:
-    """Forward hook that keeps what a submodule returns, while its potential's forward pass lasts.
+    """Forward hook that hands what a submodule returns to the pass of a potential that is under way, if one is.
 
-    A plain object, not a closure: hooks then survive ``copy.deepcopy`` and ``torch.save``.
+    It is the pass that holds the outputs: threads that share a model have their own. A plain object, not a closure:
+    hooks survive ``copy.deepcopy``, ``torch.save`` and pickling.
     """
 
-    def __init__(self):
-        self.active = False
-        self.outputs = []
-
-    def __call__(self, module, arguments, output):
-        if self.active:
-            self.outputs.append(output)
-
-    def take(self, name):
-        """The one output; InputError if there is none, or more than one."""
-        if len(self.outputs) != 1:
-            raise InputError(
-                f"the tapped submodule {name!r} ran {len(self.outputs)} times in one pass of the host; tap submodules "
-                "that run once."
-            )
-        return self.outputs[0]
+    def __call__(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        recording = _recording.get()
+        if recording is not None and self in recording:
+            recording[self].append(output)
 
 
-def read_taps(taps):
+@contextlib.contextmanager
+def recording(hooks: Mapping[str, RecordedOutput]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Record what {submodule: hook} see; gives a function that returns {submodule: output}.
+
+    Raises
+    ------
+    InputError
+        By the function, if a submodule did not run, or ran more than once.
+    """
+    outputs: dict[RecordedOutput, list[Any]] = {hook: [] for hook in hooks.values()}
+
+    def take() -> dict[str, Any]:
+        for name, hook in hooks.items():
+            if len(outputs[hook]) != 1:
+                raise InputError(
+                    f"the tapped submodule {name!r} ran {len(outputs[hook])} times in one pass of the host; tap "
+                    "submodules that run once."
+                )
+        return {name: outputs[hook][0] for name, hook in hooks.items()}
+
+    token = _recording.set({**(_recording.get() or {}), **outputs})
+    try:
+        yield take
+    finally:
+        _recording.reset(token)
+
+
+_recording: ContextVar[dict[RecordedOutput, list[Any]] | None] = ContextVar("recording", default=None)
+
+
+def read_taps(taps: Any) -> dict[str, tuple[Tap, ...]]:
     """{"submodule.name": (Tap, …)} from what a user, a host or a file gave.
 
     Parameters
@@ -146,25 +170,26 @@ def read_taps(taps):
     return found
 
 
-def write_taps(taps):
+def write_taps(taps: Taps) -> dict[str, Any]:
     """What :func:`read_taps` reads, as JSON can hold it."""
     written = {name: [tap.to_dict() for tap in parts] for name, parts in taps.items()}
     return {name: parts if len(parts) > 1 else parts[0] for name, parts in written.items()}
 
 
-def irreps_of(parts):
+def irreps_of(parts: tuple[Tap, ...]) -> o3.Irreps:
     """Irreps of a layer, those of its taps side by side."""
     return sum((o3.Irreps(tap.irreps) for tap in parts), o3.Irreps())
 
 
-def submodules(taps):
+def submodules(taps: Taps) -> list[str]:
     """Names of the submodules whose outputs are read, each once."""
     return list(dict.fromkeys([*taps, *(tap.start for parts in taps.values() for tap in parts if tap.start)]))
 
 
-def read_layers(taps, outputs):
+def read_layers(taps: Taps, outputs: Mapping[str, Any]) -> list[torch.Tensor]:
     """Features (n_atoms, irreps.dim) of each layer from {submodule: output}."""
-    sums, layers = {}, []
+    sums: dict[Tap, torch.Tensor] = {}
+    layers = []
     for name, parts in taps.items():
         features = []
         for tap in parts:
@@ -178,11 +203,11 @@ def read_layers(taps, outputs):
     return layers
 
 
-def _is_several(given):
+def _is_several(given: Any) -> bool:
     return isinstance(given, list | tuple) and not isinstance(given, o3.Irreps)  # which are a tuple too
 
 
-def _tap(given):
+def _tap(given: Any) -> Tap:
     if isinstance(given, Tap):
         return given
     if not isinstance(given, dict):

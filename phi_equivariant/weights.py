@@ -13,11 +13,13 @@ from phi_equivariant.attach import attach_phi
 from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, WEIGHTS_FILE, read_json, write_atomically
+from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.inputs.state import StateReader, kept_inputs, set_reader
 from phi_equivariant.potential import PhiPotential
+from phi_equivariant.precision import DTYPES, default_dtype, read_dtype
 from phi_equivariant.taps import write_taps
 
-FORMAT_VERSION = 2  # 1 had no "tensors": all of them
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FORMAT_VERSION = 3  # 1 had no "tensors": all of them; 2 no "inputs": charges and spins under their usual names
 
 
 def host_types() -> dict[str, importlib.metadata.EntryPoint]:
@@ -41,7 +43,7 @@ def host_type(name: str) -> Any:
     return points[name].load()
 
 
-def describe_model(model):
+def describe_model(model: torch.nn.Module) -> dict[str, Any]:
     """All that is needed to build a potential, or a bare host, again, but for its weights: a JSON-able dictionary.
 
     Raises
@@ -49,20 +51,23 @@ def describe_model(model):
     InputError
         If no installed host type knows the model, or it has settings that its host type cannot write down.
     """
-    model = portable(model)
-    phi = isinstance(model, PhiPotential)
-    host = model.host if phi else model
+    inputs, model = kept_inputs(model), portable(model)
+    host, phi = model, None
+    if isinstance(model, PhiPotential):
+        host, phi = model.host, {"config": model.phi.config.to_dict(), "taps": write_taps(model.taps)}
     name, host_type = host_type_of(host)
     return {
-        "format_version": FORMAT_VERSION,
+        # A library that does not know "inputs" would read other entries of structures: it must not load such a model.
+        "format_version": FORMAT_VERSION if inputs else FORMAT_VERSION - 1,
         "host": {"type": name, "arguments": host_type.describe(host)},
-        "phi": {"config": model.phi.config.to_dict(), "taps": write_taps(model.taps)} if phi else None,
+        "phi": phi,
+        **({"inputs": inputs} if inputs else {}),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {package: _version(package) for package in ("phi-equivariant", "torch", "e3nn", "mace-torch")},
     }
 
 
-def portable(model):
+def portable(model: torch.nn.Module) -> torch.nn.Module:
     """The model in the form in which it is saved: the same, but for hosts that run on special kernels.
 
     Such a host is converted back by its host type, and a copy of Φ attached to it.
@@ -71,14 +76,18 @@ def portable(model):
     plain = host_type_of(host)[1].portable(host)
     if plain is host:
         return model
-    if not isinstance(model, PhiPotential):
-        return plain.train(model.training)
-    copied = attach_phi(plain, model.phi.config, model.taps)
-    copied.phi.load_state_dict(model.phi.state_dict())
-    return copied.train(model.training)
+    keep_exact(plain, atomic_energies(host))
+    if isinstance(model, PhiPotential):
+        copied = attach_phi(plain, model.phi.config, model.taps)
+        copied.phi.load_state_dict(model.phi.state_dict())
+        plain = copied
+    set_reader(plain, StateReader.from_dict(kept_inputs(model)))
+    return plain.train(model.training)
 
 
-def save_model(model, folder, notes=None, parameters_only=False):
+def save_model(
+    model: torch.nn.Module, folder: str | Path, notes: dict[str, Any] | None = None, parameters_only: bool = False
+) -> None:
     """Write a potential, or a bare host, to ``folder``.
 
     Parameters
@@ -94,9 +103,9 @@ def save_model(model, folder, notes=None, parameters_only=False):
     InputError
         If the model cannot be described; nothing is written then.
     """
-    model = portable(model)
     kind = "parameters" if parameters_only else "all"
     text = json.dumps({**describe_model(model), "tensors": kind, "notes": notes or {}}, indent=2) + "\n"
+    model = portable(model)
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in _tensors(model, kind).items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +163,9 @@ def read_saved(folder: str | Path) -> SavedModel:
     return SavedModel(folder, config, shapes, file)
 
 
-def build_saved(saved: SavedModel, device: str | torch.device = "cpu", dtype: str | None = None) -> torch.nn.Module:
+def build_saved(
+    saved: SavedModel, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> torch.nn.Module:
     """The model in evaluation mode.
 
     Parameters
@@ -167,7 +178,7 @@ def build_saved(saved: SavedModel, device: str | torch.device = "cpu", dtype: st
     InputError
         If the configuration describes no model that can be built, or the tensors do not fit it or are not finite.
     """
-    check_dtype(dtype)
+    precision = read_dtype(dtype)
     try:
         model = _build(saved.config)
     except InputError as error:
@@ -177,12 +188,14 @@ def build_saved(saved: SavedModel, device: str | torch.device = "cpu", dtype: st
             f"{saved.folder / CONFIG_FILE} does not describe a model that can be built ({error!r})."
         ) from error
     _load_tensors(model, saved)
-    if dtype is not None:
-        model = model.to(_DTYPES[dtype])
-    return model.to(device).eval()
+    if inputs := saved.config.get("inputs"):
+        set_reader(model, StateReader.from_dict(inputs))
+    return model.to(device=device, dtype=precision).eval()
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: str | None = None) -> torch.nn.Module:
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> torch.nn.Module:
     """The potential or bare host saved in ``folder``, in evaluation mode.
 
     Parameters
@@ -197,15 +210,15 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: st
         If a file is missing or does not fit: an unknown format or host type, other tensors than the model has, or
         weights that are not finite.
     """
-    check_dtype(dtype)
+    read_dtype(dtype)
     return build_saved(read_saved(folder), device, dtype)
 
 
-def _tensors(model, kind):
+def _tensors(model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
     """{name: tensor} that a file holds: ``all``, or ``parameters`` alone; one that has several names by its first."""
     if kind == "parameters":
         return dict(model.named_parameters())
-    first = {}
+    first: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (name, tensor))
     return dict(first.values())
@@ -236,13 +249,7 @@ def _load_tensors(model: torch.nn.Module, saved: SavedModel) -> None:
     model.load_state_dict(state, strict=False)  # the names were compared above
 
 
-def check_dtype(dtype):
-    """InputError unless ``dtype`` is None or the name of a precision."""
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(map(repr, _DTYPES))}.")
-
-
-def host_type_of(host):
+def host_type_of(host: torch.nn.Module) -> tuple[str, Any]:
     """Name and class of the installed host type that knows a model.
 
     Raises
@@ -260,21 +267,17 @@ def host_type_of(host):
     )
 
 
-def _build(config):
+def _build(config: dict[str, Any]) -> torch.nn.Module:
     """A fresh model from a configuration, in the precision it was saved in."""
-    dtype = _DTYPES[config["dtype"]]
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = host_type(config["host"]["type"]).build(config["host"]["arguments"])
+    dtype = DTYPES[config["dtype"]]
+    with default_dtype(dtype):
+        model: torch.nn.Module = host_type(config["host"]["type"]).build(config["host"]["arguments"])
         if config["phi"] is not None:
             model = attach_phi(model, config["phi"]["config"], config["phi"]["taps"])
-    finally:
-        torch.set_default_dtype(previous)
     return model.to(dtype)
 
 
-def _version(package):
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

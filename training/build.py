@@ -6,6 +6,7 @@ import torch
 
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import set_reader
 from phi_equivariant.weights import describe_model
 from training import distribution, mace_hosts, mace_interface
 from training.data import run_data
@@ -81,6 +82,7 @@ def build(run: Run, data: RunData) -> Built:
     model = host if run.phi is None else _attach(host, run.phi, data)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze: {run.host.freeze} leaves nothing to train. Choose a smaller number.")
+    set_reader(model, data.state)  # what it is evaluated on is read as this was
     describe_model(model)  # what cannot be saved must not be trained
     stage_two = build_objective(run.loss, run.phi, stage=2) if run.stages.swa else None
     return Built(model, build_objective(run.loss, run.phi), stage_two, outputs, order)

@@ -1,30 +1,29 @@
 """Energies, forces and charges of a trained model for the structures of a file."""
 
-import io
 import json
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import ase.io
 import torch
 
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
+from phi_equivariant.inputs.state import reader_of, set_reader
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, load_model
 from training import distribution, run_folder
 from training.data.labels import KEY_OPTIONS
-from training.data.stream import Census, Frame, FrameStream
-from training.fit.predictions import Predictor, Wanted, not_finite
+from training.data.stream import Census, FrameStream
+from training.fit.file_evaluation import Evaluation
+from training.fit.predictions import Predictor, Wanted
 from training.options.evaluation import OPENERS, Asked
 from training.quantities import TARGETS
 from training.report import tables
-from training.report.error_sums import ErrorSums
 from zoo import mace_host
 
 logger = logging.getLogger("phi_mace_train")
@@ -54,7 +53,9 @@ def read_model(asked: Asked) -> torch.nn.Module:
         else:
             model = mace_host.read_model(path, asked.trust_pickle).to(getattr(torch, asked.default_dtype))
         if asked.enable_cueq:
+            reader = reader_of(model)
             model = _on_cueq(model, asked.device)
+            set_reader(model, reader)
     return model.to(asked.device).eval()
 
 
@@ -66,69 +67,6 @@ def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:
     fast = attach_phi(mace_host.accelerate(model.detach(), "cueq", device), config)
     fast.phi.load_state_dict(state)
     return fast
-
-
-class Evaluation:
-    """One pass over a file: predictions go to the output, errors into sums.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    stream : FrameStream
-    prefix : of the names of what is written
-    """
-
-    def __init__(self, predictor: Predictor, stream: FrameStream, prefix: str):
-        self.predictor, self.stream, self.prefix = predictor, stream, prefix
-        self.errors = ErrorSums()
-        self.structures = self.atoms = 0
-
-    def write(
-        self, file: IO[str], max_structures: int, max_atoms: int, advance: Callable[[int], None] | None = None
-    ) -> None:
-        """Evaluate all structures and write them in their order."""
-        for frames in self.stream.batches(max_structures, max_atoms):
-            self._write_batch(frames, file)
-            if advance is not None:
-                advance(len(frames))
-        if not self.structures:
-            raise InputError(f"{self.stream.path}: no structure could be evaluated; nothing was written.")
-
-    def _write_batch(self, frames: list[Frame], file: IO[str]) -> None:
-        batch = self.predictor.batch([frame.labelled for frame in frames])
-        output = self.predictor(batch)
-        texts: list[str] = []
-        good: list[Frame] = []
-        for frame, prediction in zip(frames, self.predictor.split(output, batch), strict=True):
-            reason = self._why_unusable(prediction) or self._add_text(frame, prediction, texts)
-            if reason is None:
-                good.append(frame)
-            else:
-                self.stream.reject(frame.index, f"{self.stream.where(frame.index)} {reason}")
-        if len(good) == len(frames):
-            self.errors.update(output, batch)
-        elif good:  # without those that were rejected
-            batch = self.predictor.batch([frame.labelled for frame in good])
-            self.errors.update(self.predictor(batch), batch)
-        file.writelines(texts)
-        self.structures += len(good)
-        self.atoms += sum(len(frame.atoms) for frame in good)
-
-    @staticmethod
-    def _why_unusable(prediction: Any) -> str | None:
-        names = not_finite(prediction)
-        return f"has predictions that are not finite ({', '.join(names)}): do atoms coincide?" if names else None
-
-    def _add_text(self, frame: Frame, prediction: Any, texts: list[str]) -> str | None:
-        """Write a frame to memory; the reason where ase cannot."""
-        self.predictor.add_to(frame.atoms, prediction, self.prefix)
-        text = io.StringIO()
-        try:
-            ase.io.write(text, frame.atoms, format="extxyz")
-        except Exception as error:  # ase's writers raise whatever they meet: there is no narrower base class
-            return f"cannot be written as extended XYZ: {type(error).__name__}: {error}."
-        texts.append(text.getvalue())
-        return None
 
 
 def _check_labels(asked: Asked, census: Census) -> None:
@@ -151,7 +89,7 @@ def _check_labels(asked: Asked, census: Census) -> None:
     logger.info(f"no errors: {what}")
 
 
-def _report_bad(bad: dict[int, str]) -> None:
+def _report_bad(bad: Mapping[int, str]) -> None:
     for reason in list(bad.values())[:NAMED_FRAMES]:
         logger.info(f"left out: {reason}")
     if len(bad) > NAMED_FRAMES:
@@ -191,11 +129,12 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     stream = FrameStream(
         asked.configs,
         predictor.numbers,
-        {**predictor.keys, **asked.keys},
+        asked.keys,
         allow_slabs=operator != "coulomb",
         allow_charged=operator != "graph",
         embeddings=predictor.embeddings,
         skip_bad=asked.skip_bad,
+        usual=reader_of(model).keys,
     )
     census = stream.take_census()
     _check_labels(asked, census)
@@ -206,8 +145,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
 
     def write(path: Path) -> None:
         opener: Any = OPENERS.get(Path(asked.output).suffix, open)
-        with opener(path, "wt", encoding="utf-8") as file:
-            evaluation.write(file, asked.batch_size, asked.batch_atoms, advance)
+        evaluation.write(path, opener, asked.batch_size, asked.batch_atoms, advance)
 
     with run_folder.structure_bar("evaluating", census.report.frames) as advance:
         write_atomically(asked.output, write)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import keep_exact
 
 # isort: split
 from mace import modules
@@ -92,6 +93,7 @@ def build_host(host: Host, data: Data, loss: Loss, training: TrainingSet) -> tup
         model, outputs = model_script_utils.configure_model(
             options, loader, isolated, None, training.names, training.table, written
         )
+        keep_exact(model, isolated)
     except InputError:
         raise
     except (AssertionError, ValueError, KeyError, RuntimeError, SyntaxError) as error:
@@ -261,6 +263,7 @@ def fine_tuned_host(host: Host, loss: Loss, training: TrainingSet, trained: Any)
     # mace takes the trained model's E0s over those that were given where the elements are the same, and makes a
     # parameter that nothing trains of a buffer.
     model.atomic_energies_fn.atomic_energies = torch.tensor(own)
+    keep_exact(model, own)
     basis = model.radial_embedding.bessel_fn
     if isinstance(getattr(basis, "bessel_weights", None), torch.nn.Parameter):
         weights = basis.bessel_weights.detach().clone()

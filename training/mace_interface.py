@@ -1,6 +1,7 @@
 """What the trainer takes from mace beside its hosts (``mace_hosts``): options, structures, losses."""
 
 import argparse
+import dataclasses
 import functools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,10 +9,12 @@ from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.empty_space import Compact, compact, mostly_empty
 
 # isort: split
 from e3nn import o3
@@ -137,6 +140,12 @@ def graph(
     ``kept`` names fields of :data:`UNUSED_FIELDS` that this model reads after all.
     """
     table = mace_tools.AtomicNumberTable(list(atomic_numbers))
+    positions, cell, pbc = configuration.positions, np.array(configuration.cell, float), np.array(configuration.pbc)
+    tight = compact(positions, cell, pbc, r_max) if mostly_empty(positions, cell, pbc, r_max) else None
+    if tight is not None:
+        configuration = dataclasses.replace(
+            configuration, positions=tight.positions, cell=tight.cell, pbc=(True, True, True)
+        )
     data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
     kept = {*kept, *TARGETS, *(f"{name}_weight" for name in TARGETS)}
     fields = {
@@ -151,11 +160,36 @@ def graph(
             dtype = torch.get_default_dtype()
             fields[name] = torch.zeros(shape) if value is None else torch.tensor(value, dtype=dtype).view(shape)
             fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
+    # A total energy of -10^7 eV has no digits for the interaction in float32.
+    energy = configuration.properties.get("energy")
+    fields["energy"] = torch.tensor(0.0 if energy is None else float(energy), dtype=torch.float64)
+    if tight is not None:
+        _unpack(fields, tight, positions, cell, pbc, r_max)
     for key in ("shifts", "unit_shifts"):
         if not fields[key].any():
             # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
             fields[key] = fields[key].new_zeros(1, 3).expand(len(fields[key]), 3)
     return fields
+
+
+def _unpack(
+    fields: dict[str, torch.Tensor],
+    tight: Compact,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    r_max: float,
+) -> None:
+    """Give a graph that was made without empty space its own positions, cell and images."""
+    dtype = torch.get_default_dtype()
+    sender, receiver = fields["edge_index"].numpy()
+    images = fields["unit_shifts"].double().numpy() + tight.wraps[receiver] - tight.wraps[sender]
+    made_up = np.eye(3) * (np.abs(positions).max() + 1) * 5 * r_max  # mace's vectors of open directions
+    cell = np.where(pbc[:, None], cell, made_up)
+    fields["positions"], fields["cell"] = torch.tensor(positions, dtype=dtype), torch.tensor(cell, dtype=dtype)
+    fields["unit_shifts"] = torch.tensor(images, dtype=dtype)
+    fields["shifts"] = torch.tensor(images @ cell, dtype=dtype)
+    fields["pbc"] = torch.tensor(pbc)[None]
 
 
 def average_energies(frames: Iterable[Atoms], atomic_numbers: Iterable[int]) -> dict[int, float]:

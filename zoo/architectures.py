@@ -12,7 +12,8 @@ import torch
 from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.elements import electronegativity
 from phi_equivariant.errors import InputError, did_you_mean
-from phi_equivariant.weights import check_dtype, host_type
+from phi_equivariant.precision import default_dtype, read_dtype
+from phi_equivariant.weights import host_type
 from zoo.sizes import ARCHITECTURES, Architecture, architecture, check_installed, matching
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture", "check_installed", "create_model", "matching"]
@@ -74,20 +75,17 @@ def create_model(
     arguments |= {key: value.item() if isinstance(value, np.generic) else value for key, value in overrides.items()}
     if phi is None or isinstance(phi, dict):
         phi = PhiConfig.from_dict({**size.phi, **(phi or {})})
-    check_dtype(dtype)
-    previous = torch.get_default_dtype()
+    precision = read_dtype(dtype) or torch.get_default_dtype()
     try:
         kind = host_type(size.host)
         kind.check_arguments(arguments)
-        torch.set_default_dtype(getattr(torch, dtype) if dtype else previous)
-        host = kind.build(arguments)
-        return attach_phi(host, phi) if with_phi else host
+        with default_dtype(precision):
+            host = kind.build(arguments)
+            return attach_phi(host, phi) if with_phi else host
     except InputError as error:
         raise InputError(f"{name} cannot be made: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise InputError(f"{name} cannot be made with {overrides}: {type(error).__name__}: {error}") from error
-    finally:
-        torch.set_default_dtype(previous)
 
 
 def _elements(elements: Any) -> list[int]:

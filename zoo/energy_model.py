@@ -2,25 +2,27 @@
 
 import abc
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from phi_equivariant.batching import segment_sum
+from phi_equivariant.derivatives import Batch, Output, Wanted, with_derivatives
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.cells import read_cells
-from phi_equivariant.strain import slopes, strain, stress_of
+from phi_equivariant.host_energy import energies_of, keep_exact
 
 
 class AtomicEnergies(torch.nn.Module):
     """Energies of the isolated atoms in eV, (1, n_elements); the row is the one head."""
 
-    def __init__(self, atomic_energies):
+    def __init__(self, atomic_energies: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("atomic_energies", atomic_energies[None])  # (1, n_elements)
 
-    def forward(self, node_attrs):
-        """One-hot elements (n_atoms, n_elements) → (n_atoms, 1)."""
-        return node_attrs @ self.atomic_energies.T.to(node_attrs.dtype)
+    def forward(self, node_attrs: torch.Tensor) -> torch.Tensor:
+        """One-hot elements (n_atoms, n_elements) → (n_atoms, 1), float64."""
+        return energies_of(self)[0, node_attrs.argmax(-1)][:, None]
 
 
 class EnergyModel(torch.nn.Module, abc.ABC):
@@ -43,8 +45,14 @@ class EnergyModel(torch.nn.Module, abc.ABC):
     heads = ("Default",)
 
     def __init__(
-        self, atomic_numbers, atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift
-    ):
+        self,
+        atomic_numbers: Sequence[int],
+        atomic_energies: Any,
+        r_max: float,
+        atomic_inter_scale: Any,
+        atomic_inter_shift: Any,
+        train_scale_shift: bool,
+    ) -> None:
         super().__init__()
         if not isinstance(r_max, int | float) or not 0 < r_max < math.inf:
             raise InputError(f"r_max is {r_max!r}; give a length in Å above 0.")
@@ -56,6 +64,7 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         self.register_buffer("atomic_numbers", torch.tensor([int(z) for z in numbers]))
         self.register_buffer("r_max", torch.tensor(float(r_max)))
         self.atomic_energies_fn = AtomicEnergies(_per_element("atomic_energies", atomic_energies, n))
+        keep_exact(self, _per_element("atomic_energies", atomic_energies, n, torch.float64))
         for name, given in (("scale", atomic_inter_scale), ("shift", atomic_inter_shift)):
             values = _per_element(f"atomic_inter_{name}", given, n)
             if train_scale_shift:
@@ -64,23 +73,23 @@ class EnergyModel(torch.nn.Module, abc.ABC):
                 self.register_buffer(name, values)
 
     @abc.abstractmethod
-    def atom_terms(self, data, vectors):
+    def atom_terms(self, data: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """ε (n_atoms,) and node features (n_atoms, any), or None, from the batch and the vectors from sender to
         receiver (n_edges, 3) in Å."""
 
     def forward(
         self,
-        data,
-        training=False,
-        compute_force=True,
-        compute_virials=False,
-        compute_stress=False,
-        compute_displacement=False,
-        compute_hessian=False,
-        compute_edge_forces=False,
-        compute_atomic_stresses=False,
-        lammps_mliap=False,
-    ):
+        data: Batch,
+        training: bool = False,
+        compute_force: bool = True,
+        compute_virials: bool = False,
+        compute_stress: bool = False,
+        compute_displacement: bool = False,
+        compute_hessian: bool = False,
+        compute_edge_forces: bool = False,
+        compute_atomic_stresses: bool = False,
+        lammps_mliap: bool = False,
+    ) -> Output:
         """Energies, forces and stress of a batch.
 
         Parameters
@@ -93,10 +102,11 @@ class EnergyModel(torch.nn.Module, abc.ABC):
 
         Returns
         -------
-        dict of energy, interaction_energy (n_structures,) and node_energy (n_atoms,) in eV; forces (n_atoms, 3) in
-        eV/Å; virials −∂E/∂strain in eV; stress (n_structures, 3, 3) in eV/Å³, NaN for structures that are not periodic
-        in all three directions and None if there is no other; all three None where not asked for; displacement, the
-        strain that was differentiated by; node_feats (n_atoms, any), None from a model that gives none.
+        dict of energy, interaction_energy (n_structures,) and node_energy (n_atoms,) in eV, those with E0 in float64
+        whatever the precision; forces (n_atoms, 3) in eV/Å; virials −∂E/∂strain in eV; stress (n_structures, 3, 3) in
+        eV/Å³, NaN for structures that are not periodic in all three directions and None if there is no other; all three
+        None where not asked for; displacement, the strain that was differentiated by; node_feats (n_atoms, any), None
+        from a model that gives none.
 
         Raises
         ------
@@ -104,51 +114,33 @@ class EnergyModel(torch.nn.Module, abc.ABC):
             For a quantity that is not computed, another number of elements, a cell that nothing can be computed in, or
             forces in inference mode.
         """
-        for name, wanted in {
-            "compute_hessian": compute_hessian,
-            "compute_edge_forces": compute_edge_forces,
-            "compute_atomic_stresses": compute_atomic_stresses,
-            "lammps_mliap": lammps_mliap,
-        }.items():
-            if wanted:
-                raise InputError(f"{name} is asked for, but {type(self).__name__} does not compute it; leave it out.")
+        wanted = Wanted(
+            type(self).__name__,
+            training,
+            compute_force,
+            compute_virials,
+            compute_stress,
+            compute_displacement,
+            compute_hessian,
+            compute_edge_forces,
+            compute_atomic_stresses,
+            lammps_mliap,
+        )
         if data["node_attrs"].shape[1] != len(self.atomic_numbers):
             raise InputError(
                 f"node_attrs has {data['node_attrs'].shape[1]} columns for the model's {len(self.atomic_numbers)} "
                 f"elements {self.atomic_numbers.tolist()}; make the batch with these."
             )
-        derived = compute_force or compute_stress or compute_virials
-        if derived and torch.is_inference_mode_enabled():
-            raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
-        cell, pbc = read_cells(data)
-        compute_stress = compute_stress and bool(pbc.all(1).any())
-        with torch.set_grad_enabled(derived or torch.is_grad_enabled()):
-            data = dict(data)
-            if derived and not data["positions"].requires_grad:
-                # A leaf of our own: the caller's tensor keeps its flags.
-                data["positions"] = data["positions"].detach().requires_grad_(True)
-            variables = [data["positions"]]
-            if compute_stress or compute_virials or compute_displacement:
-                variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
-                cell = strain(data, cell, variables[1])
-            out = self._energies(data)
-            gradients = slopes(out["interaction_energy"], variables, training) if derived else None
-        return {
-            **out,
-            "forces": -gradients[0] if derived else None,
-            "virials": -gradients[1] if compute_virials else None,
-            "stress": stress_of(gradients[1], cell.detach(), pbc) if compute_stress else None,
-            "displacement": variables[1] if len(variables) == 2 else None,
-        }
+        return with_derivatives(self._energies, data, wanted)
 
-    def _energies(self, data):
+    def _energies(self, data: Batch, cell: torch.Tensor, pbc: torch.Tensor) -> Output:
         """Energies per structure and per atom, and the node features."""
         sender, receiver = data["edge_index"]
         vectors = data["positions"][receiver] - data["positions"][sender] + data["shifts"]  # (n_edges, 3)
         terms, features = self.atom_terms(data, vectors)
         species = data["node_attrs"].argmax(-1)
-        atoms = self.atomic_energies_fn(data["node_attrs"]).squeeze(-1)
         interaction = self.scale[species] * terms + self.shift[species]
+        atoms = self.atomic_energies_fn(data["node_attrs"]).squeeze(-1)
         n_structures = len(data["ptr"]) - 1
         sums = [segment_sum(values, data["batch"], n_structures) for values in (atoms, interaction)]
         return {
@@ -159,10 +151,10 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         }
 
 
-def _per_element(name, values, n_elements):
+def _per_element(name: str, values: Any, n_elements: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     """(n_elements,) from one number or a list."""
     try:
-        values = torch.as_tensor(values, dtype=torch.get_default_dtype()).detach().clone()
+        values = torch.as_tensor(values, dtype=dtype or torch.get_default_dtype()).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} is {values!r}; give one number, or one for each element, in eV.") from error
     if values.numel() not in (1, n_elements) or not bool(torch.isfinite(values).all()):

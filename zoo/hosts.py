@@ -7,6 +7,7 @@ import torch
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.weights import host_type_of
 from zoo.bounds import check_arguments
 
@@ -51,6 +52,13 @@ class Host(abc.ABC):
         check_arguments(cls.argument_types(), arguments, parameters)
 
     @staticmethod
+    def load_named(name: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """A trained model by a name or an address of the zoo; InputError if there is none."""
+        from zoo.pretrained import load_pretrained  # which knows all types of hosts
+
+        return load_pretrained(name, dtype=dtype)
+
+    @staticmethod
     def portable(model):
         """The model as ``describe`` knows it: where training may use other kernels, converted back, else as it is."""
         return model
@@ -75,7 +83,7 @@ class EnergyModelHost(Host):
     def describe(model):
         """Constructor arguments as JSON can hold them, E0, scale and shift as they are now."""
         now = {
-            "atomic_energies": model.atomic_energies_fn.atomic_energies[0],
+            "atomic_energies": atomic_energies(model)[0],
             "atomic_inter_scale": model.scale.detach(),
             "atomic_inter_shift": model.shift.detach(),
         }

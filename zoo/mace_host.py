@@ -1,7 +1,6 @@
 """mace as a host: the only module of ``zoo`` that imports mace."""
 
 import argparse
-import contextlib
 import copy
 import typing
 import zipfile
@@ -19,6 +18,8 @@ from mace.tools.scripts_utils import extract_radial_MLP, get_params_options
 from pydantic import Field
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.precision import default_dtype
 from zoo.bounds import (
     Count,
     Degree,
@@ -116,7 +117,7 @@ class MaceHost(Host):
             "num_interactions": int(model.num_interactions),
             "num_elements": len(model.atomic_numbers),
             "atomic_numbers": model.atomic_numbers.tolist(),
-            "atomic_energies": model.atomic_energies_fn.atomic_energies.tolist(),
+            "atomic_energies": atomic_energies(model).view_as(model.atomic_energies_fn.atomic_energies).tolist(),
             "avg_num_neighbors": float(model.interactions[0].avg_num_neighbors),
             "hidden_irreps": str(model.products[0].linear.irreps_out),
             "keep_last_layer_irreps": o3.Irreps(str(model.products[-1].linear.irreps_out)).lmax > 0,
@@ -182,7 +183,9 @@ class MaceHost(Host):
             )
         arguments["atomic_energies"] = np.array(arguments["atomic_energies"])
         arguments.setdefault("num_elements", len(arguments["atomic_numbers"]))
-        return _CLASSES[name](**arguments)
+        model = _CLASSES[name](**arguments)
+        keep_exact(model, arguments["atomic_energies"])
+        return model
 
     @staticmethod
     def portable(model):
@@ -262,7 +265,7 @@ def rebuilt(model):
     InputError
         If parameters are left over or missing, or energies differ.
     """
-    with _default_dtype(next(model.parameters()).dtype):
+    with default_dtype(next(model.parameters()).dtype):
         fresh = MaceHost.build(MaceHost.describe(model))
         state = model.state_dict()
         missing, unexpected = fresh.load_state_dict(state, strict=False)
@@ -347,8 +350,9 @@ def _converted(model, run, device):
     """What mace's conversion makes of the model, checked."""
     try:
         # Random numbers, too, go on as if nothing had been built: Φ then starts the same on all kernels.
-        with torch.random.fork_rng(devices=[]), _default_dtype(next(model.parameters()).dtype):
+        with torch.random.fork_rng(devices=[]), default_dtype(next(model.parameters()).dtype):
             converted = run(readable_by_mace(copy.deepcopy(model)), device=device, return_model=True).to(device)
+            keep_exact(converted, atomic_energies(model))
             check_energies(model, converted)
     except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(
@@ -356,16 +360,6 @@ def _converted(model, run, device):
             "enable_cueq, only_cueq and enable_oeq out."
         ) from error
     return converted
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype):
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)
 
 
 def _is_torchscript(path):

@@ -1,8 +1,8 @@
 """A structure to probe models with: two that agree on its energy have the same weights in the same places."""
 
-import contextlib
-
 import torch
+
+from phi_equivariant.host_energy import without_isolated
 
 
 def interaction_energy(model, numbers, head=0):
@@ -35,20 +35,8 @@ def interaction_energy(model, numbers, head=0):
         **_embedded(model, n, reference.dtype),
     }
     data = {key: value.to(reference.device) for key, value in data.items()}
-    with _without_e0s(model):
-        return float(model(data, compute_force=False)["energy"][0].detach())
-
-
-@contextlib.contextmanager
-def _without_e0s(model):
-    """Isolated atoms of thousands of eV would leave a float32 energy no digits for the interaction."""
-    block = model.atomic_energies_fn
-    kept = block.atomic_energies
-    block.atomic_energies = torch.zeros_like(kept)
-    try:
-        yield
-    finally:
-        block.atomic_energies = kept
+    # Isolated atoms of thousands of eV would leave a float32 energy no digits for the interaction.
+    return float(without_isolated(model)(data, compute_force=False)["energy"][0].detach())
 
 
 def energy_difference(model, other, heads):

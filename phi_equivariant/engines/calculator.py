@@ -1,13 +1,21 @@
 """An ase calculator for potentials with Φ, and for their bare hosts."""
 
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
+from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from phi_equivariant.dipole_slopes import born_effective_charges
-from phi_equivariant.engines.inference import ModelInput, ready_model
+from phi_equivariant.born_charges import born_effective_charges
+from phi_equivariant.engines.inference import Committee, Model, ModelInput, read_names_of_mace, ready_models
 from phi_equivariant.errors import InputError
-from phi_equivariant.potential import PhiPotential
+
+#: Arguments of ase's calculators that say nothing of the model.
+_OF_ASE = ("restart", "ignore_bad_restart_file", "label", "atoms", "directory")
 
 
 class PhiCalculator(Calculator):
@@ -18,67 +26,150 @@ class PhiCalculator(Calculator):
     eV/Å³, in ase's order and sign; those that are periodic in any have no dipole. ``phi_results``, for which ase has no
     names, holds potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e, and with ``multipoles=1``
     atomic_dipoles (n_atoms, 3) in e·Å.
-    The total charge is ``atoms.info["total_charge"]`` or ``atoms.info["charge"]``, 0 where absent. Hosts that embed it
-    read the spin multiplicity from ``info["total_spin"]`` or ``info["spin"]``, 1 where absent, and the electronic
-    temperature from ``info["elec_temp"]``, 0 where absent, as mace does.
+
+    Several models are a committee: ``results`` has their means, and for energy, forces, stress and dipole what each
+    says (``energy_comm``, one row for each), the variance (``energy_var``) and the standard deviation (``energy_std``),
+    the first two as in MACECalculator.
+
+    The total charge is ``atoms.info["total_charge"]`` or ``["charge"]``, or the entry the model was trained with
+    (``--total_charge_key``), 0 where absent. Hosts that embed it read the spin multiplicity 2S + 1 likewise from
+    ``total_spin``, ``spin``, ``multiplicity`` or ``spin_multiplicity``, 1 where absent, and the electronic temperature
+    from ``elec_temp``, 0 where absent.
+
+    Threads may share a calculator, in which they wait for each other, or a model, in which they do not. Calculators can
+    be pickled.
 
     Parameters
     ----------
-    model: ``PhiPotential``, a host, or the folder of a saved one; a model is used as it is, not copied: it is put
-        on the device, into the precision and into evaluation mode
+    model: ``PhiPotential``, a host, the folder of a saved one, a name of the zoo, a pattern of folders (``run_*``) or a
+        list of these; a model is used as it is, not copied: it is put on the device, into the precision and into
+        evaluation mode. ``model_paths`` and ``models``, as MACECalculator has it, mean the same
     device: where to compute
-    dtype: ``float32`` or ``float64``; the model's own where None
+    dtype: ``float32`` or ``float64``; the model's own where None. ``default_dtype`` means the same
     head: name of the host's head, for hosts with several
     skin: Å by which the neighbour list reaches beyond the cut-off, so that most steps of a simulation reuse it
+    others: ``info_keys``, as in MACECalculator, {"total_charge": "Q"}, names entries of ``atoms.info``; label,
+        directory and atoms are ase's
 
     Raises
     ------
     InputError
-        For an element or head the model does not know, a total charge that is not a number, or that a host which
-        embeds it was not made for, positions or a cell that are not finite, a singular cell, or with
-        ``operator="coulomb"`` one or two periodic directions.
+        For an argument, element or head that is not known, a device that is not there, a total charge that is not a
+        number, or that a host which embeds it was not made for, positions or a cell that are not finite, a singular
+        cell, or with ``operator="coulomb"`` one or two periodic directions.
     """
 
-    def __init__(self, model, device="cpu", dtype=None, head=None, skin=0.5, **kwargs):
-        super().__init__(**kwargs)
-        self.model = ready_model(model, device, dtype)
-        self.input = ModelInput(self.model, head, skin)
-        self.phi_results = {}
+    def __init__(
+        self,
+        model: Model | Sequence[Model] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        head: str | None = None,
+        skin: float = 0.5,
+        **others: Any,
+    ) -> None:
+        model, dtype, keys = read_names_of_mace(model, dtype, others, _OF_ASE)
+        self._lock = threading.RLock()
+        self._told: list[dict[str, Any]] | None = None  # what the models were told of the last structure
+        self.committee = Committee(ready_models(model, device, dtype), head, skin, keys)
+        self.phi_results: dict[str, float | np.ndarray] = {}
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
-        if isinstance(self.model, PhiPotential):
+        if self.committee.has_phi:
             self.implemented_properties += ["charges", "dipole"]
+        if len(self.committee.models) > 1:
+            compared = (name for name in Committee.compared if name in self.implemented_properties)
+            self.implemented_properties += [f"{name}_{kind}" for name in compared for kind in ("comm", "var", "std")]
+        super().__init__(**others)
 
-    def check_state(self, atoms, tol=1e-15):
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model, or the first of a committee."""
+        return self.committee.models[0]
+
+    @property
+    def input(self) -> ModelInput:
+        """What makes batches for the model, or the first of a committee."""
+        return self.committee.inputs[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies have a lock of their own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def set(self, **changes: Any) -> dict[str, Any]:
+        """Refuse changes: ase would note them, and nothing would follow."""
+        if changes:
+            raise InputError(f"{', '.join(changes)} cannot be changed; make another PhiCalculator.")
+        return {}
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """As ase's, one thread at a time."""
+        with self._lock:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation: the total charge counts too."""
-        changes = super().check_state(atoms, tol=tol)
-        if not changes and self.input.read(atoms.info) != self.input.read(self.atoms.info):
+        changes: list[str] = super().check_state(atoms, tol=tol)
+        if not changes and not _same(self.committee.read(atoms), self._told):
             changes.append("info")
         return changes
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
         """Fill ``results`` for ``atoms``."""
-        super().calculate(atoms, properties, system_changes)
-        periodic = bool(self.atoms.pbc.all())
-        out = self.model(self.input([self.atoms]), compute_force=True, compute_stress=periodic)
-        numbers = {key: value.detach().cpu().double().numpy() for key, value in out.items() if torch.is_tensor(value)}
+        with self._lock:
+            super().calculate(atoms, properties, system_changes)
+            self.results, self._told = {}, None
+            told, periodic = self.committee.read(self.atoms), bool(self.atoms.pbc.all())
+            out = self.committee([self.atoms], compute_force=True, compute_stress=periodic)
+            self._fill({name: value.cpu().double().numpy() for name, value in out.items() if value is not None})
+            self._told = told
+
+    def _fill(self, numbers: dict[str, np.ndarray]) -> None:
         energy = float(numbers["energy"][0])
-        self.results = {
+        results: dict[str, Any] = {
             "energy": energy,
             "free_energy": energy,
             "energies": numbers["node_energy"],
             "forces": numbers["forces"],
         }
-        if periodic:
-            self.results["stress"] = full_3x3_to_voigt_6_stress(numbers["stress"][0])
-        if isinstance(self.model, PhiPotential):
-            self.results["charges"] = numbers["charges"]
+        if "stress" in numbers:
+            results["stress"] = full_3x3_to_voigt_6_stress(numbers["stress"][0])
+        if self.committee.has_phi:
+            results |= {"charges": numbers["charges"]}
             if "dipole" in numbers:
-                self.results["dipole"] = numbers["dipole"][0]
-            self.phi_results = {key: float(numbers[key][0]) for key in ("host_energy", "phi_energy", "net_charge")}
-            self.phi_results |= {key: numbers[key] for key in ("potential", "atomic_dipoles") if key in numbers}
+                results["dipole"] = numbers["dipole"][0]
+            self.phi_results = {name: float(numbers[name][0]) for name in ("host_energy", "phi_energy", "net_charge")}
+            self.phi_results |= {name: numbers[name] for name in ("potential", "atomic_dipoles") if name in numbers}
+        for name in (name for name in Committee.compared if f"{name}_comm" in numbers and name in results):
+            for kind in ("comm", "var", "std"):
+                values = numbers[f"{name}_{kind}"]
+                if name != "forces":  # one structure
+                    values = values[:, 0] if kind == "comm" else values[0]
+                results[f"{name}_{kind}"] = full_3x3_to_voigt_6_stress(values) if name == "stress" else values
+        self.results = results
 
-    def get_born_effective_charges(self, atoms):
+    def get_born_effective_charges(self, atoms: Atoms) -> np.ndarray:
         """Z*_iαβ = ∂μ_α/∂r_iβ of an open structure, (n_atoms, 3, 3) in e; three derivatives, not kept."""
-        if not isinstance(self.model, PhiPotential):
+        if not self.committee.has_phi:
             raise InputError("the model is a bare host, which has no charges; attach Φ for Born effective charges.")
-        return born_effective_charges(self.model, self.input([atoms])).detach().cpu().double().numpy()
+        of_each = [
+            born_effective_charges(model, make([atoms])).detach().cpu().double().numpy()
+            for model, make in zip(self.committee.models, self.committee.inputs, strict=True)
+        ]
+        return np.mean(of_each, axis=0)
+
+
+def _same(one: list[dict[str, Any]], other: list[dict[str, Any]] | None) -> bool:
+    """Whether models were told the same of two structures."""
+    if other is None:
+        return False
+    return all(
+        np.array_equal(mine[name], theirs[name]) for mine, theirs in zip(one, other, strict=True) for name in mine
+    )

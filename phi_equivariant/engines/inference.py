@@ -1,49 +1,157 @@
-"""What it takes to evaluate a model on structures, whichever program asks: the model made ready, and its input."""
+"""From structures to a batch, and from models that are named, saved or at hand to ones that compute."""
 
+import difflib
+import glob
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 
+from phi_equivariant.derivatives import Batch, Output
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells
-from phi_equivariant.inputs.embedded import check_classes
-from phi_equivariant.inputs.total_charge import total_charge_of
-from phi_equivariant.potential import PhiPotential
-from phi_equivariant.weights import check_dtype, load_model
+from phi_equivariant.inputs.distances import check_edges
+from phi_equivariant.inputs.embedded import check_classes, embedding_specs, read_embedded
+from phi_equivariant.inputs.state import QUANTITIES, StateReader, reader_of
+from phi_equivariant.kept import Memory
+from phi_equivariant.potential import PhiPotential, run_model
+from phi_equivariant.precision import read_dtype
+from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, host_types, load_model
 
-#: Entries of ``atoms.info`` that a host may embed beside the total charge.
-EMBEDDED = {
-    "total_spin": lambda info: float(info.get("total_spin", info.get("spin", 1.0))),
-    "elec_temp": lambda info: float(info.get("elec_temp", 0.0)),
+Model = torch.nn.Module | str | Path
+#: Arguments of MACECalculator that mean nothing here, with the value at which they ask for nothing.
+NEUTRAL = {
+    "model_type": "MACE",
+    "energy_units_to_eV": 1.0,
+    "length_units_to_A": 1.0,
+    "charges_key": "Qs",
+    "arrays_keys": None,
+    "compile_mode": None,
+    "fullgraph": True,
+    "enable_cueq": False,
+    "enable_oeq": False,
+    "pad_num_atoms": 0,
+    "pad_num_edges": 0,
+    "warmup": False,
+    "compute_atomic_stresses": False,
 }
 
 
-def ready_model(model, device="cpu", dtype=None):
-    """A model, or that of a folder, on its device, in the wanted precision and in evaluation mode; not copied.
+def ready_models(
+    model: Model | Sequence[Model] | None, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> list[torch.nn.Module]:
+    """Models on their device, in the wanted precision and in evaluation mode; those at hand are not copied.
+
+    Parameters
+    ----------
+    model: a model, the folder of a saved one, a registered name, a pattern of folders (``run_*``), or a list of these
+    device: where to compute
+    dtype: ``float32`` or ``float64``, by name or torch's own; the models' own where None
 
     Raises
     ------
     InputError
-        For an unknown precision, or a folder that holds no model.
+        For an unknown precision, a device that is not there, or what is no model.
     """
-    check_dtype(dtype)
+    precision, device = read_dtype(dtype), check_device(device)
+    given: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
+    found: list[torch.nn.Module] = []
+    for one in given:
+        names = sorted(glob.glob(one)) if isinstance(one, str) and glob.has_magic(one) else [one]
+        found += [_ready(name, device, precision) for name in names]
+    if not found:
+        raise InputError(f"the model is {model!r}, which names none; give a model, or the folder of a saved one.")
+    return found
+
+
+def _ready(model: Any, device: torch.device, dtype: torch.dtype | None) -> torch.nn.Module:
     if isinstance(model, str | Path):
-        model = load_model(model, device=device, dtype=dtype)
-    elif dtype is not None:
-        model = model.to(getattr(torch, dtype))
-    return model.to(device).eval()
+        model = _load(model, device, dtype)
+    elif not isinstance(model, torch.nn.Module):
+        raise InputError(f"the model is {model!r}; give a model, the folder of a saved one, or a registered name.")
+    return model.to(device=device, dtype=dtype).eval()
 
 
-def host_of(model):
-    """The host of a potential; a bare host itself."""
-    return model.host if isinstance(model, PhiPotential) else model
+def _load(name: str | Path, device: torch.device, dtype: torch.dtype | None) -> torch.nn.Module:
+    """The model of a folder, of a file in it, or of a name that an installed package knows."""
+    path = Path(name).expanduser()
+    if path.name in (WEIGHTS_FILE, CONFIG_FILE):
+        path = path.parent
+    if path.is_dir():
+        return load_model(path, device=device, dtype=dtype)
+    if path.is_file():
+        raise InputError(
+            f"{name} is a file; give the folder of a saved model. A .model file of mace is a pickle, which runs code: "
+            "read it by zoo.mace_host.read_model(path, trust_pickle=True) if you trust its origin."
+        )
+    for point in host_types().values():
+        load_named = getattr(point.load(), "load_named", None)
+        if load_named is not None:
+            try:
+                found: torch.nn.Module = load_named(str(name), dtype)
+            except InputError as error:
+                raise InputError(f"{name} is no folder, and {error}") from error
+            return found
+    raise InputError(f"{name} is no folder of a saved model, nor is a package installed that knows models by name.")
 
 
-def embedded_by(model):
-    """Names of the quantities of a structure that a model's host embeds."""
-    return set(getattr(host_of(model), "embedding_specs", None) or {})
+def check_device(device: str | torch.device) -> torch.device:
+    """The device; InputError if it is none, or not there."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:1', say.") from error
+    count = {"cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}.get(found.type)
+    if count is not None and (found.index or 0) >= count():
+        raise InputError(
+            f"device is {str(device)!r}, but torch finds {count() or 'no'} such device here; give device='cpu', or "
+            "install a torch that is built for the device."
+        )
+    return found
+
+
+def read_names_of_mace(
+    model: Any, dtype: str | torch.dtype | None, others: dict[str, Any], accepted: Iterable[str] = ()
+) -> tuple[Any, str | torch.dtype | None, dict[str, str]]:
+    """What MACECalculator's arguments mean here; takes out of ``others`` all but those ``accepted`` elsewhere.
+
+    Returns
+    -------
+    model, dtype, {quantity: entry of ``atoms.info``}
+
+    Raises
+    ------
+    InputError
+        For an argument that nobody knows, one that is given under two names, or that asks for what is not computed.
+    """
+    for alias in ("model_paths", "model_path", "models"):
+        if (given := others.pop(alias, None)) is not None:
+            if model is not None:
+                raise InputError(f"the model is given twice, the second time as {alias}; leave one out.")
+            model = given
+    if model is None:
+        raise InputError("no model is given; give a model, or the folder of a saved one.")
+    if given := others.pop("default_dtype", None):
+        if dtype is not None and read_dtype(dtype) is not read_dtype(given):
+            raise InputError(f"dtype is {dtype!r} and default_dtype {given!r}; leave one out.")
+        dtype = given
+    keys = dict(others.pop("info_keys", None) or {})
+    if unknown := [name for name in keys if name not in QUANTITIES]:
+        raise InputError(f"info_keys names {unknown[0]!r}; what is read from structures are {', '.join(QUANTITIES)}.")
+    for name in [name for name in others if name in NEUTRAL]:
+        if (given := others.pop(name)) != NEUTRAL[name]:
+            raise InputError(f"{name} is {given!r}, which is MACECalculator's and does nothing here; leave it out.")
+    known = ("model", "device", "dtype", "head", "skin", "model_paths", "models", "default_dtype", "info_keys")
+    for name in others:
+        if name not in accepted:
+            near = difflib.get_close_matches(name, [*known, *accepted], n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join([*known, *accepted])}."
+            raise InputError(f"{name!r} is no argument of this calculator; {hint}")
+    return model, dtype, keys
 
 
 class ModelInput:
@@ -54,68 +162,92 @@ class ModelInput:
     model: ``PhiPotential`` or a host
     head: name of the host's head, for hosts with several
     skin: Å by which the neighbour lists reach beyond the cut-off
+    keys: {quantity: entry of the structures}, beside the model's own and the usual names
 
     Raises
     ------
     InputError
-        For a head that the model does not have, a skin that is negative, or a host that embeds what ``atoms.info`` has
-        no entry for.
+        For a head that the model does not have, or a skin that is negative.
     """
 
-    def __init__(self, model, head=None, skin=0.5):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        head: str | None = None,
+        skin: float = 0.5,
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
         if not skin >= 0:
             raise InputError(f"skin is {skin!r}; give a length in Å, 0 or more.")
         heads = list(getattr(model, "heads", None) or ["Default"])
         head = heads[0] if head is None and len(heads) == 1 else head
         if head not in heads:
             raise InputError(f"head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
-        if unknown := sorted(embedded_by(model) - {"total_charge", *EMBEDDED}):
-            raise InputError(f"the host embeds {', '.join(unknown)}, which cannot be read from atoms.info.")
         self.model, self.head, self.skin = model, heads.index(head), skin
-        self.lists = []  # one for each place in the batch
+        self.specs = embedding_specs(model)
+        reader = reader_of(model)
+        self.reader = StateReader({**reader.keys, **(keys or {})}, reader.seen)
+        embedded = (name for name, spec in self.specs.items() if name in QUANTITIES and spec["per"] == "graph")
+        #: What is read of every structure, by mace's names.
+        self.quantities = tuple(dict.fromkeys(("total_charge", *embedded)))
+        self.lists: list[NeighbourList] = []  # one for each place in the batch
         self._elements = {int(z): i for i, z in enumerate(model.atomic_numbers)}
-        self._info = {"total_charge": total_charge_of, **EMBEDDED}
 
-    def read(self, info):
-        """What the model is told of ``atoms.info``: {name: number}."""
-        return {name: value(info) for name, value in self._info.items()}
+    def read(self, atoms: Atoms, where: str = "the structure") -> dict[str, Any]:
+        """What the model is told of a structure beside its atoms: {name: number, or array with a row for each atom}."""
+        return {**self.reader.read(atoms, self.quantities), **read_embedded(atoms, self.specs, where)}
 
-    def __call__(self, structures):
+    def __call__(self, structures: Sequence[Atoms]) -> Batch:
         """One batch of ``structures``, a list of ase's ``Atoms``.
 
         Raises
         ------
         InputError
             For a structure without atoms, with elements that the model does not know, positions or a cell that are not
-            finite, a singular cell, a total charge that is no number, or one that is no class of the host's embedding.
+            finite, a singular cell, a total charge that is no number or that its atoms cannot have, or what is no class
+            of the host's embedding.
         """
         self._check(structures)
         reference = next(self.model.parameters())
-        number = {"dtype": reference.dtype, "device": reference.device}
-        whole = {"dtype": torch.long, "device": reference.device}
+        number: dict[str, Any] = {"dtype": reference.dtype, "device": reference.device}
+        whole: dict[str, Any] = {"dtype": torch.long, "device": reference.device}
         counts = [len(atoms) for atoms in structures]
         ptr = np.concatenate([[0], np.cumsum(counts)])
         cells = np.stack([np.asarray(atoms.cell) for atoms in structures])
         edges, images, shifts = self._edges(structures, cells, ptr)
         species = torch.tensor([self._elements[z] for atoms in structures for z in atoms.numbers.tolist()], **whole)
-        values = [self.read(atoms.info) for atoms in structures]
-        info = {name: torch.tensor([value[name] for value in values], **number) for name in self._info}
-        check_classes(host_of(self.model), info)
-        return {
+        batch = {
             "positions": torch.tensor(np.concatenate([atoms.positions for atoms in structures]), **number),
             "node_attrs": torch.nn.functional.one_hot(species, len(self._elements)).to(reference.dtype),
             "edge_index": torch.tensor(edges, **whole),
             "shifts": torch.tensor(shifts, **number),
             "unit_shifts": torch.tensor(images, **number),
             "cell": torch.tensor(cells.reshape(-1, 3), **number),
-            "pbc": torch.tensor(np.stack([atoms.pbc for atoms in structures])),
+            "pbc": torch.tensor(np.stack([atoms.pbc for atoms in structures]), device=reference.device),
             "batch": torch.tensor(np.repeat(np.arange(len(structures)), counts), **whole),
             "ptr": torch.tensor(ptr, **whole),
             "head": torch.full((len(structures),), self.head, **whole),
-            **info,
+            **self._values(structures, number),
         }
+        check_edges(batch)
+        return batch
 
-    def _edges(self, structures, cells, ptr):
+    def _values(self, structures: Sequence[Atoms], number: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Total charges and all that the host embeds, as tensors of the batch."""
+        names = [f"structure {index}" if len(structures) > 1 else "the structure" for index in range(len(structures))]
+        values = [self.read(atoms, name) for atoms, name in zip(structures, names, strict=True)]
+        found = {}
+        for name, first in values[0].items():
+            of_each = [value[name] for value in values]
+            found[name] = torch.tensor(np.concatenate(of_each) if isinstance(first, np.ndarray) else of_each, **number)
+            if isinstance(first, np.ndarray) and first.ndim == 1:
+                found[name] = found[name][:, None]  # as mace has it
+        check_classes(getattr(self.model, "host", self.model), found)
+        return found
+
+    def _edges(
+        self, structures: Sequence[Atoms], cells: np.ndarray, ptr: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Edges (2, n_edges) of the whole batch, their cell images and shifts (n_edges, 3)."""
         while len(self.lists) < len(structures):
             self.lists.append(NeighbourList(float(self.model.r_max), self.skin))
@@ -127,7 +259,7 @@ class ModelInput:
             shifts.append(image @ cell)
         return np.concatenate(edges, axis=1), np.concatenate(images), np.concatenate(shifts)
 
-    def _check(self, structures):
+    def _check(self, structures: Sequence[Atoms]) -> None:
         for index, atoms in enumerate(structures):
             where = f" of structure {index}" if len(structures) > 1 else ""
             if len(atoms) == 0:
@@ -142,3 +274,60 @@ class ModelInput:
                 )
         cells = torch.tensor(np.stack([np.asarray(atoms.cell) for atoms in structures]))
         check_cells(cells, torch.tensor(np.stack([atoms.pbc for atoms in structures])))
+
+
+class Committee:
+    """Models, one or several, as one: means, and with several what each says, and how far they are apart.
+
+    Parameters
+    ----------
+    models: ready ones
+    head, skin, keys: see ``ModelInput``
+    """
+
+    #: Quantities of which the single values are kept, as in MACECalculator.
+    compared = ("energy", "forces", "stress", "dipole")
+
+    def __init__(
+        self,
+        models: Sequence[torch.nn.Module],
+        head: str | None = None,
+        skin: float = 0.5,
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
+        self.models = list(models)
+        self.inputs = [ModelInput(model, head, skin, keys) for model in self.models]
+        self._memories = [Memory() for _ in self.models]
+
+    @property
+    def has_phi(self) -> bool:
+        """Whether all models carry Φ."""
+        return all(isinstance(model, PhiPotential) for model in self.models)
+
+    def read(self, atoms: Atoms) -> list[dict[str, Any]]:
+        """What the models are told of a structure beside its atoms."""
+        return [one.read(atoms) for one in self.inputs]
+
+    def __call__(self, structures: Sequence[Atoms], **options: Any) -> Output:
+        """The mean of every output that all models give, detached.
+
+        With several models also, for energy, forces, stress and dipole, ``<name>_comm``, those of each along the first
+        dimension, ``<name>_var``, their variance, and ``<name>_std``, its root.
+        """
+        outputs = []
+        for model, make, memory in zip(self.models, self.inputs, self._memories, strict=True):
+            with memory.used():
+                out = run_model(model, make(structures), **options)
+            outputs.append({name: value.detach() for name, value in out.items() if torch.is_tensor(value)})
+        if len(outputs) == 1:
+            return dict(outputs[0])
+        found: Output = {}
+        for name, first in outputs[0].items():
+            if any(name not in out or out[name].shape != first.shape for out in outputs):
+                continue  # node features, or what only some compute
+            of_each = torch.stack([out[name] for out in outputs])
+            found[name] = of_each.mean(0)
+            if name in self.compared:
+                variance = of_each.var(0, unbiased=False)
+                found |= {f"{name}_comm": of_each, f"{name}_var": variance, f"{name}_std": variance.sqrt()}
+        return found

@@ -6,7 +6,14 @@ atoms, and of an atom and its own images, once: structure, first, second (n_pair
 vectors to add to ``second``.
 """
 
+from collections.abc import Callable
+
 import torch
+
+from phi_equivariant.kept import keep, recall
+
+Pairs = tuple[torch.Tensor, ...]
+Search = Callable[[float, torch.Tensor, torch.Tensor, torch.Tensor], Pairs]
 
 _CHUNK = 2_000_000  # distances looked at together
 _PER_RADIUS = 2  # boxes along a radius: finer ones look at fewer pairs in vain, but there are more of them
@@ -105,7 +112,8 @@ def vectors_between(place, cell, pairs):
 
 
 class KeptPairs:
-    """A search for simulations: a list that reaches further is kept until another pair might have come near.
+    """A search for simulations: a list that reaches further is kept, by each caller, until another pair might have come
+    near.
 
     Each call gives the pairs that a fresh search would find. A deformation of the cell whose least singular value is σ
     leaves no pair nearer than σ times its old distance, and atoms that move by u in addition, 2u less.
@@ -117,20 +125,17 @@ class KeptPairs:
 
     skin = 0.5  # Å
 
-    def __init__(self, search):
-        self.search, self._kept = search, None
-
-    def __getstate__(self):
-        """Copies and files do without the list."""
-        return {"search": self.search, "_kept": None}
+    def __init__(self, search: Search) -> None:
+        self.search = search
 
     @torch.no_grad()
-    def __call__(self, radius, fractional, mask, cell):
+    def __call__(self, radius: float, fractional: torch.Tensor, mask: torch.Tensor, cell: torch.Tensor) -> Pairs:
         """As the search."""
-        kept = self._kept
+        kept = recall(self)
         if kept is None or not self._serves(kept, radius, fractional, mask, cell):
             pairs = self.search(radius + self.skin, fractional, mask, cell)
-            self._kept = kept = (radius, fractional.clone(), mask, cell.clone(), pairs)
+            kept = (radius, fractional.clone(), mask, cell.clone(), pairs)
+            keep(self, kept)
         pairs = kept[-1]
         near = vectors_between(fractional @ cell, cell, pairs).square().sum(-1) < radius**2
         return tuple(part[near] for part in pairs)

@@ -6,6 +6,7 @@ fields (n_structures, n_max, c) → (n_structures, n_max, c), zero where there i
 
 import torch
 
+from phi_equivariant.kept import keep, recall
 from phi_equivariant.solvers.iterative import solve
 
 
@@ -21,7 +22,6 @@ class LowPass:
     def __init__(self, cutoff, inverse):
         self.cutoff = cutoff
         self.inverse = inverse
-        self._last = None  # species and solutions of the last iteration
 
     def apply(self, matrix, fields, layout, second_order):
         """f(L) applied to fields; differentiable to any order."""
@@ -48,9 +48,11 @@ class LowPass:
             rhs, system = fields, lambda values: values + product(values) / self.cutoff
         last = None
         if species is not None:
-            if self._last is None or not _same(self._last[0], species):
-                self._last = species, {}
-            last = self._last[1]
+            kept = recall(self)
+            if kept is None or not _same(kept[0], species):
+                kept = species, {}
+                keep(self, kept)
+            last = kept[1]
         order = 0 if not torch.is_grad_enabled() else 2 if second_order else 1
         solution = solve(system, rhs, order, last)
         return fields - solution / self.cutoff if self.inverse else solution

@@ -15,7 +15,7 @@ from training_runs import keep_default_dtype, metrics, write_molecules  # noqa: 
 from training_runs import run as train
 
 from phi_equivariant import PhiCalculator, PhiConfig, attach_phi
-from phi_equivariant.dipole_slopes import born_effective_charges
+from phi_equivariant.born_charges import born_effective_charges
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
 from phi_equivariant.operators.multipoles import boys, dipole_terms

@@ -106,7 +106,7 @@ def test_bare_host_and_saved_folder(model, tmp_path):
     save_model(model, tmp_path)
     single = PhiTorchSimModel(tmp_path, dtype="float32", compute_forces=False, compute_stress=False)
     out = single(state_of(systems, torch.float32))
-    assert out["energy"].dtype == torch.float32 and "forces" not in out
+    assert out["energy"].dtype == torch.float64 and "forces" not in out  # whatever the precision of the model
     np.testing.assert_allclose(out["energy"], [alone(model, atoms)["energy"] for atoms in systems], rtol=1e-5)
 
 

@@ -80,7 +80,7 @@ def isolated_energies(
         labelled = _LabelledEnergies(frames)
         labelled.check(choice)
         found = mace_interface.average_energies(labelled, elements)
-        frames.head.notes += labelled.notes(choice, elements)
+        frames.head.notes.extend(labelled.notes(choice, elements))
     elif foundation is None:
         raise InputError(f"--E0s: {choice}{of} takes the energies of a trained model: give --foundation_model.")
     elif choice == "foundation":
@@ -91,7 +91,7 @@ def isolated_energies(
         found = mace_interface.estimated_energies(
             foundation.potential, foundation.energies, labelled, elements, device, embeddings
         )
-        frames.head.notes += labelled.notes(choice, elements)
+        frames.head.notes.extend(labelled.notes(choice, elements))
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
         if frames.e0s is not None:

@@ -10,10 +10,13 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from phi_equivariant.errors import InputError, did_you_mean
+from phi_equivariant.inputs.state import QUANTITIES
 from training.quantities import LABELS, TARGETS, Label
 
 #: Options that say where labels stand.
 KEY_OPTIONS = tuple(f"{name}_key" for name in LABELS)
+#: Label -> key where the labels are in their canonical places already.
+CANONICAL = {name: label.canonical for name, label in LABELS.items()}
 # Keys of mace that name other entries of atoms.info: accepted and left where they are.
 OTHER_KEYS = ("head", "polarizability")
 
@@ -95,6 +98,7 @@ class LabelReport:
     unweighted : label name -> number of the others that have weight zero
     looked_at : number of structures that were read to count labels, where it is not all of them
     trained : labels that weigh in the loss; None where nothing is trained
+    notes : further lines for the log: charges, periodic directions, what stands out
     """
 
     split: str
@@ -107,6 +111,7 @@ class LabelReport:
     unweighted: Mapping[str, int] = field(default_factory=dict)
     looked_at: int | None = None
     trained: Collection[str] | None = None
+    notes: Sequence[str] = ()
 
     def count(self, structures: Iterable[Atoms], type_weights: Mapping[str, float]) -> "LabelReport":
         """Count the labels of structures, which are in their canonical places; returns this object."""
@@ -129,10 +134,10 @@ class LabelReport:
         lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]
         for name, label in LABELS.items():
             count = self.counts.get(name, 0)
-            if count or not label.seldom:
+            if (count or not label.seldom) and name not in QUANTITIES:
                 key = f"{name}_key: {self.keys.get(name, label.default_key)}"
                 lines.append(f"  {label.plural:<13} {self._share(name, count):>7}   {key}{self._remark(label, count)}")
-        return lines
+        return lines + [f"  {note}" for note in self.notes]
 
     def _share(self, name: str, count: int) -> str:
         """The number of labels, of how many structures where some of them lack it."""

@@ -3,11 +3,12 @@
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 from phi_equivariant.errors import InputError
 
 
-def literal(value, name, example):
+def literal(value: Any, name: str, example: str) -> Any:
     """A Python or YAML value given as text, as mace's parser passes on what is nested; others as they are."""
     if not isinstance(value, str):
         return value
@@ -17,7 +18,7 @@ def literal(value, name, example):
         raise InputError(f"{name.removesuffix(': ')}: {value!r} cannot be read; expected {example}.") from None
 
 
-def read_json(path, name):
+def read_json(path: str | Path, name: str) -> Any:
     """What a JSON file holds; InputError, beginning with ``name``, if it cannot be read."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

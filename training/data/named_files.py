@@ -11,6 +11,7 @@ from ase import Atoms, units
 
 from phi_equivariant.errors import InputError
 from training.data.fetched import cache_folder, fetch, verify
+from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport
 from training.data.named import DATASETS, DatasetInfo, find_dataset, preset
 from training.data.npz import NpzFrames, read_npz
@@ -166,4 +167,5 @@ def _report(split: str, frames: NpzFrames, sources: dict) -> LabelReport:
     keys = {"energy": "E", "forces": "F", "charges": "charges", "dipole": "dipole", "total_charge": "(neutral)"}
     counts = dict.fromkeys(frames.labels, len(frames))
     own = [name for name in sources if name == f"{split}.npz"]
-    return LabelReport(split, own or list(sources), len(frames), keys=keys, counts=counts)
+    notes = [f"total charge: 0 in all {len(frames)} structures", describe_periodicity({0: len(frames)})]
+    return LabelReport(split, own or list(sources), len(frames), keys=keys, counts=counts, notes=notes)

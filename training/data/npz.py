@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -13,7 +14,7 @@ from phi_equivariant.errors import InputError
 from training.quantities import LABELS
 
 
-class NpzFrames(Sequence):
+class NpzFrames(Sequence[Atoms]):
     """Labelled structures of one neutral molecule; an index gives ``ase.Atoms``, a slice another such sequence.
 
     Parameters
@@ -31,7 +32,7 @@ class NpzFrames(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: Any) -> Any:
         if isinstance(item, slice):
             return NpzFrames(self._arrays, self._to_ev, self._indices[item])
         return self._atoms(self._indices[item])

@@ -1,18 +1,20 @@
 """The structures of one head: parts that are in memory or stay on disk, and what was found in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from torch.utils.data import Subset
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import StateCount, StateReader
+from training.data.chain import Chain, Picked
 from training.data.labels import LabelReport
-from training.data.stored import Chain
+from training.data.placing import LabelPlacer
 from training.run import HEAD, Head
 
+#: Structures in memory, or on disk (``Chain``, ``Picked``).
 Part = Sequence[Atoms]
 
 
@@ -22,17 +24,19 @@ class HeadFrames:
 
     head : its settings; train, valid : parts, each a list of structures or data that stays on disk;
     tests : {name: structures}; e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what
-    was found; first_keys : a sentence with the entries of the first training structure, for messages.
+    was found; first_keys : a sentence with the entries of the first training structure, for messages; states : total
+    charges and the like of the training data, None for a part of which not all was read.
     """
 
     head: Head
-    train: list[Part]
-    valid: list[Part]
+    train: list[Part] = field(default_factory=list)
+    valid: list[Part] = field(default_factory=list)
     tests: dict[str, Part] = field(default_factory=dict)
     e0s: dict[int, float] | None = None
     reports: list[LabelReport] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     first_keys: str = ""
+    states: list[StateCount | None] = field(default_factory=list)
 
     def size(self) -> int:
         """Number of training structures."""
@@ -64,9 +68,32 @@ class HeadFrames:
         return given
 
 
+def state_reader(found: Sequence[HeadFrames], read: Iterable[str], embedded: Iterable[str]) -> StateReader:
+    """What a model keeps of how its training structures were read: keys that all heads share, and ranges.
+
+    Parameters
+    ----------
+    found : the structures of all heads
+    read : quantities that the model reads; only of these is a range worth a warning
+    embedded : quantities that the host embeds
+    """
+    named = [LabelPlacer(frames.head.keys, embedded).named for frames in found]
+    keys = {name: key for name, key in named[0].items() if all(other.get(name) == key for other in named)}
+    states = [state for frames in found for state in frames.states]
+    if any(state is None for state in states):
+        return StateReader(keys)  # of data on disk not all was looked at
+    ranges = [state.seen() for state in states if state is not None and state.frames]
+    seen = {
+        name: (min(one[name][0] for one in ranges), max(one[name][1] for one in ranges))
+        for name in read
+        if ranges and all(name in one for one in ranges)
+    }
+    return StateReader(keys, seen)
+
+
 def on_disk(part: Part) -> bool:
     """Whether structures are read from disk each time that they are asked for."""
-    return isinstance(part.dataset if isinstance(part, Subset) else part, Chain)
+    return isinstance(part, Chain | Picked)
 
 
 def of_head(head: Head) -> str:
@@ -76,8 +103,7 @@ def of_head(head: Head) -> str:
 
 def picked(part: Part, indices: Sequence[int]) -> Part:
     """A list of the structures, or a view of those on disk."""
-    view: Any = Subset  # a sequence, though not by torch's annotations
-    return view(part, indices) if on_disk(part) else [part[i] for i in indices]
+    return Picked(part, indices) if isinstance(part, Chain) else [part[i] for i in indices]
 
 
 def random_split(size: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -11,12 +11,13 @@ from ase import Atoms
 from torch.utils.data import DataLoader
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import StateReader
 from training import distribution, mace_interface
-from training.data.batches import GraphList, Graphs, GraphStream, collate
+from training.data.batches import GraphList, Graphs, GraphStream, collate, name_of
 from training.data.isolated import isolated_energies
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
-from training.data.parts import HeadFrames, on_disk
+from training.data.parts import HeadFrames, on_disk, state_reader
 from training.data.sources import HeadReader, from_registry
 from training.data.spool import SpooledGraphs
 from training.run import Data, Head, Host, Machine, Run
@@ -32,6 +33,7 @@ class RunData:
     skipped : heads that tables leave out; atomic_numbers : elements of the model; e0s : {head: {Z: eV}};
     lines : what was found, for the log; provenance : the same for JSON, with the indices of the split;
     digest : sha256 of training and validation structures and labels; foundation : the trained model to start from;
+    state : how total charges and the like are read, and in which range the training structures have them;
     part, machine : how structures are dealt out; whole : whether a step takes all of them (L-BFGS).
     """
 
@@ -49,6 +51,7 @@ class RunData:
     provenance: dict[str, Any]
     digest: str
     foundation: Any
+    state: StateReader
     part: Data
     machine: Machine
     whole: bool
@@ -150,7 +153,8 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         e0s[frames.head.name] = {number: own.get(number, known.get(number, 0.0)) for number in numbers}
         if not data.dataset:
             reader.tests(frames, numbers)
-    return _run_data(found, numbers, e0s, run, foundation)
+    read = {*reader.embedded, *(["total_charge"] if phi is not None else [])}
+    return _run_data(found, numbers, e0s, run, foundation, state_reader(found, read, reader.embedded))
 
 
 def _check_batch_size(batch_size: int, structures: int) -> None:
@@ -164,7 +168,12 @@ def _check_batch_size(batch_size: int, structures: int) -> None:
 
 
 def _run_data(
-    found: list[HeadFrames], numbers: list[int], e0s: dict[str, dict[int, float]], run: Run, foundation: Any
+    found: list[HeadFrames],
+    numbers: list[int],
+    e0s: dict[str, dict[int, float]],
+    run: Run,
+    foundation: Any,
+    state: StateReader,
 ) -> RunData:
     """The run's data from those of its heads: graphs are built here, of data in memory now, of others when read."""
     names = [frames.head.name for frames in found]
@@ -200,6 +209,7 @@ def _run_data(
         provenance={"heads": dict(zip(names, about, strict=True))} if several else about[0],
         digest=sha.hexdigest(),
         foundation=foundation,
+        state=state,
         part=run.data,
         machine=run.machine,
         whole=run.optimiser.lbfgs,
@@ -219,10 +229,9 @@ def _graphs(parts: list[Any], make: Callable[[Atoms], dict[str, torch.Tensor]], 
     for part in parts:
         if on_disk(part):
             sets.append(SpooledGraphs(part, make))
-            inner = getattr(part, "dataset", part)
-            sha.update(f"{inner.fingerprint()}{list(getattr(part, 'indices', ()))}".encode())
+            sha.update(part.fingerprint().encode())
         else:
-            graphs = GraphList(map(make, part))
+            graphs = GraphList(map(make, part), [name_of(atoms) for atoms in part])
             _digest(graphs, sha)
             sets.append(graphs)
     return sets[0] if len(sets) == 1 else torch.utils.data.ConcatDataset(sets)

@@ -1,19 +1,28 @@
 """Structures of a head read from its files or from the registry, checked, and split."""
 
-from collections.abc import Mapping
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ase import Atoms
+
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.state import StateCount
 from training.data import named_files
+from training.data.chain import Chain
 from training.data.embeddings import place_embeddings
-from training.data.labels import LabelReport, check_weights
+from training.data.geometry import check_geometry, describe_periodicity
+from training.data.labels import CANONICAL, LabelReport, check_weights
 from training.data.needs import Needs, check_test, sample
-from training.data.parts import HeadFrames, of_head, on_disk, picked, random_split
-from training.data.stored import Chain, open_stored
+from training.data.outliers import Outliers
+from training.data.parts import HeadFrames, Part, of_head, on_disk, picked, random_split
+from training.data.placing import LabelPlacer
+from training.data.stored import open_stored
 from training.data.stored_files import HDF5, is_stored, stored_files, test_sets_of_folder
-from training.data.structures import check_geometry, read_structures
+from training.data.structures import read_structures
 from training.quantities import LABELS
 from training.run import Data, Head
 
@@ -30,7 +39,10 @@ def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames
             )
     own = None if head.E0s is not None else found.e0s
     reports = [replace(report, trained=needs.names()) for report in found.reports.values()]
-    return HeadFrames(head, [found.train], [found.valid], {head.name: found.test}, own, reports, found.provenance)
+    neutral = StateCount()
+    neutral.add({"total_charge": (0.0, "total_charge")})
+    tests = {head.name: found.test}
+    return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance, states=[neutral])
 
 
 class HeadReader:
@@ -55,18 +67,20 @@ class HeadReader:
         needs: Needs,
         allow_slabs: bool,
         allow_charged: bool,
-    ):
+    ) -> None:
         self.seed, self.needs, self.multi_processed_test = seed, needs, data.multi_processed_test
         self.embeddings, self.names = embeddings, names
+        self.embedded = [name for name, spec in embeddings.items() if spec["per"] == "graph"]
         self.allow_slabs, self.allow_charged = allow_slabs, allow_charged
 
-    def train_and_valid(self, head):
+    def train_and_valid(self, head: Head) -> HeadFrames:
         """Training and validation structures of a head."""
-        reports, provenance = [], {"train_file": _shown(head.train_files)}
-        train, e0s, keys = self._read(head, head.train_files, "train", reports, keep=head.keep_isolated_atoms)
+        provenance: dict[str, Any] = {"train_file": _shown(head.train_files)}
+        frames = HeadFrames(head, provenance=provenance)
+        train, e0s, keys = self._read(head, head.train_files, "train", frames, keep=head.keep_isolated_atoms)
         if head.valid_files:
             # Only in training are isolated atoms taken out, as in mace.
-            valid, _, _ = self._read(head, head.valid_files, "valid", reports, keep=True)
+            valid, _, _ = self._read(head, head.valid_files, "valid", frames, keep=True)
             provenance["valid_file"] = _shown(head.valid_files)
         else:
             # mace can split files that it reads whole only, and so they are split where there are any.
@@ -75,7 +89,7 @@ class HeadReader:
             kept, held_out = random_split(len(chosen), head.valid_fraction, self.seed)
             train, valid = [picked(chosen, kept), *rest], [picked(chosen, held_out)]
             provenance["split"] = {"seed": self.seed, "train_indices": kept, "valid_indices": held_out}
-        frames = HeadFrames(head, train, valid, {}, e0s or None, reports, provenance, keys)
+        frames.train, frames.valid, frames.e0s, frames.first_keys = train, valid, e0s or None, keys
         met = {atoms.info.get("config_type", "Default") for part in train if not on_disk(part) for atoms in part}
         if met and (absent := sorted(set(map(str, head.config_type_weights)) - met - {"Default"})):
             head.notes.append(f"config_type_weights: no training structure has the config_type {', '.join(absent)}")
@@ -83,28 +97,37 @@ class HeadReader:
             head.notes.append("config_type_weights: those of HDF5 files were applied by mace_prepare_data")
         return frames
 
-    def tests(self, frames, elements):
+    def tests(self, frames: HeadFrames, elements: Sequence[int]) -> None:
         """Put a head's test sets in their place: files by config_type, as in mace, then those of ``test_dir``."""
         head = frames.head
         if head.test_files:
-            parts, _, keys = self._read(head, head.test_files, "test", frames.reports, keep=True, elements=elements)
+            parts, _, keys = self._read(head, head.test_files, "test", frames, keep=True, elements=elements)
             check_test(parts, head, self.needs, _shown(head.test_files), keys)
             frames.provenance["test_file"] = _shown(head.test_files)
+            by_type: dict[str, list[Atoms]] = {}
             for part in parts:
-                if on_disk(part):
+                if isinstance(part, Chain):
                     frames.tests[f"{Path(part.name).stem}_{head.name}"] = part
-                else:
-                    for atoms in part:
-                        name = f"{atoms.info.get('config_type', 'Default')}_{head.name}"
-                        frames.tests.setdefault(name, []).append(atoms)
+                    continue
+                for atoms in part:
+                    by_type.setdefault(f"{atoms.info.get('config_type', 'Default')}_{head.name}", []).append(atoms)
+            frames.tests |= by_type
         if head.test_dir is not None:
             frames.provenance["test_dir"] = str(head.test_dir)
             for name, files in test_sets_of_folder(head.test_dir, self.multi_processed_test).items():
                 several = name if len(self.names) == 1 else f"{name}_{head.name}"
-                frames.tests[several], keys = self._stored(head, files, "test", frames.reports, elements)
+                frames.tests[several], keys = self._stored(head, files, "test", frames, elements)
                 check_test([frames.tests[several]], head, self.needs, _shown(files), keys)
 
-    def _read(self, head, files, split, reports, keep, elements=None):
+    def _read(
+        self,
+        head: Head,
+        files: Sequence[str],
+        split: str,
+        frames: HeadFrames,
+        keep: bool,
+        elements: Sequence[int] | None = None,
+    ) -> tuple[list[Part], dict[int, float], str]:
         """Parts of a split: files that ase reads as one list, then each that stays on disk.
 
         Returns them, the E0s of isolated atoms, and a sentence with the keys of the first structure.
@@ -113,33 +136,44 @@ class HeadReader:
             if not Path(file).exists():
                 raise InputError(f"--{split}_file: there is no {file}{of_head(head)}. Correct the path.")
         whole = [file for file in files if not is_stored(file)]
-        parts, e0s, keys = [], {}, ""
+        parts: list[Part] = []
+        e0s: dict[int, float] = {}
+        keys = ""
         if whole:
             read = read_structures(
-                whole, head.keys, split, elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep
-            )
-            frames = self._of_this_head(read.frames, head, whole)
-            for index, atoms in enumerate(frames):
-                where = f"structure {index} of the {split} set"
-                self._refuse_charged(atoms, where)
-                place_embeddings(atoms, self.embeddings, where)
-            report = replace(read.report, frames=len(frames), trained=self.needs.names())
-            reports.append(report.count(frames, head.config_type_weights))
-            parts, e0s = [frames], read.e0s
+                whole, head.keys, split,
+                elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep, embedded=self.embedded,
+                check=functools.partial(self._check_entries, head),
+            )  # fmt: skip
+            own = self._of_this_head(read.frames, head, whole)
+            report = replace(read.report, frames=len(own), trained=self.needs.names())
+            frames.reports.append(report.count(own, head.config_type_weights))
+            if split == "train":
+                frames.states.append(read.states)
+            parts, e0s = [own], read.e0s
             keys = f"The keys of the first one are {read.first_keys}."
         for file in files:
             if is_stored(file):
-                part, labels = self._stored(head, [file], split, reports, elements)
+                part, labels = self._stored(head, [file], split, frames, elements)
                 parts.append(part)
                 keys = keys or labels
         return parts, e0s, keys
 
-    def _of_this_head(self, frames, head, files):
+    def _check_entries(self, head: Head, atoms: Atoms, where: str) -> None:
+        """Entries of a structure beside its labels: a charge that the model can carry, what the host embeds."""
+        if len(self.names) > 1 and self._is_another_heads(head, atoms):
+            return
+        self._refuse_charged(atoms, where)
+        place_embeddings(atoms, self.embeddings, where)
+
+    def _is_another_heads(self, head: Head, atoms: Atoms) -> bool:
+        return atoms.info.get(head.head_key) in set(self.names) - {head.name}
+
+    def _of_this_head(self, frames: list[Atoms], head: Head, files: Sequence[str]) -> list[Atoms]:
         """Without the structures that name another head of the run."""
         if len(self.names) == 1:
             return frames
-        others = set(self.names) - {head.name}
-        own = [atoms for atoms in frames if atoms.info.get(head.head_key) not in others]
+        own = [atoms for atoms in frames if not self._is_another_heads(head, atoms)]
         if not own:
             raise InputError(
                 f"--head_key: every structure of {_shown(files)} names another head than {head.name!r} under "
@@ -151,28 +185,43 @@ class HeadReader:
             )
         return own
 
-    def _stored(self, head, files, split, reports, elements):
+    def _stored(
+        self, head: Head, files: Sequence[str | Path], split: str, frames: HeadFrames, elements: Sequence[int] | None
+    ) -> tuple[Chain, str]:
         """Structures that stay on disk, a sample of them checked, and a sentence that names the labels in it."""
         known = set(elements or head.atomic_numbers or ()) or None
 
-        def check(atoms, where):
+        def check(atoms: Atoms, where: str) -> None:
             check_geometry(atoms, where, known, self.allow_slabs)
             check_weights(atoms.info, where)
             self._refuse_charged(atoms, where)
             place_embeddings(atoms, self.embeddings, where)
 
-        parts = [open_stored(file, head.keys, check) for file in files]
-        frames = parts[0] if len(parts) == 1 else Chain(parts)
-        frames.name = str(files[0])
-        looked_at = sample(len(frames))
-        some = len(looked_at) if len(looked_at) < len(frames) else None
+        parts = [open_stored(file, head.keys, check, self.embedded) for file in files]
+        stored = parts[0] if len(parts) == 1 else Chain(parts)
+        stored.name = str(files[0])
+        looked_at = sample(len(stored))
+        some = len(looked_at) if len(looked_at) < len(stored) else None
+        seen = {index: stored[index] for index in looked_at}
+        states, notes = _about(seen, LabelPlacer(CANONICAL, self.embedded), _shown(files))
         shown = [str(file) for file in files]
-        report = LabelReport(split, shown, len(frames), 0, head.keys, looked_at=some, trained=self.needs.names())
-        reports.append(report.count((frames[index] for index in looked_at), head.config_type_weights))
+        report = LabelReport(
+            split, shown, len(stored), 0, head.keys, looked_at=some, trained=self.needs.names(), notes=notes
+        )
+        frames.reports.append(report.count(seen.values(), head.config_type_weights))
+        for name in LabelPlacer(head.keys).named:
+            if not report.counts.get(name):
+                raise InputError(
+                    f"--{name}_key: none of the {len(looked_at)} structures of {_shown(files)} that were looked at has "
+                    f"{name.replace('_', ' ')}; mace_prepare_data does not keep it. Train on the files that it was "
+                    f"given, or leave --{name}_key out."
+                )
+        if split == "train":
+            frames.states.append(states if some is None else None)
         found = ", ".join(name for name in LABELS if report.counts.get(name)) or "no labels"
-        return frames, f"The first structures of {_shown(shown)} have {found} (mace_prepare_data has keys of its own)."
+        return stored, f"The first structures of {_shown(shown)} have {found} (mace_prepare_data has keys of its own)."
 
-    def _refuse_charged(self, atoms, where):
+    def _refuse_charged(self, atoms: Atoms, where: str) -> None:
         """The graph operator's charges sum to zero: a charged structure has no place there."""
         if not self.allow_charged and atoms.info.get("total_charge", 0.0) != 0.0:
             raise InputError(
@@ -181,9 +230,19 @@ class HeadReader:
             )
 
 
-def _is_hdf5(file):
+def _about(seen: Mapping[int, Atoms], placer: LabelPlacer, files: str) -> tuple[StateCount, list[str]]:
+    """Total charges and the like of stored structures, by their numbers, and lines for the log."""
+    states, outliers, periodic = StateCount(), Outliers(), Counter[int]()
+    for index, atoms in seen.items():
+        states.add(placer.collect(atoms, f"structure {index} of {files}")[1])
+        periodic[int(atoms.pbc.sum())] += 1
+        outliers.add(atoms, f"structure {index}")
+    return states, [*states.lines(), describe_periodicity(periodic), *outliers.lines()]
+
+
+def _is_hdf5(file: str) -> bool:
     return is_stored(file) and any(inner.suffix.lower() in HDF5 for inner in stored_files(Path(file)))
 
 
-def _shown(files):
+def _shown(files: Iterable[str | Path]) -> str:
     return ", ".join(map(str, files))

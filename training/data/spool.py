@@ -5,16 +5,21 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from typing import IO
 
 import torch
+from ase import Atoms
 from safetensors.torch import load, save
+
+from training.data.batches import Graph
 
 logger = logging.getLogger("phi_mace_train")
 FREE_SHARE = 0.5  # of the free disk space: no more is taken
 ZEROS = ("shifts", "unit_shifts")  # one row of zeros, expanded, in open structures
 
 
-class SpooledGraphs(torch.utils.data.Dataset):
+class SpooledGraphs(torch.utils.data.Dataset[Graph]):
     """Structures read from disk when they are asked for, their graphs kept in a temporary file after the first time.
 
     The file is in the system's temporary folder (``TMPDIR`` names another), has no name and vanishes with the process,
@@ -27,9 +32,10 @@ class SpooledGraphs(torch.utils.data.Dataset):
         From a structure to mace's fields.
     """
 
-    def __init__(self, frames, make_graph):
+    def __init__(self, frames: Sequence[Atoms], make_graph: Callable[[Atoms], Graph]) -> None:
         self.frames, self.make_graph = frames, make_graph
-        self._file = None
+        self._file: IO[bytes] | None = None
+        self._room = 0.0
         try:
             self._file = tempfile.TemporaryFile(prefix="phi_graphs_")  # noqa: SIM115 (open as long as the data set)
             self._room = FREE_SHARE * shutil.disk_usage(tempfile.gettempdir()).free
@@ -39,19 +45,23 @@ class SpooledGraphs(torch.utils.data.Dataset):
         self._places = torch.zeros(len(frames), 2, dtype=torch.int64).share_memory_()
         self._end = multiprocessing.Value("q", 0)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index):
+    def name(self, index: int) -> str:
+        """What a structure is called in messages."""
+        return f"structure {getattr(self.frames, 'indices', range(len(self)))[index]} of the stored data"
+
+    def __getitem__(self, index: int) -> Graph:
         start, length = self._places[index].tolist()
-        if length:
+        if length and self._file is not None:
             return unpack(os.pread(self._file.fileno(), length, start))
         graph = self.make_graph(self.frames[index])
         if self._file is not None:
-            self._keep(index, graph)
+            self._keep(index, graph, self._file.fileno())
         return graph
 
-    def _keep(self, index, graph):
+    def _keep(self, index: int, graph: Graph, file: int) -> None:
         content = pack(graph)
         with self._end.get_lock():
             start = self._end.value
@@ -59,7 +69,7 @@ class SpooledGraphs(torch.utils.data.Dataset):
                 return
             self._end.value = start + len(content)
         try:
-            if os.pwrite(self._file.fileno(), content, start) == len(content):
+            if os.pwrite(file, content, start) == len(content):
                 self._places[index, 0] = start
                 self._places[index, 1] = len(content)
         except OSError as error:
@@ -67,16 +77,17 @@ class SpooledGraphs(torch.utils.data.Dataset):
             self._room = 0  # what is in it already can still be read
 
 
-def pack(graph):
+def pack(graph: Graph) -> bytes:
     """A graph as bytes; tensors of zeros that only look large take no room."""
     tensors = {key: value for key, value in graph.items() if isinstance(value, torch.Tensor)}
     small = {key: value[:1] if key in ZEROS and value.stride(0) == 0 else value for key, value in tensors.items()}
-    return save({key: value.contiguous() for key, value in small.items()})
+    packed: bytes = save({key: value.contiguous() for key, value in small.items()})
+    return packed
 
 
-def unpack(content):
+def unpack(content: bytes) -> Graph:
     """The graph of :func:`pack`."""
-    graph = load(content)
+    graph: Graph = load(content)
     for key in ZEROS:
         edges = graph["edge_index"].shape[1]
         if len(graph[key]) != edges:

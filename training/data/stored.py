@@ -4,8 +4,9 @@ import hashlib
 import os
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,16 +14,26 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from training import mace_interface
-from training.data.labels import clean_label, resolve_keys
+from training.data.chain import Chain
+from training.data.labels import CANONICAL, resolve_keys
+from training.data.placing import LabelPlacer
 from training.data.stored_files import HDF5, LMDB, stored_files
-from training.data.structures import labelled_copy
 from training.quantities import LABELS
 
-_DATABASES = weakref.WeakValueDictionary()  # LMDB files that are open, by process and path
+#: Called with a structure and its name in messages; raises InputError for one that cannot be used.
+Check = Callable[[Atoms, str], None]
+Keys = Mapping[str, str | None]
+#: LMDB files that are open, by process and path.
+_DATABASES: weakref.WeakValueDictionary[tuple[int, Path], mace_interface.LmdbDatabase] = weakref.WeakValueDictionary()
 SAMPLED_BLOCKS, BLOCK = 16, 1 << 16  # of a file's content, for its fingerprint
 
 
-def open_stored(path, keys=None, check=None):
+def open_stored(
+    path: str | Path,
+    keys: Keys | None = None,
+    check: Check | None = None,
+    embedded: Iterable[str] = (),
+) -> Chain:
     """The structures of an HDF5 or LMDB file, or of a folder of them (its files in the order of their numbers).
 
     Parameters
@@ -30,6 +41,7 @@ def open_stored(path, keys=None, check=None):
     path : file or folder
     keys : label name -> key in LMDB files, as mace's options; HDF5 files have names of their own
     check : called with each structure and its name in messages; raises InputError for one that cannot be used
+    embedded : names of the quantities of a structure that the host embeds, beside the total charge
 
     Raises
     ------
@@ -42,13 +54,13 @@ def open_stored(path, keys=None, check=None):
     files = stored_files(path)
     if not files:
         raise InputError(f"{path} holds no files ending in {', '.join((*HDF5, *LMDB))}. Is it the right folder?")
-    return Chain([_open(file, keys, check) for file in files])
+    return Chain([_open(file, keys, check, embedded) for file in files])
 
 
-def _open(file, keys, check):
+def _open(file: Path, *how: Any) -> "_OpenedPerProcess":
     kind = Hdf5Frames if file.suffix.lower() in HDF5 else LmdbFrames
     try:
-        return kind(file, keys, check)
+        return kind(file, *how)
     except InputError:
         raise
     except Exception as error:  # the two libraries raise whatever their parsers meet
@@ -58,49 +70,38 @@ def _open(file, keys, check):
         ) from error
 
 
-class Chain(Sequence):
-    """Several sequences as one."""
-
-    def __init__(self, parts):
-        self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts])
-
-    def __len__(self):
-        return int(self.ends[-1])
-
-    def __getitem__(self, index):
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part][index - (int(self.ends[part - 1]) if part else 0)]
-
-    def fingerprint(self):
-        """sha256 of the parts' fingerprints."""
-        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
-
-
-class _OpenedPerProcess(Sequence):
+class _OpenedPerProcess(Sequence[Atoms]):
     """A file whose handle is not shared between processes: neither HDF5's nor LMDB's survives a fork.
 
     Inherited handles are kept, unused, because closing them would disturb the parent's.
     """
 
-    def __init__(self, path, keys, check):
-        self.path, self.check, self._handles = Path(path), check, {}
-        self.keys = resolve_keys(keys)
+    def __init__(
+        self, path: str | Path, keys: Keys | None = None, check: Check | None = None, embedded: Iterable[str] = ()
+    ) -> None:
+        self.path, self.check = Path(path), check
+        self.placer = LabelPlacer(resolve_keys(keys), embedded)
+        self._handles: dict[int, Any] = {}
 
-    def handle(self):
+    def open(self) -> Any:
+        """The file, for reading, in this process."""
+        raise NotImplementedError
+
+    def read(self, file: Any, index: int, where: str) -> Atoms:
+        """The structure of that number; ``where`` names it in messages."""
+        raise NotImplementedError
+
+    def handle(self) -> Any:
         """The file, opened in this process."""
         process = os.getpid()
         if process not in self._handles:
             self._handles[process] = self.open()
         return self._handles[process]
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
@@ -117,7 +118,7 @@ class _OpenedPerProcess(Sequence):
             self.check(atoms, where)
         return atoms
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """sha256 of the file's size and of blocks spread over it.
 
         Reading a large data set whole, to know whether it is still the same, would take as long as an epoch. This finds
@@ -138,8 +139,9 @@ class Hdf5Frames(_OpenedPerProcess):
     Weights of structures and labels are in the file: mace_prepare_data has applied config_type_weights.
     """
 
-    def __init__(self, path, keys, check):
-        super().__init__(path, keys, check)
+    def __init__(self, path: str | Path, *how: Any) -> None:
+        super().__init__(path, *how)
+        self._canonical = LabelPlacer(CANONICAL, self.placer.quantities)
         file = self.handle()
         groups = sorted(file, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
         if not groups or not all(re.fullmatch(r"config_batch_\d+", name) for name in groups):
@@ -150,14 +152,14 @@ class Hdf5Frames(_OpenedPerProcess):
         self.groups = groups
         self.ends = np.cumsum([len(file[name]) for name in groups])
 
-    def open(self):
+    def open(self) -> h5py.File:
         """The file, for reading, in this process."""
         return h5py.File(self.path, "r")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def read(self, file, index, where):
+    def read(self, file: h5py.File, index: int, where: str) -> Atoms:
         """The structure of that number; ``where`` names it in messages."""
         part = int(np.searchsorted(self.ends, index, side="right"))
         stored = file[self.groups[part]][f"config_{index - (int(self.ends[part - 1]) if part else 0)}"]
@@ -173,19 +175,17 @@ class Hdf5Frames(_OpenedPerProcess):
             if value is None or name == "head":
                 continue
             label = LABELS.get(name)
-            if label is None:
-                per_atom = isinstance(value, np.ndarray) and value.ndim and len(value) == len(atoms)
-                (atoms.arrays if per_atom else atoms.info)[name] = value
-            else:
-                place = atoms.arrays if label.per_atom else atoms.info
-                place[label.canonical] = clean_label(label, value, len(atoms), where)
+            per_atom = isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == len(atoms)
+            place = atoms.arrays if (per_atom if label is None else label.per_atom) else atoms.info
+            place[name if label is None else label.canonical] = value
         for name, item in stored["property_weights"].items():
             if (weight := _value(item)) is not None:
                 atoms.info[f"config_{name}_weight"] = weight
+        self._canonical.place(atoms, self._canonical.collect(atoms, where)[0])
         return atoms
 
 
-def _value(item):
+def _value(item: h5py.Dataset) -> Any:
     """A value as mace_prepare_data writes it: text ``None`` for what is absent."""
     value = item[()]
     value = value.decode() if isinstance(value, bytes) else value
@@ -199,13 +199,14 @@ class LmdbFrames(_OpenedPerProcess):
     than mace's default names another entry.
     """
 
-    def __init__(self, path, keys, check):
-        super().__init__(path, keys, check)
+    def __init__(self, path: str | Path, *how: Any) -> None:
+        super().__init__(path, *how)
         self.length = len(self.handle())
+        self._placers: dict[frozenset[str], LabelPlacer] = {}
         if not self.length:
             raise InputError(f"{path} holds no structure.")
 
-    def open(self):
+    def open(self) -> mace_interface.LmdbDatabase:
         """The file, for reading, in this process."""
         # LMDB refuses to open a file twice in a process: several data sets share it.
         place = (os.getpid(), self.path.resolve())
@@ -214,17 +215,23 @@ class LmdbFrames(_OpenedPerProcess):
             _DATABASES[place] = database = mace_interface.LmdbDatabase(self.path)
         return database
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def read(self, database, index, where):
+    def read(self, file: mace_interface.LmdbDatabase, index: int, where: str) -> Atoms:
         """The structure of that number; ``where`` names it in messages."""
-        atoms = database.atoms(index)
+        atoms = file.atoms(index)
         results = {} if atoms.calc is None else atoms.calc.results
-        keys: Mapping[str, str] = {
-            name: name if key == LABELS[name].default_key and name in results else key
-            for name, key in self.keys.items()
-        }
+        stored = frozenset(
+            name for name, key in self.placer.keys.items() if key == LABELS[name].default_key and name in results
+        )
         for name in results:
             atoms.info.pop(name, None)  # mace's reader leaves a second, unchecked copy there
-        return labelled_copy(atoms, keys, where, None, True)[0]
+        return self._placer_for(stored).labelled_copy(atoms, where, None, True)[0]
+
+    def _placer_for(self, stored: frozenset[str]) -> LabelPlacer:
+        """The placer where labels of these names are results of a calculator."""
+        if stored not in self._placers:
+            keys = {name: name if name in stored else key for name, key in self.placer.keys.items()}
+            self._placers[stored] = LabelPlacer(keys, self.placer.quantities)
+        return self._placers[stored]

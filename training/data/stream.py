@@ -4,14 +4,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import ase.io
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.files import check_readable, read_frames
+from phi_equivariant.inputs.state import StateCount
 from training.data.embeddings import place_embeddings
+from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport, resolve_keys
-from training.data.structures import check_readable, describe_keys, labelled_copy
+from training.data.placing import LabelPlacer, State, describe_keys
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class FrameStream:
     allow_charged : whether the model can carry a net charge
     embeddings : mace's ``embedding_specs`` of the model: entries that every structure must have
     skip_bad : leave unusable frames out instead of refusing the file
+    usual : {quantity: key} of the total charge and the like that the model was trained with: where no structure has the
+        key, that is no mistake of the one who evaluates, who has named none
 
     Raises
     ------
@@ -63,32 +68,44 @@ class FrameStream:
         keys: Mapping[str, str | None],
         allow_slabs: bool = True,
         allow_charged: bool = True,
-        embeddings: Mapping | None = None,
+        embeddings: Mapping[str, Mapping[str, Any]] | None = None,
         skip_bad: bool = False,
-    ):
+        usual: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = Path(path)
         check_readable(self.path)
         self.elements = {int(number) for number in elements}
-        self.keys = resolve_keys(keys)
-        self.allow_slabs, self.allow_charged, self.skip_bad = allow_slabs, allow_charged, skip_bad
+        given, usual = resolve_keys(keys), dict(usual or {})
+        named = LabelPlacer(given).named
+        self.keys = given | {name: key for name, key in usual.items() if name not in named}
         self.embeddings = embeddings or {}
+        self._placer = LabelPlacer(self.keys, self.embeddings)
+        self._named = named
+        self.allow_slabs, self.allow_charged, self.skip_bad = allow_slabs, allow_charged, skip_bad
         self.bad: dict[int, str] = {}
 
     def take_census(self) -> Census:
         """Read the file once, so that whatever is wrong with it is known before anything is computed."""
-        counts, atoms, structures, first_keys = Counter(), 0, 0, ""
+        counts: Counter[str] = Counter()
+        periodic: Counter[int] = Counter()
+        states = StateCount(self._named)
+        atoms, structures, first_keys = 0, 0, ""
         for index, raw in self._read():
             if index == 0 and isinstance(raw, Atoms):
                 first_keys = describe_keys(raw)
             checked = self._check(index, raw)
             if checked is not None:
-                frame, found = checked
+                frame, found, state = checked
                 structures += 1
                 atoms += len(frame.atoms)
                 counts.update(found)
+                states.add(state)
+                periodic[int(frame.atoms.pbc.sum())] += 1
         if not structures:
             raise InputError(f"{self.path} holds no structure that can be evaluated; {len(self.bad)} were skipped.")
-        report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts))
+        states.check_named(str(self.path))
+        notes = [*states.lines(), describe_periodicity(periodic)]
+        report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts), notes=notes)
         return Census(report, atoms, self.bad, first_keys)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -101,7 +118,8 @@ class FrameStream:
 
     def batches(self, max_structures: int, max_atoms: int) -> Iterator[list[Frame]]:
         """Consecutive structures, at most so many and with so many atoms; a larger structure comes alone."""
-        batch, atoms = [], 0
+        batch: list[Frame] = []
+        atoms = 0
         for frame in self:
             if batch and atoms + len(frame.atoms) > max_atoms:
                 yield batch
@@ -125,13 +143,16 @@ class FrameStream:
         """The frame's name in messages."""
         return f"frame {index} of {self.path}"
 
-    def _check(self, index, raw):
-        """The frame and the names of its labels, or None where it was rejected."""
+    def _read(self) -> Iterator[tuple[int, Atoms | InputError]]:
+        return read_frames(self.path, self.keys.values())
+
+    def _check(self, index: int, raw: Atoms | InputError) -> tuple[Frame, list[str], State] | None:
+        """The frame, the names of its labels and its state, or None where it was rejected."""
         where = self.where(index)
         try:
-            if isinstance(raw, Exception):
-                raise InputError(f"{where} cannot be read: {type(raw).__name__}: {raw}")
-            labelled, found = labelled_copy(raw, self.keys, where, self.elements, self.allow_slabs)
+            if isinstance(raw, InputError):
+                raise raw
+            labelled, found, state = self._placer.labelled_copy(raw, where, self.elements, self.allow_slabs)
             place_embeddings(labelled, self.embeddings, where)
             if not self.allow_charged and labelled.info.get("total_charge", 0.0) != 0.0:
                 raise InputError(
@@ -141,28 +162,4 @@ class FrameStream:
         except InputError as error:
             self.reject(index, str(error))
             return None
-        return Frame(index, raw, labelled), found
-
-    def _read(self):
-        """(index, structure, or the exception that says why there is none)."""
-        index = 0
-        while True:
-            # ase's readers raise whatever their parser meets: there is no narrower base class.
-            try:
-                for atoms in ase.io.iread(self.path, index=slice(index, None)):
-                    yield index, atoms
-                    index += 1
-                return
-            except Exception as error:
-                self._check_structure_of_file(error)
-                yield index, error
-                index += 1  # ase's reader ends with the frame it fails on: begin again behind it
-
-    def _check_structure_of_file(self, error):
-        """InputError where it is not one frame that cannot be read, but the file."""
-        try:
-            next(ase.io.iread(self.path, index=slice(10**12, None)), None)
-        except Exception:
-            raise InputError(
-                f"ase cannot read {self.path}: {type(error).__name__}: {error}. Is the file complete?"
-            ) from error
+        return Frame(index, raw, labelled), found, state

@@ -10,6 +10,7 @@ import torch
 
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.weights import load_model
 from training import mace_hosts, mace_interface
 from training.data.heads import read_heads
@@ -47,7 +48,7 @@ class Foundation:
     @property
     def energies(self) -> dict[int, float]:
         """{Z: eV} of the isolated atoms."""
-        values = torch.atleast_2d(self.model.atomic_energies_fn.atomic_energies)[0]
+        values = atomic_energies(self.model)[0]
         return dict(zip(self.model.atomic_numbers.tolist(), values.tolist(), strict=True))
 
     @property

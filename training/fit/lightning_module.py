@@ -10,7 +10,7 @@ from torch_ema import ExponentialMovingAverage
 from training import distribution
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
-from training.fit.predict import freeze, predict, unfreeze
+from training.fit.predict import check_finite, freeze, predict, unfreeze
 from training.fit.schedules import build_schedule
 from training.report.error_sums import ErrorSums
 from training.run import HEAD, Optimiser, Stages
@@ -170,6 +170,8 @@ class PotentialModule(pl.LightningModule):
             return
         with torch.enable_grad():
             output = predict(self.model, batch, self.outputs)
+        loader = self.trainer.val_dataloaders[dataloader_idx]
+        check_finite(self.model, output, batch, loader.dataset, loader.batch_sampler.batches[batch_index])
         with torch.no_grad():
             self._validations[dataloader_idx].update(output, batch, self.objective)
 

@@ -1,10 +1,16 @@
 """Predictions of a model for batches, and their errors over a set."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
-from training.data.batches import GraphBatch
+from phi_equivariant.batching import segment_sum
+from phi_equivariant.errors import InputError
+from phi_equivariant.host_energy import isolated_of_atoms
+from phi_equivariant.potential import run_model
+from training.data.batches import GraphBatch, name_in
 from training.report.error_sums import ErrorSums
 
 Energies = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -13,20 +19,16 @@ Energies = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 def isolated_energies(model: torch.nn.Module) -> Energies:
     """A function from a batch to the energies (n_structures,) in eV of its isolated atoms, as the model has them."""
 
-    block: torch.nn.Module = model.atomic_energies_fn  # type: ignore[assignment]  # of every host
-
     def energies(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        by_head = block(batch["node_attrs"])  # (n_atoms, n_heads)
-        head = batch["head"][batch["batch"]] if by_head.shape[1] > 1 else torch.zeros_like(batch["batch"])
-        per_atom = by_head.gather(1, head[:, None]).squeeze(1)
-        return torch.zeros_like(batch["energy"]).index_add_(0, batch["batch"], per_atom.to(batch["energy"].dtype))
+        of_atom = isolated_of_atoms(model, batch)
+        return segment_sum(of_atom, batch["batch"], len(batch["ptr"]) - 1)
 
     return energies
 
 
 def evaluate(
     model: torch.nn.Module,
-    loader: Iterable[GraphBatch],
+    loader: DataLoader[Any],
     outputs: Mapping[str, bool],
     device: torch.device | str,
     keep: Sequence[str] = (),
@@ -40,7 +42,7 @@ def evaluate(
     Parameters
     ----------
     model : with mace's call signature
-    loader : batches; empty ones are passed over
+    loader : batches and the structures that they come from; empty ones are passed over
     outputs : which of forces, virials and stress the model computes
     device : where the model is
     keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
@@ -50,11 +52,13 @@ def evaluate(
     errors = ErrorSums(keep, isolated)
     flags = freeze(model)
     try:
-        for batch in loader:
+        for indices, batch in zip(loader.batch_sampler, loader, strict=True):
             if not batch:  # this process's share is a batch shorter than others'
                 continue
             batch = batch.to(device)
-            errors.update(predict(model, batch, outputs), batch)
+            output = predict(model, batch, outputs)
+            check_finite(model, output, batch, loader.dataset, indices)
+            errors.update(output, batch)
             if on_batch is not None:
                 on_batch(batch.num_graphs)
     finally:
@@ -62,11 +66,38 @@ def evaluate(
     return errors.gather()
 
 
+def check_finite(
+    model: torch.nn.Module, output: Mapping[str, Any], batch: GraphBatch, dataset: Any, indices: Iterable[int]
+) -> None:
+    """InputError, naming the frames, where a model with finite parameters gives energies or forces that are not.
+
+    Parameters
+    ----------
+    model, output, batch : the model and what it said of a batch
+    dataset, indices : where the batch's structures come from, for their names
+    """
+    finite = torch.isfinite(output["energy"].detach())
+    if output.get("forces") is not None:
+        atoms = torch.isfinite(output["forces"].detach()).all(1)
+        finite = finite & (
+            torch.zeros_like(finite, dtype=torch.long).index_add_(0, batch["batch"], (~atoms).long()) == 0
+        )
+    # A model whose training diverged is told of elsewhere: no frame is at fault.
+    if bool(finite.all()) or not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        return
+    named = [name_in(dataset, index) for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+    raise InputError(
+        f"the model gives energies or forces that are not finite for {', '.join(named[:5])}"
+        f"{', …' if len(named) > 5 else ''}. Take these structures out, or look at what is wrong with them."
+    )
+
+
 def predict(
     model: torch.nn.Module, batch: Mapping[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
 ) -> dict[str, torch.Tensor | None]:
     """Call a model with mace's call signature."""
-    return model(
+    return run_model(
+        model,
         batch,
         training=training,
         compute_force=outputs["forces"],

@@ -1,23 +1,33 @@
 """What a model says of structures, put where mace_eval_configs puts it."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
 from phi_equivariant.errors import InputError
 from phi_equivariant.taps import irreps_of
 from training import mace_interface
-from training.data.batches import collate
-from training.quantities import LABELS
+from training.data.batches import GraphBatch, collate
 
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
 OF_STRUCTURE = {"energy": "energy"}
 OF_ATOM = {"forces": "forces"}
 OF_STRUCTURE_WITH_PHI = {name: name for name in ("host_energy", "phi_energy", "net_charge")}
 OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
+#: Everything that may be written behind the prefix: what an earlier evaluation has left is taken out.
+WRITTEN = (
+    *(OF_STRUCTURE | OF_ATOM | OF_STRUCTURE_WITH_PHI | OF_ATOM_WITH_PHI),
+    *("stress", "dipole", "atomic_dipoles", "node_energies", "descriptors", "BO_contributions"),
+)
+
+#: Values of a structure and values of its atoms, by name.
+Prediction = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,13 @@ class Predictor:
         For a head the model does not have, or a quantity that it does not compute.
     """
 
-    def __init__(self, model, device="cpu", head=None, wanted=None):
-        self.model, self.device, self.wanted = model.eval().requires_grad_(False), device, wanted or Wanted()
-        self.numbers, self.r_max = [int(number) for number in model.atomic_numbers], float(model.r_max)
+    def __init__(
+        self, model: torch.nn.Module, device: str = "cpu", head: str | None = None, wanted: Wanted | None = None
+    ) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.device, self.wanted = device, wanted or Wanted()
+        self.numbers = [int(number) for number in torch.as_tensor(model.atomic_numbers)]
+        self.r_max = float(torch.as_tensor(model.r_max))
         host = model.host if isinstance(model, PhiPotential) else model
         heads = list(getattr(model, "heads", None) or ["Default"])
         head = heads[0] if head is None and len(heads) == 1 else head
@@ -66,7 +80,7 @@ class Predictor:
                 "phi_energy are its parts, and are always written."
             )
         count = self.wanted.descriptor_num_layers
-        taps = model.taps if self.has_phi else find_taps(host)
+        taps = model.taps if isinstance(model, PhiPotential) else find_taps(host)
         self.layers = [irreps_of(parts) for parts in taps.values()]  # of the node features
         if self.wanted.descriptors and count != -1 and not 1 <= count <= len(self.layers):
             raise InputError(
@@ -74,14 +88,7 @@ class Predictor:
                 "or -1 for all."
             )
 
-    @property
-    def keys(self):
-        """{name_key: entry of the files} of labels that the host's ``embedding_specs`` reads elsewhere."""
-        return {
-            f"{name}_key": spec["key"] for name, spec in self.embeddings.items() if name in LABELS and spec.get("key")
-        }
-
-    def batch(self, structures):
+    def batch(self, structures: Iterable[Atoms]) -> GraphBatch:
         """Labelled structures as a batch with mace's keys, on the model's device."""
         configurations = mace_interface.configurations(structures, head=self.head, embeddings=self.embeddings)
         kept = tuple(self.embeddings)
@@ -89,14 +96,14 @@ class Predictor:
             [mace_interface.graph(one, self.numbers, self.r_max, self.heads, kept) for one in configurations]
         ).to(self.device)
 
-    def __call__(self, batch):
+    def __call__(self, batch: GraphBatch) -> dict[str, Any]:
         """The model's output for a batch: forces always, no graph for parameters."""
         output = self.model(batch, training=False, compute_force=True, compute_stress=self.wanted.stress)
         if self.wanted.contributions and "contributions" not in output:
             raise InputError("--return_contributions: mace's ScaleShiftMACE does not give them, only its MACE does.")
         return output
 
-    def split(self, output, batch):
+    def split(self, output: Mapping[str, Any], batch: GraphBatch) -> Iterator[Prediction]:
         """One pair (values of the structure, values of its atoms) of plain numbers and arrays per structure.
 
         Only a structure that is periodic in three directions has a stress, only an open one a dipole.
@@ -120,14 +127,14 @@ class Predictor:
             "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.stress else None),
             "dipole": ((~periodic.any(-1)).tolist(), output["dipole"] if self.has_phi else None),
         }
-        partly = {name: (has, _numbers(values)) for name, (has, values) in partly.items() if values is not None}
+        defined = {name: (has, _numbers(values)) for name, (has, values) in partly.items() if values is not None}
         ptr = batch["ptr"].tolist()
         for g, (first, last) in enumerate(zip(ptr[:-1], ptr[1:], strict=True)):
             info = {name: values[g] if values.ndim > 1 else float(values[g]) for name, values in whole.items()}
-            info |= {name: values[g] for name, (has, values) in partly.items() if has[g]}
+            info |= {name: values[g] for name, (has, values) in defined.items() if has[g]}
             yield info, {name: values[first:last] for name, values in atoms.items()}
 
-    def _descriptors(self, features):
+    def _descriptors(self, features: torch.Tensor) -> torch.Tensor:
         """Node features of the first layers, (n_atoms, n): all of them, or the scalars."""
         kept, start = [], 0
         count = self.wanted.descriptor_num_layers
@@ -138,8 +145,11 @@ class Predictor:
             start += irreps.dim
         return torch.cat(kept, dim=1)
 
-    def add_to(self, atoms, prediction, prefix):
-        """Put one structure's predictions into ``info`` and ``arrays`` under prefixed names; the rest stays."""
+    def add_to(self, atoms: Atoms, prediction: Prediction, prefix: str) -> None:
+        """Put a structure's predictions into ``info`` and ``arrays`` under prefixed names, in place of earlier ones."""
+        for name in WRITTEN:
+            atoms.info.pop(prefix + name, None)
+            atoms.arrays.pop(prefix + name, None)
         info, arrays = prediction
         descriptors = arrays.pop("descriptors", None)
         if descriptors is not None:
@@ -155,14 +165,13 @@ class Predictor:
                 arrays["descriptors"] = descriptors
         atoms.info.update({prefix + name: value for name, value in info.items()})
         for name, values in arrays.items():
-            atoms.arrays.pop(prefix + name, None)
             atoms.set_array(prefix + name, values)
 
 
-def not_finite(prediction):
+def not_finite(prediction: Prediction) -> list[str]:
     """Names of the predictions that are not finite numbers."""
     return [name for values in prediction for name, value in values.items() if not np.isfinite(value).all()]
 
 
-def _numbers(values):
+def _numbers(values: torch.Tensor) -> np.ndarray:
     return values.detach().cpu().double().numpy()

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from phi_equivariant.errors import InputError, did_you_mean
+from phi_equivariant.files import CONFIG_FILE
 from zoo.sizes import ARCHITECTURES
 from zoo.store.download import are_right
 from zoo.store.places import is_address, place
@@ -109,7 +110,13 @@ def locate(name: str | Path, offline: bool = False) -> Path:
         If there is no such model or folder.
     """
     if not is_path(name):
-        return files_of(find(str(name), offline), offline)
+        try:
+            entry = find(str(name), offline)
+        except InputError:
+            if (Path(name) / CONFIG_FILE).is_file():
+                return Path(name)
+            raise
+        return files_of(entry, offline)
     path = Path(os.path.expanduser(name))
     if not path.is_dir():
         raise InputError(f"{name} is no folder; give one that holds model.safetensors and config.json.")

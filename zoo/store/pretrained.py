@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.weights import build_saved, check_dtype, read_saved
+from phi_equivariant.precision import DTYPES, read_dtype
+from phi_equivariant.weights import build_saved, read_saved
 from zoo.bounds import at_most
 from zoo.store import limits, reference
 from zoo.store.find import locate
@@ -39,9 +40,9 @@ def load_pretrained(
         If there is no such model, its files cannot be had or are not the registered ones, its settings are not allowed,
         or it does not give the reference energy, forces and charges.
     """
-    check_dtype(dtype)
+    precision = read_dtype(dtype)
     model, saved = load_folder(locate(name, offline))
-    return model.to(device=device, dtype=getattr(torch, dtype or saved))
+    return model.to(device=device, dtype=precision or DTYPES[saved])
 
 
 def load_folder(folder: Path) -> tuple[torch.nn.Module, str]:

@@ -14,7 +14,7 @@ from ase.geometry import complete_cell
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import read_json
-from phi_equivariant.inputs.total_charge import total_charge_of
+from phi_equivariant.inputs.state import StateReader
 from zoo.store.registry import FILE_LIMITS, REFERENCE_FILE
 
 MOST_ATOMS = 500
@@ -48,7 +48,7 @@ def compute(model: torch.nn.Module, atoms: Atoms) -> dict[str, Any]:
             "positions": atoms.positions.tolist(),
             "cell": np.asarray(atoms.cell).tolist(),
             "pbc": atoms.pbc.tolist(),
-            "total_charge": float(total_charge_of(atoms.info)),
+            "total_charge": StateReader().read(atoms)["total_charge"],
         },
         "energy": energy,
         "forces": atoms.get_forces().tolist(),

@@ -161,6 +161,7 @@ def test_labels_and_weights_are_those_that_mace_reads(tmp_path, double):
         atoms.info |= {"config_type": "hot" if index % 2 else "cold", "config_weight": 1.0 + index}
         atoms.info |= {f"config_{name}_weight": rng.uniform() for name in ("energy", "forces", "stress", "charges")}
         atoms.arrays |= {"f": rng.normal(size=(3, 3)), "q": rng.normal(size=3), "field": rng.normal(size=(3, 2))}
+        atoms.arrays["q"] += (atoms.info["Q"] - atoms.arrays["q"].sum()) / 3
         frames.append(atoms)
     ase.io.write(tmp_path / "train.xyz", frames, format="extxyz")
     keys = {"energy": "e", "forces": "f", "stress": "s", "virials": "v", "dipole": "mu", "charges": "q"}

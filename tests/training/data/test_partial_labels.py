@@ -13,6 +13,7 @@ from training_runs import (  # noqa: F401
     mace_epochs,
     mace_prepare_data,
     metrics,
+    parsed,
     refused,
     run,
     words,
@@ -26,7 +27,6 @@ from training import mace_interface, quantities
 from training.data.batches import collate
 from training.fit.predict import predict
 from training.fit.terms import squares
-from training.options import command_line
 from training.report.error_sums import ErrorSums
 
 ENERGIES = {1: -1.5, 6: -4.0, 8: -3.0}
@@ -61,8 +61,7 @@ LEFT_OUT = {"config_type_weights": "{'left_out': 0.0}"}
 
 
 def prepared(folder, **given):
-    chosen = command_line.parse(words(folder, **{"name": "run", "E0s": str(ENERGIES), **KEYS, **given}))
-    return chosen, building.prepare(chosen)
+    return building.load(parsed(folder, **{"name": "run", "E0s": str(ENERGIES), **KEYS, **given}))
 
 
 def weighed(frames):
@@ -406,7 +405,7 @@ def test_stresses_of_slabs_do_not_train(mixed, tmp_path, loss, phi):
     built.order.set_epoch(0)
     gradients = []
     for label in (None, 17.0):  # slabs with other labels make no difference
-        (batch,) = run_data.train_loader(built.order, chosen.args)
+        (batch,) = run_data.train_loader(built.order)
         slabs = ~batch["pbc"].all(1)
         assert int(slabs.sum()) == 4 and float(batch["stress"][slabs].abs().max()) > 0
         if label is not None:

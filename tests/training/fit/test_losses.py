@@ -213,7 +213,7 @@ LOSSES = sorted(set(TWO_STAGES))
 
 def objective_of(name):
     weights = [word for term, (one, _) in WEIGHTS.items() for word in (f"--{term}_weight", str(one))]
-    return losses.build_objective(command_line.parse(["--train_file", "x", "--loss", name, *weights]).args, None)
+    return losses.build_objective(command_line.parse(["--train_file", "x", "--loss", name, *weights]).loss, None)
 
 
 @pytest.mark.parametrize("absent", [("energy",), ("forces",), ("stress",), ("energy", "forces", "stress", "virials")])
@@ -268,8 +268,8 @@ def test_a_label_that_no_weight_trains_is_no_need():
     """Labels come from the terms of the losses of both stages, with the options that weigh them."""
     line = ["--train_file", "x", "--forces_weight", "0", "--swa", "--loss", "huber", "--stress_weight", "3"]
     chosen = command_line.parse([*line, "--max_num_epochs", "8"])
-    objectives = {stage: losses.build_objective(chosen.args, None, stage) for stage in (1, 2)}
-    needs = {need.label.name: need for need in losses.needs(chosen.args, objectives, chosen.given).labels}
+    objectives = {stage: losses.build_objective(chosen.loss, None, stage) for stage in (1, 2)}
+    needs = {need.label.name: need for need in losses.needs(chosen.loss, objectives, chosen.given).labels}
     assert needs["energy"].options == ("energy_weight", "swa_energy_weight") and not needs["energy"].asked
     assert needs["forces"].options == ("swa_forces_weight",)
     assert needs["stress"].options == ("stress_weight",) and needs["stress"].asked

@@ -22,6 +22,7 @@ from training import mace_interface
 from training.fit.predict import evaluate, isolated_energies, predict
 from training.report import plots, tables
 from training.report.error_sums import ErrorSums
+from training.run import output
 
 DEBYE_PER_ELECTRON_ANGSTROM = 4.80320471
 
@@ -72,6 +73,10 @@ def mace_table(form, model, objective, outputs, frames, numbers, r_max):
     given = {"model": model, "loss_fn": objective.host_loss, "output_args": outputs, "device": "cpu"}
     found = tables_utils.create_error_table(form, {"valid": loader}, log_wandb=False, **given)
     return found, mace_evaluate(data_loader=loader, **given)[1]
+
+
+def test_every_form_that_a_run_may_ask_for_has_a_table():
+    assert set(tables.FORMS) == set(output.FORMS)
 
 
 FORMS_OF_A_HOST = ["PerAtomRMSE", "TotalRMSE", "PerAtomMAE", "TotalMAE", "PerAtomRMSEstressvirials"]

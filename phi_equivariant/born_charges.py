@@ -1,11 +1,12 @@
-"""Derivatives of the dipole."""
+"""Born effective charges, the derivatives of the dipole by positions."""
 
 import torch
 
+from phi_equivariant.derivatives import Batch
 from phi_equivariant.inputs.cells import check_open, read_cells
 
 
-def born_effective_charges(potential, data):
+def born_effective_charges(potential: torch.nn.Module, data: Batch) -> torch.Tensor:
     """Born effective charges Z*_iαβ = ∂μ_α/∂r_iβ, with μ = Σ_i (q_i r_i + μ_i) about a fixed origin.
 
     They sum to the total charge, Σ_i Z*_iαβ = Q δ_αβ.

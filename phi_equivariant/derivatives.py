@@ -1,0 +1,131 @@
+"""Energy and its derivatives: the strain of positions and cells, forces, virials and stress, for every model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import read_cells
+from phi_equivariant.operators.ewald import cell_volume
+
+Batch = dict[str, Any]  # with mace's keys
+Output = dict[str, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to differentiate an energy for, by the names of mace's arguments; ``unknown`` holds those not computed.
+
+    Raises
+    ------
+    InputError
+        For something that is not computed, or derivatives in inference mode.
+    """
+
+    model: str
+    training: bool = False
+    compute_force: bool = True
+    compute_virials: bool = False
+    compute_stress: bool = False
+    compute_displacement: bool = False
+    compute_hessian: bool = False
+    compute_edge_forces: bool = False
+    compute_atomic_stresses: bool = False
+    lammps_mliap: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("compute_hessian", "compute_edge_forces", "compute_atomic_stresses", "lammps_mliap"):
+            if getattr(self, name):
+                raise InputError(f"{name} is asked for, but {self.model} does not compute it; leave it out.")
+        if (self.derived or self.compute_displacement) and torch.is_inference_mode_enabled():
+            raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
+
+    @property
+    def derived(self) -> bool:
+        """Whether anything is differentiated here."""
+        return self.compute_force or self.compute_virials or self.compute_stress
+
+    @property
+    def second_order(self) -> bool:
+        """Whether derivatives of what is computed are to be differentiated again, here or by the caller."""
+        return self.training or not self.derived
+
+
+def with_derivatives(
+    energies: Callable[[Batch, torch.Tensor, torch.Tensor], Output], data: Batch, wanted: Wanted
+) -> Output:
+    """The output of a model with F = −∂E/∂r, σ = (1/V) ∂E/∂ε and virials −∂E/∂ε from one derivative of its energy.
+
+    ε strains positions and cell, symmetrised, as in mace.
+
+    Parameters
+    ----------
+    energies: function of a batch, its cells (n_structures, 3, 3) in Å and periodic directions (n_structures, 3) → at
+        least energy (n_structures,) in eV
+    data: dict with mace's keys; it is not changed, nor are the flags of its tensors
+    wanted: what to differentiate for
+
+    Returns
+    -------
+    the output with forces (n_atoms, 3) in eV/Å; virials (n_structures, 3, 3) in eV; stress (n_structures, 3, 3) in
+    eV/Å³, NaN for structures that are not periodic in all three directions and None if there is no other; displacement
+    (n_structures, 3, 3), the strain that was differentiated by. Each is None where not asked for.
+
+    Raises
+    ------
+    InputError
+        For a cell that nothing can be computed in.
+    """
+    cell, pbc = read_cells(data)
+    stressed = wanted.compute_stress and bool(pbc.all(1).any())
+    with torch.set_grad_enabled(wanted.derived or wanted.compute_displacement or torch.is_grad_enabled()):
+        data = dict(data)
+        if not data["positions"].requires_grad:
+            # A leaf of our own: the caller's tensor keeps its flags.
+            data["positions"] = data["positions"].detach().requires_grad_(True)
+        variables = [data["positions"]]
+        if wanted.compute_virials or stressed or wanted.compute_displacement:
+            variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
+            cell = _strain(data, cell, variables[1])
+        # Without derivatives here the caller may differentiate the energy, as often as it likes.
+        out = energies(data, cell, pbc)
+        gradients = _slopes(out["energy"], variables, wanted.training) if wanted.derived else []
+    return {
+        **out,
+        "forces": -gradients[0] if gradients else None,
+        "virials": -gradients[1] if wanted.compute_virials else None,
+        "stress": _stress(gradients[1], cell.detach(), pbc) if stressed else None,
+        "displacement": variables[1] if len(variables) == 2 else None,
+    }
+
+
+def _strain(data: Batch, cell: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """Strain positions, shifts and cells of ``data``, x → x (1 + ε) with ε = ½ (d + dᵀ); returns the strained cell."""
+    epsilon = 0.5 * (displacement + displacement.mT)  # (n_structures, 3, 3)
+    positions, shifts, batch = data["positions"], data["shifts"], data["batch"]
+    data["positions"] = positions + (positions[:, None, :] @ epsilon[batch])[:, 0]
+    data["shifts"] = shifts + (shifts[:, None, :] @ epsilon[batch[data["edge_index"][0]]])[:, 0]
+    cell = cell + cell @ epsilon
+    data["cell"] = cell.reshape(-1, 3)
+    return cell
+
+
+def _slopes(energy: torch.Tensor | None, variables: list[torch.Tensor], training: bool) -> list[torch.Tensor]:
+    """∂(Σ energy)/∂ each variable; zero where the energy does not depend on it (an isolated atom)."""
+    if energy is None or not energy.requires_grad:
+        return [torch.zeros_like(variable) for variable in variables]
+    found = torch.autograd.grad(
+        energy.sum(), variables, retain_graph=training, create_graph=training, allow_unused=True
+    )
+    return [
+        torch.zeros_like(variable) if slope is None else slope for variable, slope in zip(variables, found, strict=True)
+    ]
+
+
+def _stress(slope: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor:
+    """∂E/∂ε per volume: (n_structures, 3, 3) in eV/Å³, NaN where there is no volume."""
+    periodic = pbc.all(1)
+    volume = cell_volume(cell).where(periodic, cell.new_ones(()))
+    return (slope / volume[:, None, None]).masked_fill(~periodic[:, None, None], torch.nan)
