@@ -1,6 +1,5 @@
 """Fresh models of the sizes that have a name."""
 
-import difflib
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ import torch
 
 from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.elements import electronegativity
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 from phi_equivariant.precision import default_dtype, read_dtype
 from phi_equivariant.weights import host_type
 from zoo.sizes import ARCHITECTURES, Architecture, architecture, check_installed, matching
@@ -63,9 +62,8 @@ def create_model(
     known = [key for key in size.arguments if key not in _FIXED] + list(STATISTICS)
     for key in overrides:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-            raise InputError(f"{key!r} is no setting of {name}; {hint}")
+            hint = did_you_mean(key, known, f"Known are {', '.join(known)}.")
+            raise InputError(f"{key!r} is no setting of {name}. {hint}")
     if not with_phi and phi is not None:
         raise InputError(f"phi is {phi!r} together with with_phi=False; give one of them.")
     arguments = size.arguments | {

@@ -50,7 +50,7 @@ def read_irreps(text: str, most: int = MOST) -> list[tuple[int, str]]:
 
 
 def _irreps_within(text: str, info: ValidationInfo) -> str:
-    read_irreps(text, info.context["most"])
+    read_irreps(text, (info.context or {}).get("most", MOST))
     return text
 
 

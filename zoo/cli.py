@@ -30,7 +30,7 @@ def info_command(args: argparse.Namespace) -> None:
     """What is known of a model: errors and use first, configuration last."""
     if store.find.is_path(args.name):
         folder = store.find.locate(args.name)
-        info = {"place": str(folder), "card": store.card.read(folder / "card.yaml")}
+        info: dict[str, Any] = {"place": str(folder), "card": store.card.read(folder / "card.yaml")}
     else:
         info = store.catalogue.model_info(args.name, args.offline)
     fresh = info.get("kind") == "architecture"
@@ -170,7 +170,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"phi-zoo: {error.filename or 'a file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("phi-zoo: interrupted; a broken download goes on when the command is given again.", file=sys.stderr)
+        print("phi-zoo: interrupted; nothing half done was kept.", file=sys.stderr)
         return 130
     return 0
 

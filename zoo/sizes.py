@@ -1,13 +1,12 @@
 """The sizes that have a name, ``phi-<host>-<size>``."""
 
 import dataclasses
-import difflib
 import importlib.util
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +109,10 @@ def architecture(name: str) -> Architecture:
     """The architecture of a name; InputError with the nearest names if there is none."""
     if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    near = difflib.get_close_matches(str(name), ARCHITECTURES, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(ARCHITECTURES)}."
+    hint = did_you_mean(name, ARCHITECTURES, f"There are {', '.join(ARCHITECTURES)}.")
     if "." in str(name):
         hint += " A trained model is loaded by load_pretrained."
-    raise InputError(f"there is no model {name!r} to create; {hint}")
+    raise InputError(f"There is no model {name!r} to create. {hint}")
 
 
 def check_installed(name: str) -> None:

@@ -45,12 +45,12 @@ def test_precision_seed_and_the_bare_host():
 @pytest.mark.parametrize(
     ("name", "elements", "overrides", "match"),
     [
-        ("phi-mace-smal", [1], {}, "did you mean phi-mace-small"),
+        ("phi-mace-smal", [1], {}, "Did you mean phi-mace-small"),
         ("phi-mace-small.x", [1], {}, "load_pretrained"),
         ("phi-mace-small", [], {}, "elements is empty"),
         ("phi-mace-small", [0], {}, "atomic number 0"),
         ("phi-mace-small", "HCO", {}, "elements is 'HCO'"),
-        ("phi-mace-small", [1], {"hidden_ireps": "8x0e"}, "did you mean 'hidden_irreps'"),
+        ("phi-mace-small", [1], {"hidden_ireps": "8x0e"}, "Did you mean hidden_irreps"),
         ("phi-mace-small", [1], {"class": "MACE"}, "'class' is no setting"),
         ("phi-mace-small", [1], {"hidden_irreps": "8y0e"}, "no irreps"),
         ("phi-mace-small", [1], {"hidden_irreps": "8x1o"}, "without 0e channels"),
@@ -72,7 +72,7 @@ def test_precision_seed_and_the_bare_host():
         ("phi-mace-small", [1.5, 6], {}, "elements is"),
         ("phi-mace-small", [True, 6], {}, "elements is"),
         ("phi-mace-small", "168", {}, "elements is '168'"),
-        (["phi-mace-small"], [1], {}, "there is no model"),
+        (["phi-mace-small"], [1], {}, "There is no model"),
     ],
 )
 def test_what_cannot_be_created(name, elements, overrides, match):

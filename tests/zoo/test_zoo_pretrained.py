@@ -246,7 +246,7 @@ def test_by_address(server, monkeypatch):
     monkeypatch.delenv("PHI_ZOO_URL")
     assert isinstance(load_pretrained(server.url + NAME), PhiPotential)
     refuses(
-        "no trained model 'phi-mace-tiny.emd'; did you mean phi-mace-tiny.emt",
+        "no trained model 'phi-mace-tiny.emd'. Did you mean phi-mace-tiny.emt",
         load_pretrained,
         server.url + NAME[:-1] + "d",
     )
@@ -428,7 +428,7 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
     assert "EMT" in out and "phi-mace-train --" in out and "\x1b[2J" not in out and "[red]so good[/red]" in out
     assert main(["info", "phi-mace-medium"]) == 0 and "64x0e+64x1o" in capsys.readouterr().out
     for words, message in (
-        (["info", "phi-mace-smal"], "did you mean phi-mace-small"),
+        (["info", "phi-mace-smal"], "Did you mean phi-mace-small"),
         (["download", "phi-mace-small"], "is a size, not a trained model"),
         (["verify", str(tmp_path), NAME], f"1 of 2 models are not right: {tmp_path}"),
         (["info", str(tmp_path)], "has no card.yaml"),

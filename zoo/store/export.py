@@ -20,7 +20,8 @@ from ase.data import chemical_symbols
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
-from phi_equivariant.weights import CONFIG_FILE, load_model, save_model
+from phi_equivariant.files import CONFIG_FILE
+from phi_equivariant.weights import load_model, save_model
 from zoo.store import card, reference
 from zoo.store.pretrained import load_folder
 from zoo.store.registry import CARD_FILE, REFERENCE_FILE, check_name
@@ -72,7 +73,8 @@ def export(
     try:
         temporary.chmod(0o755)
         save_model(model, temporary, notes=told.built["notes"], parameters_only=True)
-        numbers = [int(z) for z in model.atomic_numbers]
+        atomic_numbers: Any = model.atomic_numbers
+        numbers: list[int] = atomic_numbers.tolist()
         atoms = reference.cluster_of(numbers) if structure is None else _first_structure(structure)
         kept = reference.compute(model.double(), atoms)
         (temporary / REFERENCE_FILE).write_text(json.dumps(kept, indent=1) + "\n")
@@ -223,6 +225,7 @@ def _first_structure(path: str | Path) -> ase.Atoms:
         atoms = ase.io.read(path, 0)
     except Exception as error:  # ase reports unreadable files by many types
         raise InputError(f"structure: {path} cannot be read ({type(error).__name__}: {error}).") from error
+    assert isinstance(atoms, ase.Atoms)  # one index, one structure
     charge = {key: atoms.info[key] for key in ("total_charge", "charge") if key in atoms.info}
     atoms = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=charge)
     if len(atoms) > reference.MOST_ATOMS:

@@ -1,12 +1,11 @@
 """Trained models by name, path or address: found, and fetched where need be."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Collection
 from pathlib import Path
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 from phi_equivariant.files import CONFIG_FILE
 from zoo.sizes import ARCHITECTURES
 from zoo.store.download import are_right
@@ -67,9 +66,8 @@ def find(name: str, offline: bool = False, refresh: bool = False) -> Entry:
         known |= registry_at(where, offline=offline)
         if name in known:
             return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known)) or 'none'}."
-    raise InputError(f"there is no trained model {name!r}; {hint} phi-zoo list shows all.")
+    hint = did_you_mean(name, known, f"Known are {', '.join(sorted(known)) or 'none'}.", n=3)
+    raise InputError(f"There is no trained model {name!r}. {hint} phi-zoo list shows all.")
 
 
 def folder_here(entry: Entry, files: Collection[str] = tuple(FILE_LIMITS), checked: bool = True) -> Path | None:

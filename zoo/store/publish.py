@@ -1,6 +1,7 @@
 """Putting a model's folder into a registry file that others can point to."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def add(folder: str | Path, registry: str | Path, urls: Sequence[str] = (), repl
         for file, info in () if urls else files.items():
             if not is_right(target / file, info):
                 target.mkdir(exist_ok=True)
-                write_atomically(target / file, lambda path, file=file: shutil.copyfile(folder / file, path))
+                write_atomically(target / file, functools.partial(shutil.copyfile, folder / file))
         models = read_json(registry, REGISTRY_LIMIT)["models"] if known else {}
         content = {"format_version": FORMAT_VERSION, "models": dict(sorted({**models, name: entry}.items()))}
         write_atomically(registry, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))

@@ -76,7 +76,8 @@ def check(model: torch.nn.Module, folder: Path) -> None:
         kept = {name: None if kept[name] is None else np.array(kept[name], dtype=float) for name in TOLERANCES}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is no reference of a model ({type(error).__name__}: {error}).") from error
-    _check_cost(atoms, float(model.r_max), path)
+    r_max: Any = model.r_max
+    _check_cost(atoms, float(r_max), path)
     try:
         found = compute(model, atoms)
     except InputError as error:
