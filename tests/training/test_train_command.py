@@ -29,10 +29,6 @@ def make_nan(atoms):
     atoms.positions[0, 0] = np.nan
 
 
-def drop_forces(atoms):
-    atoms.calc.results.pop("forces")
-
-
 def make_slab(atoms):
     atoms.set_cell(8.0 * np.eye(3))
     atoms.pbc = [True, True, False]
@@ -114,7 +110,6 @@ def test_bad_options_are_refused(molecules, tmp_path, capsys, case):
     ("change", "phi", "expected"),
     [
         (make_nan, None, ("frame 3", "finite")),
-        (drop_forces, None, ("forces", "index 3")),
         (make_slab, ["operator=coulomb"], ("frame 3", "slab", "T T F")),
         (put("total_charge", "plus one"), ["operator=coulomb"], ("frame 3", "total charge", "plus one")),
     ],

@@ -20,7 +20,7 @@ def isolated_energies(model: torch.nn.Module) -> Energies:
     """A function from a batch to the energies (n_structures,) in eV of its isolated atoms, as the model has them."""
 
     def energies(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        of_atom = isolated_of_atoms(model, batch)
+        of_atom = isolated_of_atoms(model, dict(batch))
         return segment_sum(of_atom, batch["batch"], len(batch["ptr"]) - 1)
 
     return energies
@@ -51,8 +51,9 @@ def evaluate(
     model.eval()
     errors = ErrorSums(keep, isolated)
     flags = freeze(model)
+    batches: Any = loader.batch_sampler  # of every loader of a run
     try:
-        for indices, batch in zip(loader.batch_sampler, loader, strict=True):
+        for indices, batch in zip(batches, loader, strict=True):
             if not batch:  # this process's share is a batch shorter than others'
                 continue
             batch = batch.to(device)
@@ -93,7 +94,7 @@ def check_finite(
 
 
 def predict(
-    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
 ) -> dict[str, torch.Tensor | None]:
     """Call a model with mace's call signature."""
     return run_model(
