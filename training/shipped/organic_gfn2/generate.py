@@ -27,6 +27,7 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from training.shipped.organic_gfn2 import frames, summary
+from training.shipped.organic_gfn2.chance import fraction
 from training.shipped.organic_gfn2.geometry import Seen
 from training.shipped.organic_gfn2.label import isolated_atoms
 from training.shipped.organic_gfn2.plan import FILES, Unit, composition, sample, units
@@ -96,8 +97,9 @@ def run(todo: list[Unit], work: Path, processes: int) -> None:
     # One thread each, set before tblite is loaded: threads would add up in another order each time.
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     started = time.perf_counter()
+    mixed = sorted(todo, key=lambda unit: fraction(f"order of {unit.name}"))  # so that progress tells how long it takes
     with multiprocessing.get_context("spawn").Pool(processes, initializer=leave_with_parent) as pool:
-        for done, name in enumerate(pool.imap_unordered(partial(run_unit, work=work), todo), 1):
+        for done, name in enumerate(pool.imap_unordered(partial(run_unit, work=work), mixed), 1):
             if done % 50 == 0 or done == len(todo):
                 print(f"{done}/{len(todo)} units, {time.perf_counter() - started:.0f} s, {name}", flush=True)
 
