@@ -14,13 +14,13 @@ FILES = ("train", "valid", "test", "test_large", "test_distances")
 KINDS = ("molecule", "large", "dimer", "distances", "cluster")
 DIMERS = {"train": 400, "valid": 20, "test": 50}  # units
 CLUSTERS = {"train": 230, "valid": 10, "test": 25}
-UNTRAINED_DISTANCES = 40
+UNTRAINED_DISTANCES = 60
 # Classes of dimers and their shares.
 CLASSES = {"hydrogen_bond": 0.3, "ion_molecule": 0.23, "ion_pair": 0.22, "like_ions": 0.06, "stack": 0.08,
            "contact": 0.11}  # fmt: skip
 LARGEST_FRAGMENT = 17  # atoms
 LARGEST_DIMER = {"stack": 26, "ion_pair": 22}  # atoms
-LARGEST_OTHER_DIMER = 18
+LARGEST_OTHER_DIMER, LARGEST_DISTANT = 18, 26
 LARGEST_CLUSTER = 22
 CLUSTER = (2, 6)  # molecules, drawn between these
 SOLVENTS = {"water": 0.6, "ammonia": 0.08, "methanol": 0.08, "formamide": 0.06, "hydrogen_fluoride": 0.06}
@@ -85,15 +85,18 @@ def _dimer(name: str, kind: str, file: str, split: str, group: str) -> Unit:
     """Two molecules of one split that suit a class of dimer, drawn until they do."""
     rng = generator(name)
     pool = _pool(split)
+    if kind == "distances":
+        pool = [m for m in pool if m.charge == 0 or sites(m.smiles).holds_charge]
     firsts = [m for m in pool if _suits(group, m, 0)]
     seconds = [m for m in pool if _suits(group, m, 1)]
+    limit = LARGEST_DISTANT if kind == "distances" else LARGEST_DIMER.get(group, LARGEST_OTHER_DIMER)
     while True:
         first, second = firsts[rng.integers(len(firsts))], seconds[rng.integers(len(seconds))]
         # Water is in every solution, so it is in a third of what is not a stack.
         if split == "train" and group in ("hydrogen_bond", "ion_molecule") and rng.uniform() < 0.33:
             second = molecules()["water"]
         alike = group != "like_ions" or first.charge == second.charge
-        if alike and first.atoms + second.atoms <= LARGEST_DIMER.get(group, LARGEST_OTHER_DIMER):
+        if alike and first.atoms + second.atoms <= limit:
             return Unit(name, kind, file, (first.name, second.name), group)
 
 
