@@ -10,7 +10,7 @@ from phi_equivariant.batching import segment_sum
 def smooth_cutoff(x):
     """ω(x) = 1 − 10x³ + 15x⁴ − 6x⁵ for x = r/r_c: 1 at 0, and 0 with two continuous derivatives from x = 1 on."""
     x = x.clamp(max=1.0)
-    return 1 - x**3 * (10 - 15 * x + 6 * x**2)
+    return (1 - x) ** 3 * (1 + x * (3 + 6 * x))  # in this form never below zero by rounding
 
 
 class GraphLaplacian(torch.nn.Module):
