@@ -12,7 +12,7 @@ CHARGES_TO, MOMENTS_TO = 150, 24
 
 def is_small(energy: ChargeEnergy, dense: bool | None) -> bool:
     """Whether to factorise: as ``dense`` says, by the number of atoms where it is None."""
-    if energy.width == 1 and energy.operator.matrix is None:
+    if not energy.operator.dense:
         return False
     return energy.layout.n_max <= (CHARGES_TO if energy.width == 1 else MOMENTS_TO) if dense is None else dense
 
@@ -23,8 +23,8 @@ def hessian_matrix(energy: ChargeEnergy) -> torch.Tensor:
     matrix where there is no atom."""
     layout, width = energy.layout, energy.width
     size = layout.n_max * width
-    if width == 1 and energy.operator.matrix is not None:
-        matrix = energy.operator.matrix.detach()
+    if width == 1:
+        matrix = energy.operator.matrix().detach()
         if energy.hardness is not None:
             matrix = matrix + torch.diag_embed(layout.pad(energy.hardness.detach()))
     else:
@@ -36,11 +36,11 @@ def _joint(energy: ChargeEnergy) -> torch.Tensor:
     """∂²U/∂z² column by column: (n_structures, n_max, width, n_max·width)."""
     layout, width = energy.layout, energy.width
     place = torch.arange(layout.n_max, device=layout.slot.device) == layout.slot[:, None]  # (n_atoms, n_max)
-    number = energy.operator.own_potential.dtype
+    number = energy.operator.diagonal().dtype
     units = torch.einsum("ij,ab->iajb", place.to(number), torch.eye(width, dtype=number, device=place.device))
     units = units.reshape(len(place), width, layout.n_max * width)
     charges, dipoles = units[:, 0], units[:, 1:].transpose(1, 2)
-    potential, gradient = energy.operator.apply_with_dipoles(charges, dipoles)
+    potential, gradient = energy.operator.joint(charges, dipoles)
     if energy.hardness is not None:
         potential = potential + energy.hardness[:, None] * charges
     return layout.pad(torch.cat([potential[:, None], gradient.transpose(1, 2)], dim=1))
@@ -64,6 +64,7 @@ def cholesky(matrix: torch.Tensor, what: str, layout: PaddedLayout) -> torch.Ten
     ConvergenceError
         Where one is not positive definite to the precision, or not finite.
     """
+    factor: torch.Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     failed = (info > 0) | ~torch.isfinite(matrix.sum((1, 2)))
     if bool(failed.any()):

@@ -13,27 +13,26 @@ class BoundOperator(Protocol):
     """Gaussian charges and dipoles at the places of a batch of structures, built once and applied often.
 
     Charges are (n_atoms, c) in e, dipoles (n_atoms, c, 3) in e·Å, potentials (n_atoms, c) in V, gradients (n_atoms, c,
-    3) in V/Å. Both maps are symmetric, positive semi-definite at least among charges of sum zero, and differentiable in
-    all that they depend on.
+    3) in V/Å. Both products are symmetric, positive semi-definite at least among charges of sum zero, and
+    differentiable in all that they depend on.
     """
 
-    @property
-    def matrix(self) -> torch.Tensor | None:
-        """P (n_structures, n_max, n_max) in V/e, zero where there is no pair; None where it is not to be formed."""
+    dense: bool  # whether there is a matrix
 
-    @property
-    def own_potential(self) -> torch.Tensor:
-        """P_ii (n_atoms,) in V/e, for preconditioners: it need not be exact, but positive."""
+    def matrix(self) -> torch.Tensor:
+        """P (n_structures, n_max, n_max) in V/e, zero where there is no atom; only if ``dense``."""
 
-    @property
-    def own_gradient(self) -> torch.Tensor:
-        """S_i (n_atoms,) in V/(e·Å²), what ∇φ of a dipole is at its own atom per dipole; as ``own_potential``."""
-
-    def apply(self, charges: torch.Tensor) -> torch.Tensor:
+    def product(self, values: torch.Tensor) -> torch.Tensor:
         """Potential of charges."""
 
-    def apply_with_dipoles(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
+
+    def diagonal(self) -> torch.Tensor:
+        """P_ii (n_atoms,) in V/e, for preconditioners: it need not be exact, but positive."""
+
+    def dipole_diagonal(self) -> torch.Tensor:
+        """S_i (n_atoms,) in V/(e·Å²), what ∇φ of a dipole is at its own atom, per dipole; as ``diagonal``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +115,17 @@ class ChargeEnergy:
         """φ (n_atoms,) and ∇φ (n_atoms, 3) of z and of the permanent dipoles; ∇φ is None without dipoles."""
         dipoles = self.dipoles_of(moments)
         if dipoles is None:
-            return self.operator.apply(moments)[:, 0], None
-        potential, gradient = self.operator.apply_with_dipoles(moments[:, :1], dipoles[:, None])
+            return self.operator.product(moments)[:, 0], None
+        potential, gradient = self.operator.joint(moments[:, :1], dipoles[:, None])
         return potential[:, 0], gradient[:, 0]
 
     def hessian(self, moments: torch.Tensor) -> torch.Tensor:
         """∂²U/∂z² applied to z: (n_atoms, width) → (n_atoms, width)."""
         charges = moments[:, :1]
         if self.width == 1:
-            product = self.operator.apply(charges)
+            product = self.operator.product(charges)
         else:
-            potential, gradient = self.operator.apply_with_dipoles(charges, moments[:, None, 1:])
+            potential, gradient = self.operator.joint(charges, moments[:, None, 1:])
             product = torch.cat([potential, gradient[:, 0]], dim=1)
         if self.hardness is None:
             return product

@@ -1,6 +1,7 @@
 """Induced dipoles: what polarisable atoms add to an energy, and their dipoles beside charges that do not respond."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
@@ -8,6 +9,8 @@ from phi_equivariant.charge_models.dense import cholesky, flat, hessian_matrix, 
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
 from phi_equivariant.solvers.implicit import with_derivatives
+
+Solve = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,10 @@ class Elastic:
     def diagonal(self) -> torch.Tensor:
         """That of its second derivative, for preconditioners: (n_atoms, width)."""
         energy, operator = self.energy, self.energy.operator
-        own = operator.own_potential if energy.hardness is None else operator.own_potential + energy.hardness
+        own = operator.diagonal() if energy.hardness is None else operator.diagonal() + energy.hardness
         if energy.polarisability is None:
             return own[:, None]
-        along = operator.own_gradient + 1 / energy.polarisability
+        along = operator.dipole_diagonal() + 1 / energy.polarisability
         return torch.cat([own[:, None], along[:, None].expand(-1, 3)], dim=1)
 
     def of_induced(self, moments: torch.Tensor) -> torch.Tensor:
@@ -109,14 +112,14 @@ def polarise(
     return energy.response(moments, fields, energy.slope(moments, fields)[:, 0], elastic.of_induced(moments))
 
 
-def _factorised(elastic: Elastic):  # type: ignore[no-untyped-def]
+def _factorised(elastic: Elastic) -> Solve:
     layout, n = elastic.energy.layout, elastic.energy.layout.n_max
     matrix = elastic.matrix().reshape(layout.n_structures, n, 4, n, 4)[:, :, 1:, :, 1:]
     lower = cholesky(matrix.reshape(layout.n_structures, 3 * n, 3 * n), "induced dipoles", layout)
     return lambda rhs, scale: unflat(torch.cholesky_solve(flat(rhs, layout), lower), layout)
 
 
-def _iterated(elastic: Elastic):  # type: ignore[no-untyped-def]
+def _iterated(elastic: Elastic) -> Solve:
     diagonal = elastic.diagonal().detach()[:, 1:]
     pad = torch.nn.functional.pad
     system = System(

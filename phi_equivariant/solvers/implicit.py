@@ -1,6 +1,7 @@
 """Derivatives of the solution of a linear system, by the implicit function theorem, whichever way it was solved."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,12 +33,12 @@ class _Correction(torch.autograd.Function):
     """M⁻¹ of a residual that is zero to the solver's tolerance: only its derivative is computed."""
 
     @staticmethod
-    def forward(ctx, inverse, *residual):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, inverse: Callable[..., Parts], *residual: torch.Tensor) -> Parts:
         ctx.inverse = inverse
         return tuple(torch.zeros_like(part) for part in residual)
 
     @staticmethod
-    def backward(ctx, *slopes):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[Any, ...]:
         return None, *_Inverse.apply(ctx.inverse, *slopes)
 
 
@@ -45,10 +46,10 @@ class _Inverse(torch.autograd.Function):
     """M⁻¹ as a linear map that depends on nothing: its own derivative is the same map, for M is symmetric."""
 
     @staticmethod
-    def forward(ctx, inverse, *rhs):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, inverse: Callable[..., Parts], *rhs: torch.Tensor) -> Parts:
         ctx.inverse = inverse
         return inverse(*rhs)
 
     @staticmethod
-    def backward(ctx, *slopes):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[Any, ...]:
         return None, *_Inverse.apply(ctx.inverse, *slopes)

@@ -24,30 +24,33 @@ class BoundCoulomb:
     def __init__(self, operator, positions, species, layout, cell=None, periodic=None, with_matrix=True):
         self.operator, self.where = operator, (positions, species, layout)
         self.cell, self.periodic, self.layout, self.width = cell, periodic, layout, operator.widths()[species]
-        self.matrix = operator.matrix(*self.where, cell, periodic) if with_matrix else None
-        if not with_matrix:
+        self.dense = with_matrix
+        if with_matrix:
+            self._matrix = operator.matrix(*self.where, cell, periodic)
+        else:
             self._product = operator.product(positions, species, None if cell is None else cell[0])
 
-    @property
-    def own_potential(self):
+    def matrix(self):
+        return self._matrix
+
+    def diagonal(self):
         return COULOMB_CONSTANT / (math.sqrt(math.pi) * self.width)
 
-    @property
-    def own_gradient(self):
+    def dipole_diagonal(self):
         return COULOMB_CONSTANT / (6 * math.sqrt(math.pi) * self.width**3)
 
-    def apply(self, charges):
-        if self.matrix is None:
-            return self._product(charges)
-        return self.layout.unpad(self.matrix @ self.layout.pad(charges))
+    def product(self, values):
+        if not self.dense:
+            return self._product(values)
+        return self.layout.unpad(self._matrix @ self.layout.pad(values))
 
-    def apply_with_dipoles(self, charges, dipoles):
-        if self.matrix is None:
+    def joint(self, charges, dipoles):
+        if not self.dense:
             cell = None if self.cell is None else self.cell[0]
             added, gradient = self.operator.dipole_product(*self.where[:2], charges, dipoles, cell)
         else:
             added, gradient = self.operator.dipole_terms(*self.where, charges, dipoles, self.cell, self.periodic)
-        return self.apply(charges) + added, gradient
+        return self.product(charges) + added, gradient
 
 
 @dataclasses.dataclass

@@ -30,7 +30,7 @@ def test_two_atoms_in_closed_form(dense):
     given = case(Atoms("CO", [[0, 0, 0], [0, 0, 1.3]]))
     energy, graph = given.parts()
     got = split_charges(energy, graph, given.start, 0, dense)
-    k = energy.operator.matrix[0] + torch.diag(given.hardness)
+    k = energy.operator.matrix()[0] + torch.diag(given.hardness)
     level = k @ given.start + given.electronegativity
     w, stiffness = 2 * graph.half[0], k[0, 0] + k[1, 1] - 2 * k[0, 1]
     flow = w * (level[1] - level[0]) / (1 + w * stiffness)
@@ -112,7 +112,7 @@ def test_no_other_flows_have_less_energy():
     energy, graph = given.parts()
     got = split_charges(energy, graph, given.start, 0)
     rng, laplacian = np.random.default_rng(0), graph.matrix()[0].detach().numpy()
-    k = (energy.operator.matrix[0] + torch.diag(given.hardness)).detach().numpy()
+    k = (energy.operator.matrix()[0] + torch.diag(given.hardness)).detach().numpy()
     chi, start = given.electronegativity.numpy(), given.start.numpy()
 
     def total(charges):

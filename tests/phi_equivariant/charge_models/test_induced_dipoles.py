@@ -28,7 +28,7 @@ def of(atoms, charges, alpha, field=None, **other):
     alpha = torch.as_tensor(alpha, dtype=torch.float64).expand(n).clone()
     field = None if field is None else torch.as_tensor(field, dtype=torch.float64).expand(n, 3)
     energy = ChargeEnergy(operator, shared["layout"], polarisability=alpha, field=field, **other)
-    effective = alpha / (1 + alpha * operator.own_gradient)
+    effective = alpha / (1 + alpha * operator.dipole_diagonal())
     return energy, torch.as_tensor(charges, dtype=torch.float64), effective.detach()
 
 
@@ -67,7 +67,7 @@ def test_positive_definite_however_close(distance):
     assert np.linalg.eigvalsh(matrix).min() > 0
     for dense in (True, False):
         got = polarise(energy, charges, 0, dense)
-        still = 0.5 * got.charges @ energy.operator.apply(got.charges[:, None])[:, 0]
+        still = 0.5 * got.charges @ energy.operator.product(got.charges[:, None])[:, 0]
         assert torch.isfinite(got.dipoles).all() and got.node_energy.sum() < still
 
 
