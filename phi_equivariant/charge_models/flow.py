@@ -1,9 +1,12 @@
-"""The graph along whose edges charge flows."""
+"""The graph along whose edges charge flows, and how well they conduct."""
+
+import math
 
 import torch
 
 from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.errors import InputError
+from phi_equivariant.operators.graph import smooth_cutoff
 
 
 class FlowGraph:
@@ -63,3 +66,25 @@ class FlowGraph:
         drop = level.index_select(0, self.sender) - level.index_select(0, self.receiver)
         share = 0.25 * self.half * drop.square()  # of each of an edge's two listings at each of its two ends
         return torch.zeros_like(level).index_add(0, self.sender, share).index_add(0, self.receiver, share)
+
+
+class Conductance(torch.nn.Module):
+    """Conductances of a neighbour list, w_ij = w₀ c_i c_j ω(r_ij/r_c), in e/V; they end smoothly at the cut-off.
+
+    Parameters
+    ----------
+    r_max: cut-off radius r_c in Å
+    """
+
+    initial = 0.07  # e/V
+
+    def __init__(self, r_max: float) -> None:
+        super().__init__()
+        self.r_max = r_max
+        self.log_weight = torch.nn.Parameter(torch.tensor(math.log(self.initial)))
+
+    def forward(self, of_atoms: torch.Tensor, edge_index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """c (n_atoms,), edges (2, n_edges) and their lengths (n_edges,) in Å → w (n_edges,)."""
+        sender, receiver = edge_index
+        both = of_atoms.index_select(0, sender) * of_atoms.index_select(0, receiver)
+        return self.log_weight.exp() * both * smooth_cutoff(lengths / self.r_max)
