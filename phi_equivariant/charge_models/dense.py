@@ -6,15 +6,14 @@ from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.errors import ConvergenceError
 
-# Atoms up to which factorising is faster than conjugate gradients: of charges alone, and with dipoles that respond.
-CHARGES_TO, MOMENTS_TO = 150, 24
+MOMENTS_TO = 64  # atoms up to which factorising is faster than conjugate gradients where dipoles respond
 
 
-def is_small(energy: ChargeEnergy, dense: bool | None) -> bool:
-    """Whether to factorise: as ``dense`` says, by the number of atoms where it is None."""
+def is_small(energy: ChargeEnergy, dense: bool | None, charges_to: int = 0) -> bool:
+    """Whether to factorise: as ``dense`` says, where that is None up to ``charges_to`` atoms, or ``MOMENTS_TO``."""
     if not energy.operator.dense:
         return False
-    return energy.layout.n_max <= (CHARGES_TO if energy.width == 1 else MOMENTS_TO) if dense is None else dense
+    return energy.layout.n_max <= (charges_to if energy.width == 1 else MOMENTS_TO) if dense is None else dense
 
 
 @torch.no_grad()

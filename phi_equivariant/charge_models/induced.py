@@ -98,7 +98,10 @@ def polarise(
         return (-elastic.slope(moments, energy.fields(moments))[:, 1:],)
 
     with torch.no_grad():
-        solve = _factorised(elastic) if is_small(energy, dense) else _iterated(elastic)
+        if is_small(energy, dense):
+            solve, last = _factorised(elastic), None
+        else:
+            solve = _iterated(elastic)
         dipoles = start_from(last, start)[:, 1:]
         (missing,) = residual(dipoles)
         # A start from close by is no reason to ask for more than from afar.

@@ -14,6 +14,8 @@ from phi_equivariant.solvers.implicit import with_derivatives
 Solve = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 Preconditioner = Callable[[torch.Tensor], torch.Tensor]
 
+FACTORISED_TO = 1000  # atoms up to which that is faster than conjugate gradients
+
 
 def equilibrate(
     energy: ChargeEnergy,
@@ -56,11 +58,10 @@ def equilibrate(
         return on_charges(level[batch]) - slope, layout.sum(moments[:, 0]) - total_charge
 
     with torch.no_grad():
-        solve = (
-            _factorised(elastic, on_charges)
-            if is_small(energy, dense)
-            else _iterated(elastic, preconditioner, on_charges)
-        )
+        if is_small(energy, dense, FACTORISED_TO):
+            solve, last = _factorised(elastic, on_charges), None
+        else:
+            solve = _iterated(elastic, preconditioner, on_charges)
         moments = start_from(last, elastic.start)
         missing, excess = residual(moments, torch.zeros_like(total_charge))
         change, level = solve(missing, excess, moments)

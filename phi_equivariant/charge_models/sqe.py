@@ -12,6 +12,8 @@ from phi_equivariant.solvers.implicit import with_derivatives
 
 Solve = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
+FACTORISED_TO = 400  # atoms up to which that is faster than conjugate gradients
+
 
 def split_charges(
     energy: ChargeEnergy,
@@ -40,7 +42,7 @@ def split_charges(
     order: derivatives of the results by everything that is given: 0 for energies and their first derivatives, 1 also
         for second derivatives of energies and first of charges and dipoles, 2 for one more
     dense: whether to factorise matrices; by the number of atoms where None
-    last: dictionary in which the moments are left, and looked for to start conjugate gradients from
+    last: dictionary in which conjugate gradients leave the moments, and look for them to start from
 
     Raises
     ------
@@ -63,8 +65,10 @@ def split_charges(
         return levels - slope, moments + give(levels) - start
 
     with torch.no_grad():
-        factorise = is_small(energy, dense)
-        solve = _factorised(energy, graph) if factorise else _iterated(energy, give)
+        if is_small(energy, dense, FACTORISED_TO):
+            solve, last = _factorised(energy, graph), None
+        else:
+            solve = _iterated(energy, give)
         moments = start_from(last, start)
         levels = energy.slope(moments, energy.fields(moments))
         missing = moments + give(levels) - start

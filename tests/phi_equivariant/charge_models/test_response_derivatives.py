@@ -52,6 +52,7 @@ def results(model, given, order, outputs, **how):
     return function, inputs
 
 
+@pytest.mark.slow
 @MODELS
 @KINDS
 def test_energies_are_twice_differentiable(model, kind):
@@ -61,6 +62,7 @@ def test_energies_are_twice_differentiable(model, kind):
     assert torch.autograd.gradgradcheck(function, inputs, atol=1e-4, fast_mode=kind != "permanent")
 
 
+@pytest.mark.slow
 @MODELS
 def test_energies_of_crystals_are_twice_differentiable(model):
     given = case(random_cluster(3, cell=CELL, nearest=1.2))
@@ -70,6 +72,7 @@ def test_energies_of_crystals_are_twice_differentiable(model):
     assert torch.autograd.gradgradcheck(function, inputs, atol=1e-4, fast_mode=True)
 
 
+@pytest.mark.slow
 @MODELS
 @KINDS
 def test_charges_and_dipoles_are_differentiable(model, kind):
