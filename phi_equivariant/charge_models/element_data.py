@@ -1,6 +1,7 @@
 """Hardness and polarisability of free atoms, from which those of a charge model start."""
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
 
 # By atomic number from 1. (I − A)/2 in eV, from first ionisation energies (NIST Atomic Spectra Database) and electron
 # affinities (CRC Handbook of Chemistry and Physics, 95th edition; 0 where the anion is not bound), in the definition of
@@ -36,7 +37,6 @@ _POLARISABILITY = (
 )  # fmt: skip
 
 _CUBIC_BOHR = 0.14818471  # Å³
-_COULOMB_CONSTANT = 14.399645  # eV·Å/e²
 
 
 def hardness(atomic_number: int) -> float:
@@ -52,7 +52,7 @@ def hardness(atomic_number: int) -> float:
 
 def polarisability(atomic_number: int) -> float:
     """Static polarisability of a free atom in e·Å²/V; as ``hardness`` otherwise."""
-    return _of(_POLARISABILITY, atomic_number) * _CUBIC_BOHR / _COULOMB_CONSTANT
+    return _of(_POLARISABILITY, atomic_number) * _CUBIC_BOHR / COULOMB_CONSTANT
 
 
 def _of(table: tuple[float, ...], atomic_number: int) -> float:

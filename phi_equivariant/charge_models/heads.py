@@ -36,6 +36,7 @@ class ResponseHeads(torch.nn.Module):
     """
 
     volts_per_pauling_unit = 8.0  # κ
+    size: torch.Tensor
 
     def __init__(
         self,
