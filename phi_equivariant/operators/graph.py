@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def smooth_cutoff(x: torch.Tensor) -> torch.Tensor:
     """ω(x) = 1 − 10x³ + 15x⁴ − 6x⁵ for x = r/r_c: 1 at 0, and 0 with two continuous derivatives from x = 1 on."""
     x = x.clamp(max=1.0)
-    return 1 - x**3 * (10 - 15 * x + 6 * x**2)
+    return (1 - x) ** 3 * (1 + x * (3 + 6 * x))  # in this form never below zero by rounding
 
 
 class GraphLaplacian(Operator):

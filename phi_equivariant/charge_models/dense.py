@@ -1,0 +1,79 @@
+"""The energy's second derivatives as matrices, for structures that are small enough."""
+
+import torch
+
+from phi_equivariant.batching import PaddedLayout
+from phi_equivariant.charge_models.energy import ChargeEnergy
+from phi_equivariant.errors import ConvergenceError
+
+MOMENTS_TO = 64  # atoms up to which factorising is faster than conjugate gradients where dipoles respond
+
+
+def is_small(energy: ChargeEnergy, dense: bool | None, charges_to: int = 0) -> bool:
+    """Whether to factorise: as ``dense`` says, where that is None up to ``charges_to`` atoms, or ``MOMENTS_TO``."""
+    if not energy.operator.dense:
+        return False
+    return energy.layout.n_max <= (charges_to if energy.width == 1 else MOMENTS_TO) if dense is None else dense
+
+
+@torch.no_grad()
+def hessian_matrix(energy: ChargeEnergy) -> torch.Tensor:
+    """∂²U/∂z² of every structure (n_structures, n_max·width, n_max·width), an atom's moments side by side; the unit
+    matrix where there is no atom."""
+    layout, width = energy.layout, energy.width
+    size = layout.n_max * width
+    if width == 1:
+        matrix = energy.operator.matrix().detach()
+        if energy.hardness is not None:
+            matrix = matrix + torch.diag_embed(layout.pad(energy.hardness.detach()))
+    else:
+        matrix = _joint(energy).reshape(layout.n_structures, size, size)
+    return matrix + torch.diag_embed((~layout.mask).to(matrix.dtype).repeat_interleave(width, dim=1))
+
+
+def _joint(energy: ChargeEnergy) -> torch.Tensor:
+    """∂²U/∂z² column by column: (n_structures, n_max, width, n_max·width)."""
+    layout, width = energy.layout, energy.width
+    place = torch.arange(layout.n_max, device=layout.slot.device) == layout.slot[:, None]  # (n_atoms, n_max)
+    number = energy.operator.diagonal().dtype
+    units = torch.einsum("ij,ab->iajb", place.to(number), torch.eye(width, dtype=number, device=place.device))
+    units = units.reshape(len(place), width, layout.n_max * width)
+    charges, dipoles = units[:, 0], units[:, 1:].transpose(1, 2)
+    potential, gradient = energy.operator.joint(charges, dipoles)
+    if energy.hardness is not None:
+        potential = potential + energy.hardness[:, None] * charges
+    return layout.pad(torch.cat([potential[:, None], gradient.transpose(1, 2)], dim=1))
+
+
+def flat(values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:
+    """(n_atoms, width) → (n_structures, n_max·width, 1)."""
+    return layout.pad(values).flatten(1)[..., None]
+
+
+def unflat(values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:
+    """(n_structures, n_max·width, 1) → (n_atoms, width)."""
+    return layout.unpad(values.reshape(layout.n_structures, layout.n_max, -1))
+
+
+def cholesky(matrix: torch.Tensor, what: str, layout: PaddedLayout) -> torch.Tensor:
+    """Lower factors of symmetric positive definite matrices (n_structures, n, n).
+
+    Raises
+    ------
+    ConvergenceError
+        Where one is not positive definite to the precision, or not finite.
+    """
+    factor: torch.Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    failed = (info > 0) | ~torch.isfinite(matrix.sum((1, 2)))
+    if bool(failed.any()):
+        index = int(failed.nonzero()[0, 0])
+        precision = str(matrix.dtype).removeprefix("torch.")
+        finite = bool(torch.isfinite(matrix[index]).all())
+        reason = f"not positive definite in {precision}" if finite else "not finite (NaN or infinity)"
+        raise ConvergenceError(
+            f"the {what} of a structure of {int(layout.counts[index])} atoms cannot be solved for: the matrix of its "
+            f"energy is {reason}. Look for atoms on top of each other and for weights that have grown without bound, "
+            "or compute in float64."
+        )
+    return factor

@@ -1,0 +1,139 @@
+"""Charge equilibration: the charges of least energy for a given total charge."""
+
+from collections.abc import Callable
+
+import torch
+
+from phi_equivariant.charge_models.dense import cholesky, flat, is_small, unflat
+from phi_equivariant.charge_models.energy import ChargeEnergy, Response
+from phi_equivariant.charge_models.induced import Elastic
+from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
+from phi_equivariant.solvers.implicit import with_derivatives
+
+# c, c_λ and a start → z and λ with Hz − λ = c, −Σρ = c_λ: the start says what a residual is small against.
+Solve = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+Preconditioner = Callable[[torch.Tensor], torch.Tensor]
+
+FACTORISED_TO = 1000  # atoms up to which that is faster than conjugate gradients
+
+
+def equilibrate(
+    energy: ChargeEnergy,
+    total_charge: torch.Tensor,
+    order: int,
+    dense: bool | None = None,
+    last: Last | None = None,
+    preconditioner: Preconditioner | None = None,
+) -> Response:
+    """Minimum of U[ρ, m] and the energy of induced dipoles under Σρ = Q in each structure.
+
+        Kρ + Dm = λ − χ,   K = P + η,   E = U + ½ Σ |m − μ⁰|²/α + λ (Q − Σρ)
+
+    Charge moves between any two atoms of a structure, however far apart. First derivatives of E are those at fixed ρ,
+    m and λ; ∂E/∂Q = λ.
+
+    Parameters
+    ----------
+    energy: U, with hardness and electronegativity
+    total_charge: Q (n_structures,) in e
+    order, dense, last: as for ``split_charges``
+    preconditioner: r (n_atoms,) → M⁻¹r with an M near K, symmetric positive definite; P_ii + η where None
+
+    Raises
+    ------
+    ConvergenceError
+        If conjugate gradients do not converge.
+
+    Source: A. K. Rappé and W. A. Goddard, J. Phys. Chem. 95, 3358 (1991), with Gaussian charges.
+    """
+    layout, batch = energy.layout, energy.layout.batch
+    elastic = Elastic(energy, energy.moments(torch.zeros_like(total_charge)[batch]))
+
+    def on_charges(values: torch.Tensor) -> torch.Tensor:
+        """(n_atoms,) → (n_atoms, width), with zeros for dipoles."""
+        return torch.nn.functional.pad(values[:, None], (0, energy.width - 1))
+
+    def residual(moments: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        slope = elastic.slope(moments, energy.fields(moments))
+        return on_charges(level[batch]) - slope, layout.sum(moments[:, 0]) - total_charge
+
+    with torch.no_grad():
+        if is_small(energy, dense, FACTORISED_TO):
+            solve, last = _factorised(elastic, on_charges), None
+        else:
+            solve = _iterated(elastic, preconditioner, on_charges)
+        moments = start_from(last, elastic.start)
+        missing, excess = residual(moments, torch.zeros_like(total_charge))
+        change, level = solve(missing, excess, moments)
+        moments = moments + change
+    if last is not None:
+        last["solution"] = moments
+
+    @torch.no_grad()
+    def inverse(rhs: torch.Tensor, excess: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return solve(rhs, excess, None)
+
+    moments, level = with_derivatives((moments, level), residual, inverse, order)
+    fields = energy.fields(moments)
+    # Zero in value: it makes the energy stationary, so that its derivatives are those at fixed charges.
+    constraint = level * (total_charge - layout.sum(moments[:, 0])) / layout.counts
+    return energy.response(moments, fields, level[batch], elastic.of_induced(moments) + constraint[batch])
+
+
+def _factorised(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tensor]) -> Solve:
+    layout = elastic.energy.layout
+    lower = cholesky(elastic.matrix(), "charges", layout)
+    ones = flat(on_charges(torch.ones_like(layout.batch, dtype=lower.dtype)), layout)
+    flat_answer = torch.cholesky_solve(ones, lower)  # to a unit of λ
+    answer, capacity = unflat(flat_answer, layout), (ones * flat_answer).sum((1, 2))
+
+    def solve(rhs: torch.Tensor, excess: torch.Tensor, start: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        at_zero = unflat(torch.cholesky_solve(flat(rhs, layout), lower), layout)
+        level = -(excess + layout.sum(at_zero[:, 0])) / capacity
+        return at_zero + level[layout.batch, None] * answer, level
+
+    return solve
+
+
+def _iterated(
+    elastic: Elastic, preconditioner: Preconditioner | None, on_charges: Callable[[torch.Tensor], torch.Tensor]
+) -> Solve:
+    """By conjugate gradients among moments whose charges sum to zero: preconditioned ones are brought there along M⁻¹1,
+    and residuals are free of a constant."""
+    layout = elastic.energy.layout
+    diagonal = elastic.diagonal().detach()
+
+    def divide(residual: torch.Tensor) -> torch.Tensor:
+        divided = residual / diagonal
+        if preconditioner is None:
+            return divided
+        return torch.cat([preconditioner(residual[:, 0])[:, None], divided[:, 1:]], dim=1)
+
+    along = divide(on_charges(torch.ones_like(diagonal[:, 0])))  # M⁻¹1
+    along = along / layout.sum(along[:, 0])[layout.batch, None]
+
+    def neutral(moments: torch.Tensor) -> torch.Tensor:
+        return moments - along * layout.sum(moments[:, 0])[layout.batch, None]
+
+    def level_of(values: torch.Tensor) -> torch.Tensor:
+        return layout.sum((along * values).sum(-1))
+
+    def level_out(values: torch.Tensor) -> torch.Tensor:
+        return values - on_charges(level_of(values)[layout.batch])
+
+    system = System(
+        precondition=lambda residual: neutral(divide(residual))[:, None],
+        lift=lambda moments: moments[:, None],
+        product=lambda direction: level_out(elastic.hessian(direction[:, 0])),
+        what="charges",
+    )
+
+    def solve(rhs: torch.Tensor, excess: torch.Tensor, start: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        moments = -along * excess[layout.batch, None]
+        missing, scale = level_out(rhs - elastic.hessian(moments)), None
+        if start is not None:
+            scale = norms(missing, layout).maximum(norms(diagonal * start, layout))
+        moments = moments + conjugate_gradients(system, missing, layout, scale)
+        return moments, level_of(elastic.hessian(moments) - rhs)
+
+    return solve
