@@ -14,43 +14,42 @@ from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.charge_models.flow import FlowGraph
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT, GaussianCoulomb
 from phi_equivariant.operators.graph import smooth_cutoff
+from phi_equivariant.structures import Structures
 
 R_MAX = 3.0
 
 
 class BoundCoulomb:
-    """``GaussianCoulomb`` at the places of a batch."""
+    """``GaussianCoulomb`` at the places of a batch, by matrices, or without any however few the atoms."""
 
     def __init__(self, operator, positions, species, layout, cell=None, periodic=None, with_matrix=True):
-        self.operator, self.where = operator, (positions, species, layout)
-        self.cell, self.periodic, self.layout, self.width = cell, periodic, layout, operator.widths()[species]
-        self.dense = with_matrix
-        if with_matrix:
-            self._matrix = operator.matrix(*self.where, cell, periodic)
-        else:
-            self._product = operator.product(positions, species, None if cell is None else cell[0])
+        counts = layout.counts
+        n = len(counts)
+        pbc = torch.zeros((n, 3), dtype=torch.bool) if periodic is None else periodic[:, None].expand(n, 3)
+        structures = Structures(
+            positions,
+            species,
+            torch.arange(n).repeat_interleave(counts),
+            torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
+            None,
+            None,
+            positions.new_zeros(n),
+            positions.new_zeros((n, 3, 3)) if cell is None else cell,
+            pbc,
+        )
+        limit = 10_000 if with_matrix else 0
+        operator.dense_limit = operator.tiles_from = limit
+        operator.mesh_from = operator.mesh_from_in_training = limit
+        self.dense, self.width = with_matrix, operator.widths()[species]
+        self._bound = operator.at(structures, matrix=with_matrix)
+        self.product, self.joint, self.diagonal = self._bound.product, self._bound.joint, self._bound.diagonal
 
     def matrix(self):
-        return self._matrix
-
-    def diagonal(self):
-        return COULOMB_CONSTANT / (math.sqrt(math.pi) * self.width)
+        ((_, part),) = self._bound.parts
+        return part.matrix()
 
     def dipole_diagonal(self):
         return COULOMB_CONSTANT / (6 * math.sqrt(math.pi) * self.width**3)
-
-    def product(self, values):
-        if not self.dense:
-            return self._product(values)
-        return self.layout.unpad(self._matrix @ self.layout.pad(values))
-
-    def joint(self, charges, dipoles):
-        if not self.dense:
-            cell = None if self.cell is None else self.cell[0]
-            added, gradient = self.operator.dipole_product(*self.where[:2], charges, dipoles, cell)
-        else:
-            added, gradient = self.operator.dipole_terms(*self.where, charges, dipoles, self.cell, self.periodic)
-        return self.product(charges) + added, gradient
 
 
 @dataclasses.dataclass

@@ -10,7 +10,6 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from phi_equivariant.errors import InputError, did_you_mean
-from phi_equivariant.inputs.state import QUANTITIES
 from training.quantities import LABELS, TARGETS, Label
 
 #: Options that say where labels stand.
@@ -134,7 +133,7 @@ class LabelReport:
         lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]
         for name, label in LABELS.items():
             count = self.counts.get(name, 0)
-            if (count or not label.seldom) and name not in QUANTITIES:
+            if (count or not label.seldom) and name in TARGETS:  # the notes tell of others
                 key = f"{name}_key: {self.keys.get(name, label.default_key)}"
                 lines.append(f"  {label.plural:<13} {self._share(name, count):>7}   {key}{self._remark(label, count)}")
         return lines + [f"  {note}" for note in self.notes]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ase.io
+import ase
 import numpy as np
 import torch
 import yaml
@@ -21,6 +21,7 @@ from ase.data import chemical_symbols
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE
+from phi_equivariant.inputs.files import first_structure
 from phi_equivariant.weights import load_model, save_model
 from zoo.store import card, reference
 from zoo.store.pretrained import load_folder
@@ -222,10 +223,9 @@ def _speed(model: torch.nn.Module, atoms: ase.Atoms) -> str:
 
 def _first_structure(path: str | Path) -> ase.Atoms:
     try:
-        atoms = ase.io.read(path, 0)
-    except Exception as error:  # ase reports unreadable files by many types
-        raise InputError(f"structure: {path} cannot be read ({type(error).__name__}: {error}).") from error
-    assert isinstance(atoms, ase.Atoms)  # one index, one structure
+        atoms = first_structure(path)
+    except InputError as error:
+        raise InputError(f"structure: {path} cannot be read: {error}") from error
     charge = {key: atoms.info[key] for key in ("total_charge", "charge") if key in atoms.info}
     atoms = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=charge)
     if len(atoms) > reference.MOST_ATOMS:

@@ -10,7 +10,6 @@ from scipy.optimize import minimize
 
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.charge_models.induced import polarise
-from phi_equivariant.charge_models.preconditioner import screened_inverse
 from phi_equivariant.charge_models.qeq import equilibrate
 from phi_equivariant.charge_models.sqe import split_charges
 from phi_equivariant.errors import ConvergenceError, InputError
@@ -215,31 +214,3 @@ def crystal(cells, vacuum=0.0):
     atoms.rattle(0.2, seed=1)
     atoms.cell[2, 2] += vacuum
     return case(atoms, r_max=0.1)
-
-
-@pytest.mark.parametrize("vacuum", [0.0, 12.0])
-def test_the_mesh_preconditioner_is_symmetric_positive_definite(vacuum):
-    given = crystal(2, vacuum)
-    energy = given.parts(with_matrix=False)[0]
-    precondition = screened_inverse(given.positions, given.cell[0], energy.operator.diagonal() + energy.hardness)
-    matrix = torch.stack([precondition(column) for column in torch.eye(len(given.start))])
-    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-14)
-    assert torch.linalg.eigvalsh(matrix).min() > 0
-
-
-@pytest.mark.parametrize("vacuum", [0.0, 12.0])
-def test_the_mesh_preconditioner_saves_steps(vacuum):
-    """Of conjugate gradients to the same charges; the more, the longer the cell."""
-    counts = {}
-    for cells in (2, 8):
-        given = crystal(cells, vacuum)
-        energy, total = given.parts(with_matrix=False)[0], torch.zeros(1)
-        diagonal, found = energy.operator.diagonal() + energy.hardness, []
-        plain = energy.operator.product
-        for precondition in (None, screened_inverse(given.positions, given.cell[0], diagonal)):
-            calls = []
-            energy.operator.product = lambda q, calls=calls, plain=plain: calls.append(1) or plain(q)
-            found.append(equilibrate(energy, total, 0, False, preconditioner=precondition).charges)
-            counts[cells, precondition is not None] = len(calls)
-        torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-8)
-    assert counts[2, True] < counts[2, False] and counts[8, True] < 0.85 * counts[8, False]

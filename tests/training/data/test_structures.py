@@ -315,6 +315,15 @@ def test_isolated_atoms(tmp_path):
     refuses("isolated atom and has no energy under the key 'REF_energy'", write(tmp_path, [second, atom]))
 
 
+def test_a_label_under_its_key_in_other_letters(tmp_path):
+    """``Energy`` beside ``energy`` in other frames: weight 0 there would be a loss in silence."""
+    path = write(tmp_path, [water(), water(ref_ENERGY=-2081.0)])
+    text = path.read_text().splitlines(keepends=True)
+    text[6] = text[6].replace(" REF_energy=-2081.1", "")
+    path.write_text("".join(text))
+    refuses("frame 1 of .* has 'ref_ENERGY', but the energies are read from 'REF_energy'", path)
+
+
 def test_unknown_label_names():
     refuses("'force_key' names no label.*forces_key", "x.xyz", {"force_key": "forces"})
     refuses("energy_key is 3", "x.xyz", {"energy_key": 3})
