@@ -83,8 +83,8 @@ def with_derivatives(
     with torch.set_grad_enabled(wanted.derived or wanted.compute_displacement or torch.is_grad_enabled()):
         data = dict(data)
         if not data["positions"].requires_grad:
-            # A leaf of our own: the caller's tensor keeps its flags.
-            data["positions"] = data["positions"].detach().requires_grad_(True)
+            # A leaf of our own: the caller's tensor keeps its flags, which mace would set.
+            data["positions"] = data["positions"].detach().requires_grad_(wanted.derived)
         variables = [data["positions"]]
         if wanted.compute_virials or stressed or wanted.compute_displacement:
             variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
