@@ -11,6 +11,7 @@ from ase import Atoms
 from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
 from phi_equivariant.errors import InputError
+from phi_equivariant.potential import run_model
 from phi_equivariant.taps import irreps_of
 from training import mace_interface
 from training.data.batches import GraphBatch, collate
@@ -98,7 +99,7 @@ class Predictor:
 
     def __call__(self, batch: GraphBatch) -> dict[str, Any]:
         """The model's output for a batch: forces always, no graph for parameters."""
-        output = self.model(batch, training=False, compute_force=True, compute_stress=self.wanted.stress)
+        output = run_model(self.model, batch, training=False, compute_force=True, compute_stress=self.wanted.stress)
         if self.wanted.contributions and "contributions" not in output:
             raise InputError("--return_contributions: mace's ScaleShiftMACE does not give them, only its MACE does.")
         return output
