@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test install
+.PHONY: train test check install
 
 # One thread: at this size a second one gains little, and on a machine that does other work it costs a lot.
 train: install
@@ -10,6 +10,11 @@ train: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# Rules of style and layout, as they are in pyproject.toml.
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 install: .venv/.installed
 
