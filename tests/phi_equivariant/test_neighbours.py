@@ -1,11 +1,16 @@
-"""Kept neighbour lists against matscipy's, which are made anew."""
+"""Searches for pairs, and lists that are kept, against ase's and matscipy's, which are made anew."""
+
+import time
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
+from ase.neighborlist import primitive_neighbor_list
 from matscipy.neighbours import neighbour_list
 
 from phi_equivariant.engines.neighbours import NeighbourList
+from phi_equivariant.pairs import KeptPairs, both_ways, find_pairs
 
 CUTOFF = 4.0
 
@@ -41,3 +46,75 @@ def test_another_cell_makes_a_list_void():
         change(atoms)
         found = neighbours(atoms.positions, np.asarray(atoms.cell), atoms.pbc)
         assert pairs(*found) == pairs(*neighbour_list("ijS", atoms, CUTOFF))
+
+
+@pytest.mark.parametrize("n", [1, 2, 20, 150])
+@pytest.mark.parametrize("pbc", [[1, 1, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]], ids=str)
+def test_searches_equal_ases_in_every_kind_of_cell(n, pbc):
+    """Few atoms and many, in and far out of the cell, radii below and above its size."""
+    rng = np.random.default_rng(n)
+    cell = np.array([[9.0, 0, 0], [1.3, 8.5, 0.2], [-1.8, 0.5, 7.0]])
+    positions, pbc = rng.uniform(-1, 2, (n, 3)) @ cell, np.array(pbc, bool)
+    for radius in (1.5, 4.0, 11.0) if n < 100 else (1.5, 4.0):
+        found = both_ways(radius, *map(torch.tensor, (positions, cell, pbc)))
+        want = primitive_neighbor_list("ijS", pbc, cell, positions, radius, self_interaction=False)
+        assert pairs(*(part.numpy() for part in found)) == pairs(*want)
+        vectors = found.vectors(torch.tensor(positions), torch.tensor(cell))
+        assert (vectors.norm(dim=1) < radius).all()
+
+
+@pytest.mark.parametrize("size", [3, 300], ids=["all pairs", "boxes"])
+@pytest.mark.parametrize("pbc", [[False] * 3, [True, False, False]], ids=["open", "wire"])
+def test_empty_space_and_where_atoms_are_in_it_cost_nothing(size, pbc):
+    """Two molecules, or two crowds, 10⁶ Å apart, or a stored cell of 10⁵ Å: the lists of what is there, at once."""
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(0, 3 if size == 3 else 12, (size, 3))
+    far = np.concatenate([positions, positions + [0, 1e6, 237.0]])
+    cell, pbc = np.diag([40.0, 1e5, 1e5]), np.array(pbc)
+    start = time.process_time()
+    found = NeighbourList(CUTOFF, 0.5)(far, cell, pbc)
+    assert time.process_time() - start < 2.0
+    near = NeighbourList(CUTOFF, 0.5)(positions, cell, pbc)
+    assert len(found[0]) == 2 * len(near[0]) > 0
+    assert pairs(*(part[: len(near[0])] for part in found)) == pairs(*near)
+
+
+def test_a_cell_that_changes_a_little_keeps_its_list():
+    atoms, neighbours = crystal(True), NeighbourList(CUTOFF, skin=0.5)
+    built = []
+    for factor in (1.0, 1.01, 0.99, 1.02, 0.8):
+        atoms.set_cell(factor * crystal(True).cell, scale_atoms=True)
+        found = neighbours(atoms.positions, np.asarray(atoms.cell), atoms.pbc)
+        assert pairs(*found) == pairs(*neighbour_list("ijS", atoms, CUTOFF))
+        built.append(neighbours.built_at)
+    assert built[0] is built[1] is built[2] is built[3] is not built[4]
+
+
+def test_structures_that_take_turns_do_not_take_each_others_lists():
+    """Images of a band on one calculator: each is searched in once, while they move a little."""
+    searches = []
+
+    def counted(*about):
+        searches.append(about[0])
+        return both_ways(*about)
+
+    kept, rng = KeptPairs(counted), np.random.default_rng(0)
+    images = [crystal(True) for _ in range(6)]
+    for number, image in enumerate(images):
+        image.positions += 0.5 * number * rng.normal(size=image.positions.shape)
+    for _ in range(5):
+        for image in images:
+            image.positions += 0.01 * rng.normal(size=image.positions.shape)
+            found = kept(CUTOFF, *map(torch.tensor, (image.positions, image.cell.array, image.pbc)))
+            assert pairs(*(part.numpy() for part in found)) == pairs(*neighbour_list("ijS", image, CUTOFF))
+    assert len(searches) == len(images)
+
+
+def test_few_lists_are_kept_of_large_structures():
+    kept, rng = KeptPairs(find_pairs), np.random.default_rng(0)
+    kept.most_pairs = 100
+    for number in range(4):
+        for n in (4, 40):
+            positions = torch.tensor(rng.uniform(0, 6, (n, 3)))
+            kept(CUTOFF, positions, torch.eye(3, dtype=torch.float64), torch.tensor([False] * 3), place=n)
+        assert len(kept._kept[40]) == 1 and len(kept._kept[4]) == number + 1

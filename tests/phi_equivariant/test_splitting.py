@@ -64,7 +64,7 @@ def test_flat_and_long_boxes_too(cell):
 
 
 def test_a_molecule_in_a_growing_box_becomes_an_open_one():
-    """What is left is the interaction of the cells' dipoles, 2π k_e μ²/3V (Makov and Payne, 1995), then rounding."""
+    """What is left is how the cells' dipoles interact, 2π k_e μ²/3V (Makov and Payne, 1995), and then rounding."""
     operator, atoms = operator_of(0.4, 0.7), cluster(60)
     charges, want = charges_of(atoms), energy(operator_of(0.4, 0.7), cluster(60), charges_of(atoms))
     dipole = (charges.numpy()[:, 0] @ atoms.positions).round(15)
@@ -84,14 +84,14 @@ def test_empty_space_costs_nothing(n, large):
         points = math.prod(part.smooth.size) if large else part.smooth.weights.shape[1]
         counts.append((points, len(part.near.pairs.first)))
     counts = np.array(counts)
-    assert (counts[:, 0] < (1500 * n if large else 1000)).all()
+    assert (counts[:, 0] < (2000 * n if large else 1000)).all()
     assert (counts[:, 1] <= max(10 * n**2, 300 * n)).all() and counts[2, 1] <= 1.3 * counts[1, 1]
 
 
 def test_a_droplet_in_a_large_box_has_fewer_pairs_than_all():
     operator, atoms = GaussianCoulomb([1, 2]).eval(), cluster(4000, 200.0)
     part = operator.at(structures_of(atoms, elements=[1, 2])).parts[0][1]
-    assert len(part.near.pairs.first) < 4000**2 / 8 and math.prod(part.smooth.size) < 3e6
+    assert len(part.near.pairs.first) < 4000**2 / 8 and math.prod(part.smooth.size) < 1.2e7
 
 
 def test_the_rule():

@@ -70,11 +70,12 @@ def batch_of(*structures, heads=("Default",), dtype=None):
 
 
 def structures_of(*structures, elements=ELEMENTS, r_max=None):
-    """Structures as the library holds them, with the edges up to ``r_max``, in torch's default precision."""
+    """Structures as the library holds them, with the edges up to ``r_max``, none where None, in torch's default
+    precision."""
     sizes = [len(atoms) for atoms in structures]
-    ptr, edges, shifts = np.concatenate([[0], np.cumsum(sizes)]), [], []
-    for atoms, first in zip(structures, ptr, strict=False):
-        receivers, senders, images = neighbor_list("ijS", atoms, r_max or 1e-9)
+    ptr, edges, shifts = np.concatenate([[0], np.cumsum(sizes)]), [np.zeros((2, 0), int)], [np.zeros((0, 3))]
+    for atoms, first in zip(structures if r_max else [], ptr, strict=False):
+        receivers, senders, images = neighbor_list("ijS", atoms, r_max)
         edges.append(np.stack([senders, receivers]) + first)
         shifts.append(-images @ atoms.cell.array)
     number = torch.get_default_dtype()
