@@ -10,7 +10,6 @@ from typing import Any
 from phi_equivariant.errors import InputError
 
 _CHOICES = {
-    "operator": ("coulomb", "graph"),
     "poisson": ("exact", "learned"),
     "charge_constraint": ("project", "penalty", "none", None),
     "init": ("default", "small"),
@@ -75,7 +74,11 @@ class PhiConfig:
     dense_limit: int = 2000
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
+        # What an operator can do it says itself; a description of settings needs no more than their names.
+        from phi_equivariant.operators.registry import OPERATORS
+
+        choices = {"operator": tuple(OPERATORS), **_CHOICES}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(map(repr, allowed))}.")
         for name in ("num_modes", "channels", "hidden", "dense_limit"):
@@ -85,9 +88,10 @@ class PhiConfig:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
             object.__setattr__(self, name, int(value))
+        kind = OPERATORS[self.operator]
         if isinstance(self.multipoles, bool) or self.multipoles not in (0, 1):
             raise InputError(f"multipoles is {self.multipoles!r}; use 0 (charges) or 1 (charges and dipoles).")
-        if self.multipoles and not (self.operator == "coulomb" and self.poisson == "exact"):
+        if self.multipoles and not (kind.dipoles and self.poisson == "exact"):
             raise InputError(
                 f"multipoles is 1 with operator={self.operator!r} and poisson={self.poisson!r}; atomic dipoles need "
                 "operator='coulomb' and poisson='exact'."
@@ -103,7 +107,7 @@ class PhiConfig:
                 raise InputError(
                     f"width is {self.width!r}; give a number of Å from 0.35 to 1.15, or None for 0.7 covalent radii."
                 )
-            if self.operator != "coulomb":
+            if not kind.widths_of_charges:
                 raise InputError(
                     f"width is {self.width!r} with operator={self.operator!r}, which has no Gaussian charges; leave it "
                     "out or use operator='coulomb'."
@@ -111,14 +115,14 @@ class PhiConfig:
             object.__setattr__(self, "width", float(self.width))
         if self.num_modes is not None and self.low_pass is not None:
             raise InputError("num_modes and low_pass are both given; choose one response.")
-        if self.operator == "graph" and self.charge_constraint in ("project", "penalty"):
+        if not kind.carries_charge and self.charge_constraint in ("project", "penalty"):
             raise InputError(
                 f"charge_constraint is {self.charge_constraint!r}, but the charges of operator={self.operator!r} sum "
                 "to zero by construction; leave it out or use operator='coulomb'."
             )
         if self.charge_constraint is None:
-            object.__setattr__(self, "charge_constraint", "project" if self.operator == "coulomb" else "none")
-        if self.num_modes == 1 and (self.operator == "graph" or self.charge_constraint == "project"):
+            object.__setattr__(self, "charge_constraint", "project" if kind.carries_charge else "none")
+        if self.num_modes == 1 and (not kind.carries_charge or self.charge_constraint == "project"):
             raise InputError("num_modes is 1, but one mode cannot hold neutral charges; keep at least 2.")
 
     def to_dict(self) -> dict[str, Any]:
