@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -10,11 +10,20 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import describe_pbc
 from phi_equivariant.structures import Structures
 
-if TYPE_CHECKING:
-    from phi_equivariant.config import PhiConfig
-
-
 _NUMBERS = {1: "one", 2: "two", 3: "three"}
+
+
+class Settings(Protocol):
+    """What operators read of ``PhiConfig``, which in turn asks them what they can serve."""
+
+    @property
+    def operator(self) -> str: ...
+    @property
+    def width(self) -> float | None: ...
+    @property
+    def dense_limit(self) -> int: ...
+    @property
+    def multipoles(self) -> int: ...
 
 
 class Operator(torch.nn.Module, abc.ABC):
@@ -34,7 +43,7 @@ class Operator(torch.nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: "PhiConfig") -> "Operator":
+    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: Settings) -> "Operator":
         """The operator of a host with these elements and this cut-off in Å."""
 
     @abc.abstractmethod

@@ -2,22 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import ase.data
 import torch
 
 from phi_equivariant.operators import particle_mesh, waves
-from phi_equivariant.operators.base import Bound, Operator, Part
+from phi_equivariant.operators.base import Bound, Operator, Part, Settings
 from phi_equivariant.operators.free_space import FreeSpaceMatrix, FreeSpaceTiles
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT as COULOMB_CONSTANT
 from phi_equivariant.operators.lattice import LatticeSum, NearPairs, Smooth, cell_volume
 from phi_equivariant.operators.splitting import Splitting
 from phi_equivariant.pairs import KeptPairs, Pairs, find_pairs
 from phi_equivariant.structures import Structures
-
-if TYPE_CHECKING:
-    from phi_equivariant.config import PhiConfig
 
 
 class GaussianCoulomb(Operator):
@@ -66,7 +62,7 @@ class GaussianCoulomb(Operator):
         self.kept_pairs = KeptPairs()
 
     @classmethod
-    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: "PhiConfig") -> "GaussianCoulomb":
+    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: Settings) -> "GaussianCoulomb":
         """The operator of a host with these elements."""
         return cls(atomic_numbers, config.width, config.dense_limit, config.multipoles == 1)
 

@@ -2,16 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from phi_equivariant.batching import PaddedLayout, segment_sum
-from phi_equivariant.operators.base import Bound, Operator, Part
+from phi_equivariant.operators.base import Bound, Operator, Part, Settings
 from phi_equivariant.structures import Structures
-
-if TYPE_CHECKING:
-    from phi_equivariant.config import PhiConfig
 
 
 def smooth_cutoff(x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +44,7 @@ class GraphLaplacian(Operator):
         self.log_weight = torch.nn.Parameter(torch.tensor(math.log(self.initial_weight)))
 
     @classmethod
-    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: "PhiConfig") -> "GraphLaplacian":
+    def build(cls, atomic_numbers: Sequence[int], r_max: float, config: Settings) -> "GraphLaplacian":
         """The operator of a host with this cut-off."""
         return cls(r_max, config.dense_limit)
 

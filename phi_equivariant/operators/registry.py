@@ -1,17 +1,12 @@
 """The operators that there are, by name: the one place that knows them all."""
 
-from typing import TYPE_CHECKING
-
-from phi_equivariant.operators.base import Operator
+from phi_equivariant.operators.base import Operator, Settings
 from phi_equivariant.operators.coulomb import GaussianCoulomb
 from phi_equivariant.operators.graph import GraphLaplacian
-
-if TYPE_CHECKING:
-    from phi_equivariant.config import PhiConfig
 
 OPERATORS: dict[str, type[Operator]] = {kind.name: kind for kind in (GaussianCoulomb, GraphLaplacian)}
 
 
-def operator_class(config: "PhiConfig") -> type[Operator]:
+def operator_class(config: Settings) -> type[Operator]:
     """The class of the operator that a configuration names, which says what it can serve."""
     return OPERATORS[config.operator]
