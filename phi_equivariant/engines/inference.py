@@ -94,7 +94,7 @@ def _load(name: str | Path, device: torch.device, dtype: torch.dtype | None) -> 
             try:
                 found: torch.nn.Module = load_named(str(name), dtype)
             except InputError as error:
-                raise InputError(f"{name} is no folder, and {error}") from error
+                raise InputError(f"{name} is not a folder. {error}") from error
             return found
     raise InputError(f"{name} is no folder of a saved model, nor is a package installed that knows models by name.")
 

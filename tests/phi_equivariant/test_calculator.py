@@ -196,7 +196,7 @@ def test_names_of_models(tmp_path, monkeypatch):
     (tmp_path / "x.model").write_bytes(b"")
     for name, message in {
         "x.model": "zoo.mace_host.read_model",
-        "phi-mace-smal.acac": "is no folder, and there is no trained model.*did you mean phi-mace-small.acac",
+        "phi-mace-smal.acac": "is not a folder. There is no trained model.*Did you mean phi-mace-small.acac",
         "run_*": "names none",
         tmp_path: "has no config.json",
     }.items():
