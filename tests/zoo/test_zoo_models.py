@@ -1,7 +1,10 @@
 """Fresh models by name."""
 
+import numpy as np
 import pytest
 import torch
+from checks import run
+from systems import ELEMENTS, R_MAX, ethanol
 
 from phi_equivariant import PhiConfig, PhiPotential
 from phi_equivariant.errors import InputError
@@ -79,3 +82,13 @@ def test_what_cannot_be_created(name, elements, overrides, match):
     with pytest.raises(InputError, match=match) as caught:
         create_model(name, elements, **overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_fresh_model_starts_sensibly(name):
+    """At full size: charges of 0.01 to 0.6 e, an energy that is not of keV, every parameter in one group."""
+    torch.manual_seed(0)
+    model = create_model(name, ELEMENTS, r_max=R_MAX)
+    fresh = run(model, ethanol())
+    assert 0.01 < np.abs(fresh["charges"]).mean() < 0.6 and abs(fresh["energy"][0]) < 50.0
+    assert sum(len(group["params"]) for group in parameter_groups(model)) == len(list(model.parameters()))
