@@ -158,6 +158,8 @@ LABELS: dict[str, Label] = {
 }  # fmt: skip
 #: Labels that a model is compared with, which a structure may weigh by ``info["config_<name>_weight"]``.
 TARGETS: dict[str, Label] = {name: label for name, label in LABELS.items() if label.loss is not None}
+#: Those of them that Φ predicts and a bare host does not; each is trained by an option ``<name>_weight``.
+OF_PHI: dict[str, Label] = {name: label for name, label in TARGETS.items() if label.loss == "squares"}
 
 
 def measures() -> Iterator[Measure]:

@@ -1,6 +1,6 @@
 """SchNet and ViSNet of PyTorch Geometric as hosts, against the networks as they come.
 
-What every host must do is in test_zoo_contract.py.
+What every host must do is in test_contract.py.
 """
 
 import sys

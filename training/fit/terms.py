@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from training import distribution
-from training.quantities import TARGETS, Label
+from training.quantities import OF_PHI, Label
 
 Tensors = Mapping[str, torch.Tensor]
 Output = Mapping[str, torch.Tensor | None]
@@ -81,11 +81,7 @@ class Term:
 TERMS: dict[str, Term] = {
     term.name: term
     for term in (
-        *(
-            Term(name, partial(squares, label), f"({label.measures[0].unit})²", label)
-            for name, label in TARGETS.items()
-            if label.loss == "squares"
-        ),
+        *(Term(name, partial(squares, label), f"({label.measures[0].unit})²", label) for name, label in OF_PHI.items()),
         Term("pde", partial(_mean_over_structures, "pde_residual"), "e² or eV"),
         Term("net_charge", partial(_mean_over_structures, "charge_penalty"), "e²"),
     )

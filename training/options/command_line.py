@@ -19,6 +19,7 @@ from training.options import configuration_file
 from training.options.configuration_file import Configuration
 from training.options.parser import PROGRAM, Parser
 from training.options.refused import MEANINGLESS, REFUSED
+from training.quantities import OF_PHI
 from training.run import Phi, Run
 
 
@@ -116,7 +117,7 @@ def _run(asked: Asked, command: str) -> Run:
     named_models.check_name(values["model"])
     phi = _phi(asked)
     if phi is None and not values["compare"]:  # of a preset
-        for weight in ("charges_weight", "dipole_weight"):
+        for weight in (f"{name}_weight" for name in OF_PHI):
             if weight not in asked.given:
                 values[weight] = 0.0
     if values["swa_dipole_weight"] is None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from phi_equivariant.errors import InputError, did_you_mean
 from training import run
+from training.quantities import OF_PHI
 
 PROGRAM = "phi-mace-train"
 EXAMPLE = """example:
@@ -47,11 +48,18 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phi", nargs="+", metavar="KEY=VALUE")
     for name in ("no_phi", "trust_pickle", "tensorboard", "compare"):
         parser.add_argument(f"--{name}", action="store_true")
-    defaults = {"charges_weight": 0.0, "warmup_epochs": 0.0, "final_lr_factor": 0.01, "compare_pde_weight": 100.0}
+    defaults = {"warmup_epochs": 0.0, "final_lr_factor": 0.01, "compare_pde_weight": 100.0}
     for name, default in {**defaults, "time_limit": None}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
+    known = {action.dest for action in options_of(parser)}
+    for name, label in OF_PHI.items():
+        if f"{name}_key" not in known:
+            parser.add_argument(f"--{name}_key", default=label.default_key)
+        if f"{name}_weight" not in known:
+            parser.add_argument(f"--{name}_weight", type=float)
     # In mace the weight of dipoles acts only with its dipole losses; here on any, so that it must be asked for.
-    parser.set_defaults(dipole_weight=0.0, swa_dipole_weight=None)  # None: as in stage one
+    parser.set_defaults(**{f"{name}_weight": 0.0 for name in OF_PHI})
+    parser.set_defaults(swa_dipole_weight=None)  # as in stage one
     # Replay is not done here: a resolved configuration must not ask for it.
     parser.set_defaults(multiheads_finetuning=False)
 

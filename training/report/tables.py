@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from phi_equivariant.files import write_atomically
-from training.quantities import TARGETS, Measure, measures
+from training.quantities import OF_PHI, Measure, measures
 
 Row = Mapping[str, Any]  # of a table of errors: mae, rmse, …
 Errors = Mapping[str, Row]
@@ -31,7 +31,7 @@ FORMS = {
     "EnergyDipoleRMSE": ("rmse", ("energy_per_atom", *_FORCES, *_DIPOLE)),
 }
 #: Shown beside every form where they are labelled: what mace's losses do not train.
-EXTRA = tuple(label.measures[0].name for label in TARGETS.values() if label.loss == "squares")
+EXTRA = tuple(label.measures[0].name for label in OF_PHI.values())
 
 
 def error_cell(found: Row | None) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Self
 
 from phi_equivariant.errors import InputError
+from training.quantities import OF_PHI
 from training.run.data import Data, Head
 from training.run.host import Host
 from training.run.loss import Loss
@@ -117,10 +118,11 @@ class Run:
         """What a host without Φ does not predict; a comparison has rows with Φ."""
         if self.task.compare:
             return
-        for name in ("charges_weight", "dipole_weight", "swa_dipole_weight"):
-            if getattr(self.loss, name):
+        for name, value in self.loss.values().items():
+            label = OF_PHI.get(name.removeprefix("swa_").removesuffix("_weight"))
+            if value and label is not None:
                 raise InputError(
-                    f"--{name}: the bare host predicts neither charges nor dipoles, so this weight would do nothing. "
+                    f"--{name}: the bare host does not predict {label.plural}, so this weight would do nothing. "
                     "Leave it out, or train with Φ (a phi: section or --phi operator=coulomb)."
                 )
         if "Dipole" in self.output.error_table:
