@@ -161,6 +161,22 @@ TARGETS: dict[str, Label] = {name: label for name, label in LABELS.items() if la
 #: Those of them that Φ predicts and a bare host does not; each is trained by an option ``<name>_weight``.
 OF_PHI: dict[str, Label] = {name: label for name, label in TARGETS.items() if label.loss == "squares"}
 
+_FORCES = ("forces", "relative forces")
+_STRESS = ("energy_per_atom", *_FORCES, "stress", "virials")
+_DIPOLE = ("dipole_per_atom", "relative dipole")
+#: mace's forms of ``--error_table``, but for that of polarizabilities: which error, of which quantities.
+FORMS = {
+    "PerAtomRMSE": ("rmse", ("energy_per_atom", *_FORCES)),
+    "TotalRMSE": ("rmse", ("energy", *_FORCES)),
+    "PerAtomRMSEstressvirials": ("rmse", _STRESS),
+    "PerAtomMAEstressvirials": ("mae", _STRESS),
+    "PerAtomMAE": ("mae", ("energy_per_atom", *_FORCES)),
+    "TotalMAE": ("mae", ("energy", *_FORCES)),
+    "DipoleRMSE": ("rmse", _DIPOLE),
+    "DipoleMAE": ("mae", _DIPOLE),
+    "EnergyDipoleRMSE": ("rmse", ("energy_per_atom", *_FORCES, *_DIPOLE)),
+}
+
 
 def measures() -> Iterator[Measure]:
     """All errors, in the order of tables."""

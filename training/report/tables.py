@@ -9,27 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from phi_equivariant.files import write_atomically
-from training.quantities import OF_PHI, Measure, measures
+from training.quantities import FORMS, OF_PHI, Measure, measures
 
 Row = Mapping[str, Any]  # of a table of errors: mae, rmse, …
 Errors = Mapping[str, Row]
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in measures()}
-_FORCES = ("forces", "relative forces")
-_STRESS = ("energy_per_atom", *_FORCES, "stress", "virials")
-_DIPOLE = ("dipole_per_atom", "relative dipole")
-#: mace's forms of ``--error_table``: which error, of which quantities.
-FORMS = {
-    "PerAtomRMSE": ("rmse", ("energy_per_atom", *_FORCES)),
-    "TotalRMSE": ("rmse", ("energy", *_FORCES)),
-    "PerAtomRMSEstressvirials": ("rmse", _STRESS),
-    "PerAtomMAEstressvirials": ("mae", _STRESS),
-    "PerAtomMAE": ("mae", ("energy_per_atom", *_FORCES)),
-    "TotalMAE": ("mae", ("energy", *_FORCES)),
-    "DipoleRMSE": ("rmse", _DIPOLE),
-    "DipoleMAE": ("mae", _DIPOLE),
-    "EnergyDipoleRMSE": ("rmse", ("energy_per_atom", *_FORCES, *_DIPOLE)),
-}
 #: Shown beside every form where they are labelled: what mace's losses do not train.
 EXTRA = tuple(label.measures[0].name for label in OF_PHI.values())
 

@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from phi_equivariant.errors import InputError
+from training.quantities import FORMS
 from training.run.option import Part, option
 
 LONGEST_NAME = 200  # bytes: most file systems take 255, of which suffixes need some
-#: mace's forms of error tables, but for that of polarizabilities, which are not predicted.
-FORMS = (
-    *("PerAtomRMSE", "TotalRMSE", "PerAtomRMSEstressvirials", "PerAtomMAEstressvirials", "PerAtomMAE", "TotalMAE"),
-    *("DipoleRMSE", "DipoleMAE", "EnergyDipoleRMSE"),
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
