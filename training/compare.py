@@ -144,7 +144,7 @@ def compare(run: Run, data: RunData, deadline: float | None) -> dict[str, Any] |
     summaries: dict[str, Any] = {}
     for name, row in runs.items():
         row = budget(row, epochs)
-        finished = run_folder.folders_of(row.output).results / "errors.json"
+        finished = run_folder.folders_of(row.output).results / run_folder.ERRORS
         if run.task.restart_latest and _is_finished(row, data):
             logger.info(f"{TITLES[name]}: finished before, taken from {finished.parent}")
         else:
@@ -153,17 +153,21 @@ def compare(run: Run, data: RunData, deadline: float | None) -> dict[str, Any] |
         summaries[name] = json.loads(finished.read_text())
         epochs = min(epochs, summaries[name]["epochs"])
     places = {name: run_folder.folders_of(row.output).results for name, row in runs.items()}
-    write(folder, summaries, {name: json.loads((place / "metrics.json").read_text()) for name, place in places.items()})
+    write(
+        folder,
+        summaries,
+        {name: json.loads((place / run_folder.METRICS).read_text()) for name, place in places.items()},
+    )
     return summaries
 
 
 def _is_finished(row: Run, data: RunData) -> bool:
     """Whether a row has its errors, on the test set of now; InputError if it was trained with other options or data."""
     folders = run_folder.check_folders(row.output, restart=True)
-    if not (folders.results / "errors.json").is_file():
+    if not (folders.results / run_folder.ERRORS).is_file():
         return False
     checkpoints.read_last(folders.checkpoints, checkpoints.identity_of(row.resolved(), data.digest))
-    before, now = yaml.safe_load((folders.run / "config.yaml").read_text()), row.resolved()
+    before, now = yaml.safe_load((folders.run / run_folder.CONFIG).read_text()), row.resolved()
     return all(before.get(name) == now.get(name) for name in ("test_file", "test_dir"))
 
 

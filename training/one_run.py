@@ -189,6 +189,6 @@ class _Epochs(pl.Callback):
 
 def _write_start(run: Run, data: RunData, folder: Path) -> None:
     text = yaml.safe_dump(run.resolved(), sort_keys=True, allow_unicode=True)
-    write_atomically(folder / "config.yaml", lambda path: path.write_text(text))
+    write_atomically(folder / run_folder.CONFIG, lambda path: path.write_text(text))
     provenance = json.dumps({**data.provenance, "sha256": data.digest, "mace": mace_interface.version()}, indent=1)
-    write_atomically(folder / "data.json", lambda path: path.write_text(provenance))
+    write_atomically(folder / run_folder.DATA, lambda path: path.write_text(provenance))

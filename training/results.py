@@ -39,7 +39,7 @@ def finish(
     """
     rows = about.pop("rows")
     if run.output.plot and distribution.is_main():
-        plots.learning_curve(folders.results / "learning_curve.png", rows)
+        plots.learning_curve(folders.results / run_folder.LEARNING_CURVE, rows)
     for stage in sorted(best):
         checkpoints.load_best(built.model, folders.checkpoints, stage)
         last = stage == max(best)
@@ -85,5 +85,7 @@ def _test(run: Run, data: RunData, built: Built, folder: Path) -> dict[str, Any]
         tables[row] = {"structures": size, "errors": errors.table()}
         tables[row]["seconds"] = time.monotonic() - begin
         if keep and distribution.is_main():
-            plots.parity_plot(folder / "parity.png", errors.pairs, row, tables[row]["errors"], isolated is not None)
+            plots.parity_plot(
+                folder / run_folder.PARITY, errors.pairs, row, tables[row]["errors"], isolated is not None
+            )
     return tables

@@ -18,8 +18,13 @@ from training.run import Output
 
 logger = logging.getLogger("phi_mace_train")
 LOCK = ".lock"
-#: The checkpoint that a restart goes on from.
-LAST = "last.ckpt"
+#: The checkpoint that a restart goes on from, and the weights of each stage's best epoch.
+LAST, BEST = "last.ckpt", {1: "best.safetensors", 2: "best_stage_two.safetensors"}
+#: What a run leaves beside model.safetensors and config.json: what was asked for and trained on,
+CONFIG, DATA, LOG = "config.yaml", "data.json", "log.txt"
+#: how it went, and how good the model is.
+METRICS, METRICS_TABLE, LEARNING_CURVE = "metrics.json", "metrics.csv", "learning_curve.png"
+ERRORS, ERRORS_TABLE, PARITY = "errors.json", "errors.md", "parity.png"
 console = Console()
 if not console.is_terminal:
     console = Console(width=140)  # tables in a file are not wrapped to a terminal's default width
@@ -89,7 +94,7 @@ def folders_of(output: Output) -> Folders:
     def place(option: str | None, otherwise: Path) -> Path:
         return Path(option) / output.name if option else otherwise
 
-    log = Path(output.log_dir) / f"{output.name}.log" if output.log_dir else run / "log.txt"
+    log = Path(output.log_dir) / f"{output.name}.log" if output.log_dir else run / LOG
     checkpoints = place(output.checkpoints_dir, run / "checkpoints")
     return Folders(run, place(output.model_dir, run), checkpoints, place(output.results_dir, run), log)
 
@@ -117,7 +122,7 @@ def check_folders(output: Output, restart: bool) -> Folders:
 
 def _check_checkpoint(folders: Folders) -> None:
     """A run that got as far as its model had a checkpoint: without it all would be trained and written anew."""
-    later = [folders.results / "errors.json", folders.model / "model.safetensors"]
+    later = [folders.results / ERRORS, folders.model / "model.safetensors"]
     found = [path for path in later if path.exists()]
     if found and not (folders.checkpoints / LAST).exists():
         raise InputError(

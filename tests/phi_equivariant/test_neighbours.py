@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from ase.neighborlist import primitive_neighbor_list
 from matscipy.neighbours import neighbour_list
+from systems import batch_of, distorted, ethanol, mace_host
 
+from phi_equivariant.engines.inference import ModelInput
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.pairs import KeptPairs, both_ways, find_pairs
 
@@ -118,3 +121,27 @@ def test_few_lists_are_kept_of_large_structures():
             positions = torch.tensor(rng.uniform(0, 6, (n, 3)))
             kept(CUTOFF, positions, torch.eye(3, dtype=torch.float64), torch.tensor([False] * 3), place=n)
         assert len(kept._kept[40]) == 1 and len(kept._kept[4]) == number + 1
+
+
+@pytest.mark.parametrize("pbc", [False, True, (True, True, False)])
+def test_live_structures_and_maces_pipeline_give_the_same_batch(double, pbc):
+    """Field by field, with the edges in one order; cells of open directions are made up by mace."""
+    first, second = molecule("H2O"), distorted(ethanol())
+    for atoms in (first, second):
+        atoms.set_cell([[5.0, 0.3, 0.0], [0.0, 6.0, 0.4], [0.2, 0.0, 7.0]])
+        atoms.pbc = pbc
+    theirs, ours = batch_of(first, second), ModelInput(mace_host("8x0e", 1))([first, second])
+    assert {"positions", "node_attrs", "edge_index", "shifts", "cell", "pbc", "batch", "ptr", "head"} <= set(ours)
+    order = {}
+    for name, batch in (("theirs", theirs), ("ours", ours)):
+        rows = torch.cat([batch["edge_index"].T.double(), batch["unit_shifts"]], dim=1).round().tolist()
+        order[name] = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
+    for key in ours:
+        here, there = ours[key], theirs[key]
+        if key == "edge_index":
+            here, there = here[:, order["ours"]], there[:, order["theirs"]]
+        elif key in ("shifts", "unit_shifts"):
+            here, there = here[order["ours"]], there[order["theirs"]]
+        elif key == "cell":
+            here, there = here[ours["pbc"].flatten()], there[ours["pbc"].flatten()]
+        torch.testing.assert_close(here, there.to(here.dtype).view_as(here), rtol=0, atol=1e-12)

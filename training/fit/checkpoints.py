@@ -18,11 +18,9 @@ from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import save_model
 from training import distribution
 from training.run import options_that_may_change
-from training.run_folder import LAST
+from training.run_folder import BEST, LAST
 
 FORMAT = 2
-#: The best weights of stage one and of stage two.
-BEST = {1: "best.safetensors", 2: "best_stage_two.safetensors"}
 
 
 def random_state():

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from phi_equivariant.files import write_atomically
-from training import distribution
+from training import distribution, run_folder
 from training.report import plots, tables
 from training.report.error_sums import PLOTTED
 
@@ -63,8 +63,8 @@ def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
             writer.writerows(rows)
 
     content = json.dumps(rows, indent=1)
-    write_atomically(folder / "metrics.csv", write_csv)
-    write_atomically(folder / "metrics.json", lambda path: path.write_text(content))
+    write_atomically(folder / run_folder.METRICS_TABLE, write_csv)
+    write_atomically(folder / run_folder.METRICS, lambda path: path.write_text(content))
 
 
 class Plots(Callback):
@@ -98,11 +98,11 @@ class Plots(Callback):
         """Draw, after History has completed the row."""
         if not self._due(trainer) or not distribution.is_main():
             return
-        plots.learning_curve(self.folder / "learning_curve.png", self.history.rows)
+        plots.learning_curve(self.folder / run_folder.LEARNING_CURVE, self.history.rows)
         if module.validated:
             title, interaction = f"valid, epoch {trainer.current_epoch + 1}", self.isolated is not None
             pairs, table = module.errors.pairs, module.errors.table()
-            plots.parity_plot(self.folder / "parity.png", pairs, title, table, interaction)
+            plots.parity_plot(self.folder / run_folder.PARITY, pairs, title, table, interaction)
 
 
 class Bar(Callback):

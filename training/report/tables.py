@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from phi_equivariant.files import write_atomically
+from training import run_folder
 from training.quantities import FORMS, OF_PHI, Measure, measures
 
 Row = Mapping[str, Any]  # of a table of errors: mae, rmse, …
@@ -120,6 +121,6 @@ def print_table(
 def write_errors(folder: Path, tables: Mapping[str, Row], about: Mapping[str, Any], form: str) -> None:
     """errors.json, with everything, and errors.md in the form."""
     content = json.dumps({**about, "sets": tables}, indent=1)
-    write_atomically(folder / "errors.json", lambda path: path.write_text(content))
+    write_atomically(folder / run_folder.ERRORS, lambda path: path.write_text(content))
     text = markdown(*error_rows(tables, form))
-    write_atomically(folder / "errors.md", lambda path: path.write_text(text))
+    write_atomically(folder / run_folder.ERRORS_TABLE, lambda path: path.write_text(text))
