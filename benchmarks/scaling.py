@@ -125,7 +125,7 @@ def evaluation(kind, config, device):
             {**batch, "positions": positions}, total_charge=positions.new_zeros(1),
             cell=batch["cell"].reshape(1, 3, 3), pbc=batch["pbc"].reshape(1, 3),
         )  # fmt: skip
-        out = phi(features, structures, second_order=False)
+        out = phi(features, structures, order=0)
         return torch.autograd.grad(out["phi_energy"].sum(), [positions, *features])[0]
 
     return forces

@@ -90,6 +90,8 @@ class AlphaNet(torch.nn.Module):
     element_scale: κ, in units of the field per Pauling unit
     start_scale: start of s
     dipoles: whether every layer with 1o channels has a ``VectorHead`` too
+    charges: whether channel 0, and with it the term per element, is among the fields; without it they are those of the
+        other channels
 
     Raises
     ------
@@ -107,12 +109,15 @@ class AlphaNet(torch.nn.Module):
         element_scale: float,
         start_scale: float,
         dipoles: bool = False,
+        charges: bool = True,
     ) -> None:
         super().__init__()
         if not layer_irreps:
             raise InputError("no layer of the host is tapped; give taps={'submodule.name': irreps}.")
-        self.n_fields, self.channels = n_fields, channels
-        self.heads = torch.nn.ModuleList(ScalarHead(irreps, hidden, n_fields * channels) for irreps in layer_irreps)
+        self.n_fields, self.channels = n_fields, channels if charges else channels - 1
+        self.heads = torch.nn.ModuleList(
+            ScalarHead(irreps, hidden, n_fields * self.channels) for irreps in layer_irreps if self.channels
+        )
         self.vector_heads = torch.nn.ModuleDict()
         if dipoles:
             self.vector_heads.update(
@@ -130,12 +135,16 @@ class AlphaNet(torch.nn.Module):
                 )
         carbon = electronegativity(6)
         start = torch.tensor([element_scale * (carbon - electronegativity(int(z))) for z in atomic_numbers])
-        self.element_term = torch.nn.Parameter(start.to(torch.get_default_dtype()))
+        self.element_term = torch.nn.Parameter(start.to(torch.get_default_dtype())) if charges else None
         self.scale = torch.nn.Parameter(torch.tensor(float(start_scale)))
 
     def forward(self, layers: Sequence[torch.Tensor], species: torch.Tensor) -> torch.Tensor:
         """Features of each layer (n_atoms, irreps.dim) and species (n_atoms,) → (n_atoms, n_fields, channels)."""
+        if not self.heads:
+            return layers[0].new_zeros((len(species), self.n_fields, 0))
         total = _sum([head(features) for head, features in zip(self.heads, layers, strict=True)])
+        if self.element_term is None:
+            return self.scale * total.reshape(-1, self.n_fields, self.channels)
         first = torch.zeros(self.channels, dtype=total.dtype, device=total.device)
         first[0] = 1.0
         element = self.element_term[species][:, None, None] * first  # (n_atoms, 1, channels)

@@ -12,6 +12,7 @@ from phi_equivariant.errors import InputError
 _CHOICES = {
     "poisson": ("exact", "learned"),
     "charge_constraint": ("project", "penalty", "none", None),
+    "charge_model": ("direct", "qeq", "sqe"),
     "init": ("default", "small"),
 }
 
@@ -46,6 +47,12 @@ class PhiConfig:
     charge_constraint
         ``project`` (default of ``coulomb``): shift ρ to the exact total charge. ``penalty``: leave it to a loss term.
         ``none`` (default of ``graph``, whose charges sum to zero by construction).
+    charge_model
+        Of channel 0, with ``coulomb``, ``exact`` and all modes. ``direct``: the heads give the charges. ``qeq``: they
+        are those of least energy for their total, however far they have to move. ``sqe``: the heads' charges flow along
+        the host's edges until that costs more than it gains.
+    polarizable
+        Whether atoms have induced dipoles too, with the same operator.
     init
         ``default``: charges of about 0.2 e. ``small``: start so low that a trained host's energies do not move.
     width
@@ -72,6 +79,13 @@ class PhiConfig:
     multipoles: int = 0
     width: float | None = None
     dense_limit: int = 2000
+    charge_model: str = "direct"
+    polarizable: bool = False
+
+    @property
+    def responds(self) -> bool:
+        """Whether charges or dipoles respond to the potential."""
+        return self.charge_model != "direct" or self.polarizable
 
     def __post_init__(self) -> None:
         # What an operator can do it says itself; a description of settings needs no more than their names.
@@ -113,6 +127,7 @@ class PhiConfig:
                     "out or use operator='coulomb'."
                 )
             object.__setattr__(self, "width", float(self.width))
+        self._check_response(kind.inverse and kind.dipoles)
         if self.num_modes is not None and self.low_pass is not None:
             raise InputError("num_modes and low_pass are both given; choose one response.")
         if not kind.carries_charge and self.charge_constraint in ("project", "penalty"):
@@ -124,6 +139,35 @@ class PhiConfig:
             object.__setattr__(self, "charge_constraint", "project" if kind.carries_charge else "none")
         if self.num_modes == 1 and (not kind.carries_charge or self.charge_constraint == "project"):
             raise InputError("num_modes is 1, but one mode cannot hold neutral charges; keep at least 2.")
+
+    def _check_response(self, can_respond: bool) -> None:
+        """InputError where charges or dipoles that respond are combined with what they cannot be."""
+        if not isinstance(self.polarizable, bool):
+            raise InputError(f"polarizable is {self.polarizable!r}; use True or False.")
+        if not self.responds:
+            return
+        what = f"charge_model={self.charge_model!r}" if self.charge_model != "direct" else "polarizable=True"
+        if not can_respond:
+            raise InputError(
+                f"{what} with operator={self.operator!r}: charges and dipoles respond to the potential of Gaussian "
+                "charges, which only operator='coulomb' has. Use it, or charge_model='direct' and polarizable=False."
+            )
+        if self.poisson != "exact":
+            raise InputError(
+                f"{what} with poisson={self.poisson!r}: the potential of charges that respond is their own. Use "
+                "poisson='exact', or charge_model='direct' and polarizable=False."
+            )
+        for name in ("num_modes", "low_pass"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r} with {what}: what responds does so in all modes. Leave {name} "
+                    "out, or use charge_model='direct' and polarizable=False."
+                )
+        if self.charge_model == "qeq" and self.charge_constraint in ("penalty", "none"):
+            raise InputError(
+                f"charge_constraint is {self.charge_constraint!r} with charge_model='qeq', whose charges are found for "
+                "an exact sum. Leave it out, or use charge_model='sqe' or 'direct'."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a JSON-able dictionary."""

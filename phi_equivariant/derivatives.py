@@ -48,9 +48,12 @@ class Wanted:
         return self.compute_force or self.compute_virials or self.compute_stress
 
     @property
-    def second_order(self) -> bool:
-        """Whether derivatives of what is computed are to be differentiated again, here or by the caller."""
-        return self.training or not self.derived
+    def order(self) -> int:
+        """How often outputs are differentiated beside the first derivatives of the energy: by a loss on forces once,
+        by a caller of a model that differentiates nothing itself perhaps twice."""
+        if not self.derived:
+            return 2
+        return int(self.training)
 
 
 def with_derivatives(

@@ -6,9 +6,10 @@ import ase.data
 import torch
 
 from phi_equivariant.alpha_net import AlphaNet
+from phi_equivariant.charge_models.model import ChargeModel
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.operators.registry import operator_class
-from phi_equivariant.poisson import Fields, fields_by_laplacian, fields_by_potential, respond
+from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, respond
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
 from phi_equivariant.structures import Structures
 
@@ -29,6 +30,11 @@ class PhiModule(torch.nn.Module):
 
     With ``multipoles=1`` atoms carry Gaussian dipoles μ too; φ contains their potential, and ½ Σ μ·∇φ joins the energy.
     f acts on the charges only.
+
+    With ``charge_model`` ``qeq`` or ``sqe``, or ``polarizable``, charges or dipoles of channel 0 are those that make an
+    energy least, see ``charge_models``; then φ is still Pρ, but E_Φ is that minimum.
+
+    In a homogeneous external field F, −F·Σ_i (ρ_i r_i + μ_i) of channel 0 joins the energy.
 
     In a periodic cell L acts on neutral charges only; the uniform charge is its smoothest mode, λ = 0.
 
@@ -57,17 +63,24 @@ class PhiModule(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        kind = operator_class(config)
-        self.alpha_net = AlphaNet(
-            layer_irreps,
-            atomic_numbers,
-            n_fields=2 if config.poisson == "learned" else 1,
-            channels=config.channels,
-            hidden=config.hidden,
-            element_scale=kind.element_scale,
-            start_scale=self.start_scale[config.init],
-            dipoles=config.multipoles == 1,
-        )
+        kind, start_scale = operator_class(config), self.start_scale[config.init]
+        self.charge_model: ChargeModel | None = None
+        if config.responds:
+            self.charge_model = ChargeModel(layer_irreps, atomic_numbers, r_max, config, start_scale)
+        from_charges = self.charge_model is None or self.charge_model.takes_charges
+        self.alpha_net: AlphaNet | None = None
+        if from_charges or config.multipoles or config.channels > 1:
+            self.alpha_net = AlphaNet(
+                layer_irreps,
+                atomic_numbers,
+                n_fields=2 if config.poisson == "learned" else 1,
+                channels=config.channels,
+                hidden=config.hidden,
+                element_scale=kind.element_scale,
+                start_scale=start_scale,
+                dipoles=config.multipoles == 1,
+                charges=from_charges,
+            )
         self.operator = kind.build(atomic_numbers, r_max, config)
         self.response: LowPass | ModeWindow | None = None
         if config.num_modes is not None:
@@ -79,7 +92,7 @@ class PhiModule(torch.nn.Module):
         self.masses: torch.Tensor
 
     def forward(
-        self, layers: Sequence[torch.Tensor], structures: Structures, second_order: bool = True
+        self, layers: Sequence[torch.Tensor], structures: Structures, order: int = 1
     ) -> dict[str, torch.Tensor | None]:
         """Fields, energies and charges of a batch of structures.
 
@@ -87,7 +100,8 @@ class PhiModule(torch.nn.Module):
         ----------
         layers: (n_atoms, irreps.dim) of each tapped layer, its node features
         structures: ``Structures``
-        second_order: whether second derivatives are wanted (training through forces)
+        order: which derivatives are wanted: 0 for first ones of energies, 1 also for second ones of energies and first
+            ones of charges and dipoles (training through forces), 2 for one more
 
         Returns
         -------
@@ -95,16 +109,14 @@ class PhiModule(torch.nn.Module):
         (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN for periodic
         structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of
         channel 0 before projection; charge_penalty (n_structures,), Σ_channels (Σρ − Q)² before projection; with
-        ``multipoles=1`` also atomic_dipoles (n_atoms, 3) in e·Å, which ``dipole`` contains.
+        ``multipoles=1`` or ``polarizable`` also atomic_dipoles (n_atoms, 3) in e·Å, which ``dipole`` contains.
         """
         self.operator.check(structures)
-        heads = self.alpha_net(layers, structures.species)  # (n_atoms, n_fields, channels)
-        dipoles = self.alpha_net.dipoles(layers) if self.config.multipoles else None  # (n_atoms, channels, 3)
-        fields = self._solve(heads, dipoles, structures, second_order)
-        node_energy = 0.5 * (fields.potential * fields.charges).sum(-1)  # (n_atoms,)
-        if dipoles is not None and fields.gradient is not None:
-            node_energy = node_energy + 0.5 * (dipoles * fields.gradient).sum((-2, -1))
-        wanted = torch.nn.functional.pad(structures.total_charge[:, None], (0, self.config.channels - 1))
+        fields = self._solve(layers, structures, order)
+        node_energy, channels = fields.energy, self.config.channels
+        if structures.external_field is not None and self.charge_model is None:
+            node_energy = node_energy + _in_field(structures, fields)
+        wanted = torch.nn.functional.pad(structures.total_charge[:, None], (0, channels - 1))
         out = {
             "phi_energy": structures.sum(node_energy),
             "node_energy": node_energy,
@@ -115,24 +127,32 @@ class PhiModule(torch.nn.Module):
             "net_charge": fields.net[:, 0],
             "charge_penalty": (fields.net - wanted).square().sum(-1),
         }
-        if dipoles is not None:
-            out["atomic_dipoles"] = dipoles[:, 0]
+        if fields.dipoles is not None:
+            out["atomic_dipoles"] = fields.dipoles
             if out["dipole"] is not None:
-                out["dipole"] = out["dipole"] + structures.sum(dipoles[:, 0])
+                out["dipole"] = out["dipole"] + structures.sum(fields.dipoles)
         return out
 
-    def _solve(
-        self, heads: torch.Tensor, dipoles: torch.Tensor | None, structures: Structures, second_order: bool
-    ) -> Fields:
+    def _solve(self, layers: Sequence[torch.Tensor], structures: Structures, order: int) -> Fields:
         """φ and ρ with Lφ = ρ."""
+        config, net = self.config, self.alpha_net
+        heads = None if net is None else net(layers, structures.species)  # (n_atoms, n_fields, channels)
+        dipoles = net.dipoles(layers) if net is not None and config.multipoles else None  # (n_atoms, channels, 3)
+        if self.charge_model is not None:
+            order = order if torch.is_grad_enabled() else 0
+            bound = self.charge_model.bind(self.operator, structures)
+            return fields_by_charge_model(
+                self.charge_model, layers, heads, bound, config, dipoles, order, not self.training
+            )
+        assert heads is not None  # only charge models do without
         operator = self.operator.at(structures, matrix=self.response is not None)
 
         def response(columns: torch.Tensor) -> torch.Tensor:
-            return respond(self.response, operator, columns, second_order, not self.training, self.config)
+            return respond(self.response, operator, columns, order > 0, not self.training, config)
 
         if self.operator.inverse:
-            return fields_by_potential(heads, operator, response, self.config, dipoles)
-        return fields_by_laplacian(heads, operator, response, self.config)
+            return fields_by_potential(heads, operator, response, config, dipoles)
+        return fields_by_laplacian(heads, operator, response, config)
 
     def _dipole(self, charges: torch.Tensor, structures: Structures) -> torch.Tensor | None:
         """Σ_i q_i (r_i − r_centre of mass): (n_structures, 3); None, or NaN in a mixed batch, where periodic.
@@ -145,3 +165,12 @@ class PhiModule(torch.nn.Module):
         centre = structures.sum(masses[:, None] * positions) / structures.sum(masses)[:, None]
         dipole = structures.sum(charges[:, None] * (positions - centre[structures.batch]))
         return dipole.masked_fill(structures.pbc.any(1)[:, None], torch.nan)
+
+
+def _in_field(structures: Structures, fields: Fields) -> torch.Tensor:
+    """−F·(ρr + μ) of every atom in the external field: (n_atoms,) in eV."""
+    assert structures.external_field is not None
+    moments = fields.charges[:, :1] * structures.positions
+    if fields.dipoles is not None:
+        moments = moments + fields.dipoles
+    return -(structures.external_field[structures.batch] * moments).sum(-1)

@@ -1,10 +1,11 @@
-"""Lφ = ρ of a batch: the two parameterisations, where L is applied and where its inverse P is."""
+"""Lφ = ρ of a batch: the two parameterisations, where L is applied and where its inverse P is, and charge models."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from phi_equivariant.charge_models.model import ChargeModel
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.base import Bound, Part
@@ -20,16 +21,37 @@ class Fields:
     Parameters
     ----------
     potential, charges: (n_atoms, channels), φ in V and ρ in e
+    energy: (n_atoms,), each atom's share of the energy of all channels, in eV
     residual: (n_atoms,), each atom's share of the Poisson residual
     net: (n_structures, channels), Σρ before projection, in e
-    gradient: (n_atoms, channels, 3), ∇φ in V/Å at atoms with dipoles, else None
+    dipoles: (n_atoms, 3) of channel 0 in e·Å, permanent and induced; None without
+    flow: (n_atoms, 3) of ``ChargeModel`` in e·Å
     """
 
     potential: torch.Tensor
     charges: torch.Tensor
+    energy: torch.Tensor
     residual: torch.Tensor
     net: torch.Tensor
-    gradient: torch.Tensor | None = None
+    dipoles: torch.Tensor | None = None
+    flow: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        potential: torch.Tensor,
+        charges: torch.Tensor,
+        net: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        dipoles: torch.Tensor | None = None,
+        gradient: torch.Tensor | None = None,
+    ) -> "Fields":
+        """Those of charges, and dipoles (n_atoms, channels, 3), that do not respond: E = ½ Σ (ρφ + μ·∇φ)."""
+        energy = 0.5 * (potential * charges).sum(-1)
+        if dipoles is not None and gradient is not None:
+            energy = energy + 0.5 * (dipoles * gradient).sum((-2, -1))
+        residual = torch.zeros_like(energy) if residual is None else residual
+        return cls(potential, charges, energy, residual, net, None if dipoles is None else dipoles[:, 0])
 
 
 def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, response: Response, config: PhiConfig) -> Fields:
@@ -45,11 +67,10 @@ def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, response: Respons
     potential = fields[:, 0]
     induced = laplacian.product(potential)
     if config.poisson == "exact":
-        charges, residual = induced, torch.zeros_like(induced[:, 0])
-    else:
-        charges = laplacian.product(fields[:, 1])
-        residual = (induced - charges).square().sum(-1)
-    return Fields(potential, charges, residual, laplacian.structures.sum(charges))
+        return Fields.of(potential, induced, laplacian.structures.sum(induced))
+    charges = laplacian.product(fields[:, 1])
+    residual = (induced - charges).square().sum(-1)
+    return Fields.of(potential, charges, laplacian.structures.sum(charges), residual)
 
 
 def fields_by_potential(
@@ -84,13 +105,59 @@ def fields_by_potential(
     source, charges = columns[:, 0], columns[:, -1]  # Lφ and ρ, the same if exact
     if dipoles is not None:
         potential, gradient = potential_of.joint(charges, dipoles)
-        return Fields(potential, charges, torch.zeros_like(charges[:, 0]), net, gradient)
+        return Fields.of(potential, charges, net, dipoles=dipoles, gradient=gradient)
     if config.poisson == "exact":
-        potential = potential_of.product(charges)
-        return Fields(potential, charges, torch.zeros_like(charges[:, 0]), net)
+        return Fields.of(potential_of.product(charges), charges, net)
     potential, induced = potential_of.product(columns.flatten(1)).unflatten(-1, (n_fields, channels)).unbind(1)
     residual = ((source - charges) * (potential - induced)).sum(-1)
-    return Fields(potential, charges, residual, net)
+    return Fields.of(potential, charges, net, residual)
+
+
+def fields_by_charge_model(
+    model: ChargeModel,
+    layers: Sequence[torch.Tensor],
+    heads: torch.Tensor | None,
+    potential_of: Bound,
+    config: PhiConfig,
+    dipoles: torch.Tensor | None,
+    order: int,
+    repeated: bool,
+) -> Fields:
+    """Channel 0 responds by a charge model; the others, where there are some, are neutral and do not.
+
+    Parameters
+    ----------
+    model: ``ChargeModel``; layers: features of each tapped layer
+    heads: (n_atoms, 1, channels) in e, without channel 0 where the model does not start from charges; None for none
+    potential_of: P
+    config: ``PhiConfig``
+    dipoles: permanent, (n_atoms, channels, 3) in e·Å
+    order, repeated: as for ``ChargeModel``
+    """
+    structures = potential_of.structures
+    net = structures.total_charge[:, None][:, : 0 if model.takes_charges else 1]
+    charges = structures.positions.new_zeros((len(structures.positions), 0))
+    if heads is not None:
+        charges, of_heads = heads[:, 0], structures.sum(heads[:, 0])
+        net = torch.cat([net, of_heads], dim=1)  # what is found for the total charge has no other
+        if config.charge_constraint == "project":
+            wanted = torch.nn.functional.pad(structures.total_charge[:, None], (0, config.channels - 1))
+            share = (wanted[:, -of_heads.shape[1] :] - of_heads) / structures.layout.counts[:, None]
+            charges = charges + share[structures.batch]
+    start = charges[:, 0] if model.takes_charges else None
+    others = charges[:, 1:] if model.takes_charges else charges
+    permanent = None if dipoles is None else dipoles[:, 0]
+    response, flow = model(layers, potential_of, start, permanent, order, repeated)
+    potential, charges, energy = response.potential[:, None], response.charges[:, None], response.node_energy
+    if config.channels > 1:
+        if dipoles is None:
+            fixed = Fields.of(potential_of.product(others), others, net)
+        else:
+            of_others, gradient = potential_of.joint(others, dipoles[:, 1:])
+            fixed = Fields.of(of_others, others, net, dipoles=dipoles[:, 1:], gradient=gradient)
+        potential = torch.cat([potential, fixed.potential], dim=1)
+        charges, energy = torch.cat([charges, others], dim=1), energy + fixed.energy
+    return Fields(potential, charges, energy, torch.zeros_like(energy), net, response.dipoles, flow)
 
 
 def respond(

@@ -147,7 +147,7 @@ class PhiPotential(torch.nn.Module):
         """Energies and charges, without derivatives."""
         total_charge = _total_charge(data, pbc)
         host, layers = self._run_host(data, wanted.training)
-        phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc), wanted.second_order)
+        phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc), wanted.order)
         features = host.get("node_feats")
         return {
             **phi,

@@ -28,6 +28,7 @@ class Structures:
     total_charge: (n_structures,) in e
     cell: (n_structures, 3, 3), rows are the cell vectors in Å
     pbc: (n_structures, 3), True for periodic directions
+    external_field: (n_structures, 3), homogeneous, in V/Å; None where there is none
     """
 
     positions: torch.Tensor
@@ -39,10 +40,16 @@ class Structures:
     total_charge: torch.Tensor
     cell: torch.Tensor
     pbc: torch.Tensor
+    external_field: torch.Tensor | None = None
 
     @classmethod
     def of_batch(
-        cls, data: Mapping[str, torch.Tensor], total_charge: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor
+        cls,
+        data: Mapping[str, torch.Tensor],
+        total_charge: torch.Tensor,
+        cell: torch.Tensor,
+        pbc: torch.Tensor,
+        external_field: torch.Tensor | None = None,
     ) -> "Structures":
         """Those of a batch with mace's keys, whose total charges, cells and periodic directions were read already."""
         return cls(
@@ -55,6 +62,7 @@ class Structures:
             total_charge=total_charge,
             cell=cell,
             pbc=pbc,
+            external_field=external_field,
         )
 
     @functools.cached_property
@@ -79,12 +87,16 @@ class Structures:
         """(n_atoms, ...) → (n_structures, ...), the sum over the atoms of each structure."""
         return self.layout.sum(values)
 
-    def edge_lengths(self) -> torch.Tensor:
-        """Distance in Å between the two atoms of every edge, (n_edges,)."""
+    def edge_vectors(self) -> torch.Tensor:
+        """From sender to receiver of every edge, (n_edges, 3) in Å."""
         if self.edge_index is None or self.shifts is None:
             raise ValueError("these structures were selected without their edges.")
         sender, receiver = self.edge_index
-        return (self.positions[receiver] - self.positions[sender] + self.shifts).norm(dim=-1)
+        return self.positions[receiver] - self.positions[sender] + self.shifts
+
+    def edge_lengths(self) -> torch.Tensor:
+        """Distance in Å between the two atoms of every edge, (n_edges,)."""
+        return self.edge_vectors().norm(dim=-1)
 
     def groups(self, kinds: Sequence[Hashable], alone: Sequence[bool]) -> list[list[int]]:
         """Structures to be computed together: of one kind, of about one size, or alone where told so.
@@ -138,4 +150,5 @@ class Structures:
             total_charge=self.total_charge[index],
             cell=self.cell[index],
             pbc=self.pbc[index],
+            external_field=None if self.external_field is None else self.external_field[index],
         )

@@ -44,6 +44,11 @@ SETTINGS = {
     "coulomb-learned-k5": dict(operator="coulomb", poisson="learned", num_modes=5, channels=2),
     "coulomb-exact-low-pass": dict(operator="coulomb", poisson="exact", low_pass=0.2),
     "coulomb-exact-penalty": dict(operator="coulomb", poisson="exact", charge_constraint="penalty"),
+    "qeq": dict(charge_model="qeq"),
+    "qeq-dipoles": dict(charge_model="qeq", channels=2, multipoles=1),
+    "sqe": dict(charge_model="sqe"),
+    "sqe-polarizable-penalty": dict(charge_model="sqe", polarizable=True, charge_constraint="penalty"),
+    "polarizable-dipoles": dict(polarizable=True, channels=2, multipoles=1),
 }
 HOSTS = {
     "mace-scalars-coulomb": lambda: potential(

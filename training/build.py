@@ -122,4 +122,10 @@ def _attach(host: torch.nn.Module, phi: Phi, data: RunData) -> PhiPotential:
 
 def describe(host: Host, phi: Phi | None) -> str:
     """The kind of potential, for the log."""
-    return host.model if phi is None else f"{host.model} with Φ ({phi.config.operator}, {phi.config.poisson})"
+    if phi is None:
+        return host.model
+    config = phi.config
+    words = [config.operator, config.poisson]
+    if config.responds:
+        words = [config.operator, config.charge_model, *(["polarizable"] if config.polarizable else [])]
+    return f"{host.model} with Φ ({', '.join(words)})"

@@ -166,7 +166,8 @@ def check_positive(name: str, values: torch.Tensor | None) -> None:
     """InputError where a value is not positive and finite, naming the first such atom."""
     if values is None:
         return
-    wrong = ~((values.detach() > 0) & torch.isfinite(values.detach()))
+    values = values.detach()
+    wrong = ~((values > 0) & torch.isfinite(values))
     if bool(wrong.any()):
         atom = int(wrong.nonzero()[0, 0])
         raise InputError(

@@ -27,7 +27,7 @@ class ResponseHeads(torch.nn.Module):
     atomic_numbers: elements, in the order of ``species``
     hidden: width of the heads
     names: which of the four are wanted
-    start_scale: start of s, a parameter
+    start_scale: start of s, a parameter where χ is wanted
 
     Raises
     ------
@@ -65,7 +65,9 @@ class ResponseHeads(torch.nn.Module):
         positive = torch.tensor([[name != "electronegativity"] for name in names])
         self.register_buffer("size", table.where(positive, torch.ones_like(table)))  # x_Z (n_names, n_elements)
         self.element_term = torch.nn.Parameter(table.where(~positive, torch.zeros_like(table)))
-        self.scale = torch.nn.Parameter(torch.tensor(float(start_scale)))
+        # Without χ nothing would use it, and processes that train together wait for every parameter's gradient.
+        wanted = "electronegativity" in names
+        self.scale = torch.nn.Parameter(torch.tensor(float(start_scale))) if wanted else None
 
     def forward(self, layers: Sequence[torch.Tensor], species: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features of each layer (n_atoms, irreps.dim) and species (n_atoms,) → each name's values (n_atoms,)."""
@@ -74,7 +76,7 @@ class ResponseHeads(torch.nn.Module):
             total = total + head(features)
         found = {}
         for index, name in enumerate(self.names):
-            if name == "electronegativity":
+            if self.scale is not None and name == "electronegativity":
                 found[name] = self.scale * total[:, index]
             else:
                 size = self.size[index][species]

@@ -8,6 +8,7 @@ import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import describe_pbc
+from phi_equivariant.operators.gaussians import own_gradient_kernel
 from phi_equivariant.structures import Structures
 
 _NUMBERS = {1: "one", 2: "two", 3: "three"}
@@ -24,6 +25,8 @@ class Settings(Protocol):
     def dense_limit(self) -> int: ...
     @property
     def multipoles(self) -> int: ...
+    @property
+    def polarizable(self) -> bool: ...
 
 
 class Operator(torch.nn.Module, abc.ABC):
@@ -47,13 +50,17 @@ class Operator(torch.nn.Module, abc.ABC):
         """The operator of a host with these elements and this cut-off in Å."""
 
     @abc.abstractmethod
-    def at(self, structures: Structures, matrix: bool = False) -> "Bound":
+    def at(
+        self, structures: Structures, matrix: bool = False, up_to: int | None = None, edges: bool = False
+    ) -> "Bound":
         """The operator at the structures of a batch, to be built once a forward pass.
 
         Parameters
         ----------
         structures: ``Structures``
         matrix: whether matrices are needed, of structures up to ``dense_limit`` atoms
+        up_to: fewer atoms than ``dense_limit``, up to which they are needed
+        edges: whether the structures of every part are to have their edges
         """
 
     def check(self, structures: Structures) -> None:
@@ -78,6 +85,7 @@ class Part(abc.ABC):
     """An operator at structures that are computed together, as a linear map on their atoms."""
 
     dense: bool  # whether there is a matrix
+    width_squared: torch.Tensor  # (n_atoms,), σ² in Å² of operators that have ``dipoles``
 
     def __init__(self, structures: Structures) -> None:
         self.structures = structures
@@ -97,6 +105,10 @@ class Part(abc.ABC):
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient; see ``Bound.joint``."""
         raise NotImplementedError(f"{type(self).__name__} has no dipoles.")
+
+    def dipole_diagonal(self) -> torch.Tensor:
+        """k_e/(6√π σ³), ∇φ of a dipole where it is, per dipole: (n_atoms,) in V/(e·Å²), without that of its images."""
+        return own_gradient_kernel(2 * self.width_squared)
 
 
 class Bound:

@@ -64,33 +64,34 @@ class GaussianCoulomb(Operator):
     @classmethod
     def build(cls, atomic_numbers: Sequence[int], r_max: float, config: Settings) -> "GaussianCoulomb":
         """The operator of a host with these elements."""
-        return cls(atomic_numbers, config.width, config.dense_limit, config.multipoles == 1)
+        return cls(atomic_numbers, config.width, config.dense_limit, config.multipoles == 1 or config.polarizable)
 
     def widths(self) -> torch.Tensor:
         """σ of every element in Å: (n_elements,), always within the bounds."""
         return self.narrowest + (self.widest - self.narrowest) * torch.sigmoid(self.width_logit)
 
-    def at(self, structures: Structures, matrix: bool = False) -> Bound:
+    def at(self, structures: Structures, matrix: bool = False, up_to: int | None = None, edges: bool = False) -> Bound:
         """P at the structures of a batch; products of large structures go without a matrix, where that is faster if
         none is needed."""
         width_squared = self.widths()[structures.species].square()  # (n_atoms,)
         periodic = [number == 3 for number in structures.n_periodic]
-        tiles_from, mesh_from = self._largest_together(matrix)
+        tiles_from, mesh_from = self._largest_together(matrix, up_to)
         alone = [
             count > (mesh_from if inside else tiles_from)
             for count, inside in zip(structures.counts, periodic, strict=True)
         ]
         parts = []
         for group in structures.groups(list(zip(periodic, alone, strict=True)), alone):
-            atoms, chosen = structures.select(group)
+            atoms, chosen = structures.select(group, edges)
             widths = width_squared if atoms is None else width_squared[atoms]
             parts.append((atoms, self._part(chosen, widths, group, periodic[group[0]], alone[group[0]])))
         return Bound(structures, parts)
 
-    def _largest_together(self, matrix: bool) -> tuple[int, int]:
+    def _largest_together(self, matrix: bool, up_to: int | None) -> tuple[int, int]:
         """Atoms up to which structures are not computed alone, in free space and in a cell."""
         if matrix:
-            return self.dense_limit, self.dense_limit
+            limit = self.dense_limit if up_to is None else min(self.dense_limit, up_to)
+            return limit, limit
         mesh_from = self.mesh_from_in_training if self.training else self.mesh_from
         return min(self.dense_limit, self.tiles_from), min(self.dense_limit, mesh_from)
 

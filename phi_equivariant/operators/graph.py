@@ -48,10 +48,10 @@ class GraphLaplacian(Operator):
         """The operator of a host with this cut-off."""
         return cls(r_max, config.dense_limit)
 
-    def at(self, structures: Structures, matrix: bool = False) -> Bound:
+    def at(self, structures: Structures, matrix: bool = False, up_to: int | None = None, edges: bool = False) -> Bound:
         """L at the structures of a batch; in one sum over all edges where no matrix is needed."""
-        scale = self.log_weight.exp()
-        large = [matrix and count > self.dense_limit for count in structures.counts]
+        scale, limit = self.log_weight.exp(), self.dense_limit if up_to is None else min(self.dense_limit, up_to)
+        large = [matrix and count > limit for count in structures.counts]
         groups = structures.groups(large, large) if matrix else [list(range(len(structures)))]
         parts = []
         for group in groups:

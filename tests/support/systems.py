@@ -96,8 +96,9 @@ def potential(seed=0, host=None, **config):
     """A host with Φ whose heads are large enough that mistakes in them show."""
     model = attach_phi(mace_host(seed=seed) if host is None else host, PhiConfig(**config))
     with torch.no_grad():
-        for head in model.phi.alpha_net.heads:
-            head.out.weight.mul_(10.0)
+        for heads in (model.phi.alpha_net, getattr(model.phi.charge_model, "heads", None)):
+            for head in getattr(heads, "heads", ()):
+                head.out.weight.mul_(10.0)
     return model
 
 

@@ -24,8 +24,13 @@ OTHER_NAMES = {
     "interaction": "interaction_cls",
     "interaction_first": "interaction_cls_first",
 }
-#: Tensors of Φ with a row per element.
-PER_ELEMENT = ("alpha_net.element_term", "operator.width_logit")
+#: Tensors of Φ of which elements have their own values, and the dimension along which these stand.
+PER_ELEMENT = {
+    "alpha_net.element_term": 0,
+    "operator.width_logit": 0,
+    "charge_model.heads.element_term": 1,
+    "charge_model.heads.size": 1,
+}
 
 
 @dataclasses.dataclass
@@ -183,4 +188,7 @@ def take_over_phi(target: torch.nn.Module, foundation: Foundation, atomic_number
     known = foundation.model.atomic_numbers.tolist()
     rows = torch.tensor([known.index(number) for number in atomic_numbers])
     state = foundation.phi.state_dict()
-    target.load_state_dict({name: value[rows] if name in PER_ELEMENT else value for name, value in state.items()})
+    of_elements = {
+        name: value.index_select(PER_ELEMENT[name], rows) for name, value in state.items() if name in PER_ELEMENT
+    }
+    target.load_state_dict({**state, **of_elements})

@@ -49,6 +49,12 @@ class Phi:
                 f"construction with operator: {self.config.operator}. Leave net_charge_weight out, or choose "
                 "operator: coulomb."
             )
+        if self.net_charge_weight and self.config.charge_model == "qeq" and self.config.channels == 1:
+            raise InputError(
+                f"phi: net_charge_weight = {self.net_charge_weight} weighs the net charge, which is the total charge "
+                "by construction with charge_model: qeq. Leave net_charge_weight out, or choose charge_model: sqe "
+                "or direct."
+            )
         if self.pde_warmup_epochs and not (self.pde_weight or self.net_charge_weight):
             raise InputError(
                 f"phi: pde_warmup_epochs = {self.pde_warmup_epochs} delays pde_weight and net_charge_weight, which are "

@@ -148,11 +148,22 @@ def first_steps(run, run_data, built, callback, **changed):
     return callback
 
 
-@pytest.mark.parametrize("operator", ["graph", "coulomb"])
-@pytest.mark.parametrize("poisson", ["exact", "learned"])
-def test_every_parameter_has_the_gradient_of_the_joint_batch(molecules, tmp_path, alone, operator, poisson):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            [f"operator={operator}", f"poisson={poisson}"]
+            for operator in ("graph", "coulomb")
+            for poisson in ("exact", "learned")
+        ),
+        ["charge_model=qeq"],
+        ["charge_model=sqe", "polarizable=true"],
+    ],
+    ids="-".join,
+)
+def test_every_parameter_has_the_gradient_of_the_joint_batch(molecules, tmp_path, alone, settings):
     """Through the hooks and the second derivatives of forces, on both processes."""
-    phi = {"phi": [f"operator={operator}", f"poisson={poisson}"], "charges_key": "q", "charges_weight": 1}
+    phi = {"phi": settings, "charges_key": "q", "charges_weight": 1}
     parts = build(tmp_path, molecules, batch_size=8, clip_grad=None, **phi)
     shared = {"batch_size": 4, "distributed": True, "launcher": "mpi"}
     two = in_two_processes(lambda rank: first_steps(*parts, Gradients(), **shared).found)

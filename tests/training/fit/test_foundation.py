@@ -245,10 +245,11 @@ def test_frozen_layers_do_not_move_and_the_rest_does(molecules):
         build(molecules, freeze=7)
 
 
-def test_a_run_with_phi_goes_on_with_its_phi(host, molecules, water, tmp_path):
-    potential = attach_phi(host, {"operator": "coulomb", "channels": 2})
+@pytest.mark.parametrize("settings", [{"channels": 2}, {"charge_model": "sqe", "polarizable": True}])
+def test_a_run_with_phi_goes_on_with_its_phi(host, molecules, water, tmp_path, settings):
+    potential = attach_phi(copy.deepcopy(host), settings)
     save_model(potential, tmp_path / "before")
-    given = {"phi": ["operator=coulomb", "channels=2"], "trust_pickle": None}
+    given = {"phi": [f"{name}={value}" for name, value in settings.items()], "trust_pickle": None}
     part, data, _ = start_from(tmp_path / "before", water, **given)
     batch = batch_of(data)
     wanted = outputs(potential, in_order_of(host, batch, [1, 8]))
