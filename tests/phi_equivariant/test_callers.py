@@ -24,6 +24,7 @@ CONFIGS = {
     "coulomb": {},
     "low-pass without a matrix": {"low_pass": 2.0, "dense_limit": 2},
     "mesh": {"dense_limit": 2},
+    "qeq without a matrix": {"charge_model": "qeq", "dense_limit": 2},
     "graph": {"operator": "graph", "low_pass": 0.2, "dense_limit": 2},
 }
 
