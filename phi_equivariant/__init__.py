@@ -7,7 +7,7 @@ from phi_equivariant.lazy import lazy_names
 
 if TYPE_CHECKING:
     from phi_equivariant.attach import attach_phi
-    from phi_equivariant.born_charges import born_effective_charges
+    from phi_equivariant.born_charges import born_effective_charges, polarizability
     from phi_equivariant.config import PhiConfig
     from phi_equivariant.engines.calculator import PhiCalculator
     from phi_equivariant.phi_module import PhiModule
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PhiCalculator", "PhiConfig", "PhiModule", "PhiPotential", "Tap", "__version__", "attach_phi",
-    "born_effective_charges",
+    "born_effective_charges", "polarizability",
 ]  # fmt: skip
 
 declare_slice()
@@ -32,5 +32,6 @@ __getattr__, __dir__ = lazy_names(
         "__version__": "version",
         "attach_phi": "attach",
         "born_effective_charges": "born_charges",
+        "polarizability": "born_charges",
     },
 )

@@ -34,12 +34,13 @@ class Wanted:
     compute_edge_forces: bool = False
     compute_atomic_stresses: bool = False
     lammps_mliap: bool = False
+    compute_polarizability: bool = False
 
     def __post_init__(self) -> None:
         for name in ("compute_hessian", "compute_edge_forces", "compute_atomic_stresses", "lammps_mliap"):
             if getattr(self, name):
                 raise InputError(f"{name} is asked for, but {self.model} does not compute it; leave it out.")
-        if (self.derived or self.compute_displacement) and torch.is_inference_mode_enabled():
+        if self.differentiates and torch.is_inference_mode_enabled():
             raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
 
     @property
@@ -48,12 +49,17 @@ class Wanted:
         return self.compute_force or self.compute_virials or self.compute_stress
 
     @property
+    def differentiates(self) -> bool:
+        """Whether anything that is computed here takes derivatives, or is to be differentiated by."""
+        return self.derived or self.compute_displacement or self.compute_polarizability
+
+    @property
     def order(self) -> int:
         """How often outputs are differentiated beside the first derivatives of the energy: by a loss on forces once,
         by a caller of a model that differentiates nothing itself perhaps twice."""
-        if not self.derived:
+        if not self.derived and not self.compute_polarizability:
             return 2
-        return int(self.training)
+        return int(self.training) + int(self.compute_polarizability)
 
 
 def with_derivatives(
@@ -83,7 +89,7 @@ def with_derivatives(
     """
     cell, pbc = read_cells(data)
     stressed = wanted.compute_stress and bool(pbc.all(1).any())
-    with torch.set_grad_enabled(wanted.derived or wanted.compute_displacement or torch.is_grad_enabled()):
+    with torch.set_grad_enabled(wanted.differentiates or torch.is_grad_enabled()):
         data = dict(data)
         if not data["positions"].requires_grad:
             # A leaf of our own: the caller's tensor keeps its flags, which mace would set.
@@ -132,3 +138,27 @@ def _stress(slope: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor) -> torch
     periodic = pbc.all(1)
     volume = cell_volume(cell).where(periodic, cell.new_ones(()))
     return (slope / volume[:, None, None]).masked_fill(~periodic[:, None, None], torch.nan)
+
+
+def response_to(
+    field: torch.Tensor, dipole: torch.Tensor | None, pbc: torch.Tensor, training: bool
+) -> torch.Tensor | None:
+    """∂μ_a/∂F_b of every structure: (n_structures, 3, 3) in e·Å²/V, NaN where there is no dipole, None if nowhere.
+
+    Parameters
+    ----------
+    field: F (n_structures, 3) in V/Å, which the dipole was computed from; dipole: μ (n_structures, 3) in e·Å
+    pbc: (n_structures, 3)
+    training: keep the graph, so that a loss on it can be differentiated
+    """
+    if dipole is None:
+        return None
+    rows = [torch.zeros_like(field)] * 3
+    if dipole.requires_grad:
+        open_ones = dipole.where(~pbc.any(1)[:, None], torch.zeros_like(dipole))
+        found = [
+            torch.autograd.grad(column.sum(), field, retain_graph=True, create_graph=training, allow_unused=True)[0]
+            for column in open_ones.unbind(1)
+        ]
+        rows = [torch.zeros_like(field) if row is None else row for row in found]
+    return torch.stack(rows, dim=1).masked_fill(pbc.any(1)[:, None, None], torch.nan)

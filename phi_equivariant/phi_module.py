@@ -91,6 +91,11 @@ class PhiModule(torch.nn.Module):
         self.register_buffer("masses", masses, persistent=False)
         self.masses: torch.Tensor
 
+    @property
+    def conducts(self) -> bool:
+        """Whether charge moves however far, as in a conductor."""
+        return self.config.charge_model == "qeq"
+
     def forward(
         self, layers: Sequence[torch.Tensor], structures: Structures, order: int = 1
     ) -> dict[str, torch.Tensor | None]:
@@ -109,7 +114,9 @@ class PhiModule(torch.nn.Module):
         (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN for periodic
         structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of
         channel 0 before projection; charge_penalty (n_structures,), Σ_channels (Σρ − Q)² before projection; with
-        ``multipoles=1`` or ``polarizable`` also atomic_dipoles (n_atoms, 3) in e·Å, which ``dipole`` contains.
+        ``multipoles=1`` or ``polarizable`` also atomic_dipoles (n_atoms, 3) in e·Å, which ``dipole`` contains; with
+        ``sqe`` in a batch with periodic structures source_charges (n_atoms,) in e, before anything has flown, and
+        flow_dipole (n_structures, 3) in e·Å, Σ over edges of what has flown times the edge's vector.
         """
         self.operator.check(structures)
         fields = self._solve(layers, structures, order)
@@ -127,6 +134,8 @@ class PhiModule(torch.nn.Module):
             "net_charge": fields.net[:, 0],
             "charge_penalty": (fields.net - wanted).square().sum(-1),
         }
+        if fields.flow is not None:
+            out |= {"source_charges": fields.source, "flow_dipole": structures.sum(fields.flow)}
         if fields.dipoles is not None:
             out["atomic_dipoles"] = fields.dipoles
             if out["dipole"] is not None:

@@ -25,7 +25,7 @@ class Fields:
     residual: (n_atoms,), each atom's share of the Poisson residual
     net: (n_structures, channels), Σρ before projection, in e
     dipoles: (n_atoms, 3) of channel 0 in e·Å, permanent and induced; None without
-    flow: (n_atoms, 3) of ``ChargeModel`` in e·Å
+    flow: (n_atoms, 3) of ``ChargeModel`` in e·Å, and source: (n_atoms,) in e, the charges that it has flown from
     """
 
     potential: torch.Tensor
@@ -35,6 +35,7 @@ class Fields:
     net: torch.Tensor
     dipoles: torch.Tensor | None = None
     flow: torch.Tensor | None = None
+    source: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -157,7 +158,7 @@ def fields_by_charge_model(
             fixed = Fields.of(of_others, others, net, dipoles=dipoles[:, 1:], gradient=gradient)
         potential = torch.cat([potential, fixed.potential], dim=1)
         charges, energy = torch.cat([charges, others], dim=1), energy + fixed.energy
-    return Fields(potential, charges, energy, torch.zeros_like(energy), net, response.dipoles, flow)
+    return Fields(potential, charges, energy, torch.zeros_like(energy), net, response.dipoles, flow, start)
 
 
 def respond(

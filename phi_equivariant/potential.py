@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
-from phi_equivariant.derivatives import Batch, Output, Wanted, with_derivatives
+from phi_equivariant.derivatives import Batch, Output, Wanted, response_to, with_derivatives
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import run_host
 from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
+from phi_equivariant.inputs.external_field import NAME as FIELD
+from phi_equivariant.inputs.external_field import field_of_batch
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.structures import Structures
 from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
@@ -87,6 +89,7 @@ class PhiPotential(torch.nn.Module):
         compute_edge_forces: bool = False,
         compute_atomic_stresses: bool = False,
         lammps_mliap: bool = False,
+        compute_polarizability: bool = False,
     ) -> Output:
         """Energies, forces, stress and charges of a batch.
 
@@ -97,10 +100,13 @@ class PhiPotential(torch.nn.Module):
         ----------
         data: dict with mace's keys: positions (n_atoms, 3) in Å, node_attrs (n_atoms, n_elements) one-hot, edge_index
             (2, n_edges), shifts (n_edges, 3), batch (n_atoms,), ptr (n_structures + 1,), …; cell (3 n_structures, 3) in
-            Å and pbc (n_structures, 3) if a structure is periodic; total_charge (n_structures,) in e, 0 where absent
+            Å and pbc (n_structures, 3) if a structure is periodic; total_charge (n_structures,) in e and external_field
+            (n_structures, 3) in V/Å, 0 where absent
         training: keep the graph, so that a loss on forces can be differentiated
         compute_force, compute_virials, compute_stress: what to differentiate for
         compute_displacement: give the strain, a leaf, as displacement (n_structures, 3, 3), to differentiate by oneself
+        compute_polarizability: give ∂μ_a/∂F_b as polarizability (n_structures, 3, 3) in e·Å²/V, NaN for periodic
+            structures and None if there is no other
 
         Returns
         -------
@@ -117,8 +123,8 @@ class PhiPotential(torch.nn.Module):
         InputError
             For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is no
             class of the host's embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a
-            structure periodic in one or two directions, a quantity that is not computed, derivatives in inference mode,
-            or if Φ was detached. A charged periodic cell gives a warning.
+            structure periodic in one or two directions, a field along a periodic direction, a quantity that is not
+            computed, derivatives in inference mode, or if Φ was detached. A charged periodic cell gives a warning.
         """
         wanted = Wanted(
             "a potential with Φ",
@@ -131,6 +137,7 @@ class PhiPotential(torch.nn.Module):
             compute_edge_forces,
             compute_atomic_stresses,
             lammps_mliap,
+            compute_polarizability,
         )
         if not self._handles:
             raise InputError("Φ was detached from this potential; call attach_phi on the host again.")
@@ -146,9 +153,15 @@ class PhiPotential(torch.nn.Module):
     def _energies(self, data: Batch, cell: torch.Tensor, pbc: torch.Tensor, wanted: Wanted) -> Output:
         """Energies and charges, without derivatives."""
         total_charge = _total_charge(data, pbc)
+        field = field_of_batch(data, cell, pbc)
+        if wanted.compute_polarizability:
+            field = cell.new_zeros((len(pbc), 3)) if field is None else field
+            field = field if field.requires_grad else field.detach().requires_grad_(True)
         host, layers = self._run_host(data, wanted.training)
-        phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc), wanted.order)
+        phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc, field), wanted.order)
         features = host.get("node_feats")
+        if wanted.compute_polarizability and field is not None:
+            phi["polarizability"] = response_to(field, phi["dipole"], pbc, wanted.training)
         return {
             **phi,
             "energy": host["energy"] + phi["phi_energy"],
@@ -176,6 +189,12 @@ def run_model(model: torch.nn.Module, data: Batch, **options: Any) -> Output:
     """
     if isinstance(model, PhiPotential):
         return dict(model(data, **options))
+    field = data.get(FIELD)
+    if field is not None and bool((torch.as_tensor(field) != 0).any()):
+        raise InputError(
+            f"{FIELD} is given, but the model is a bare host, whose energy has no charges for a field to act on. Leave "
+            "it out, or use a model with Φ."
+        )
     return run_host(model, data, **options)
 
 

@@ -1,7 +1,7 @@
 """An ase calculator for potentials with Φ, and for their bare hosts."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from phi_equivariant.born_charges import born_effective_charges
+from phi_equivariant.born_charges import born_effective_charges, polarizability
+from phi_equivariant.derivatives import Batch
 from phi_equivariant.engines.inference import Committee, Model, ModelInput, read_names_of_mace, ready_models
 from phi_equivariant.errors import InputError
 
@@ -36,6 +37,10 @@ class PhiCalculator(Calculator):
     ``total_spin``, ``spin``, ``multiplicity`` or ``spin_multiplicity``, 1 where absent, and the electronic temperature
     from ``elec_temp``, 0 where absent.
 
+    An external field, that of all structures or ``atoms.info["external_field"]``, three numbers in V/Å that are zero
+    along periodic directions, acts on charges and dipoles: −F·Σ(q r + μ), r from the origin of coordinates. −∂E/∂F is
+    the dipole about the centre of mass plus the total charge times that centre.
+
     Threads may share a calculator, in which they wait for each other, or a model, in which they do not. Calculators can
     be pickled.
 
@@ -48,6 +53,7 @@ class PhiCalculator(Calculator):
     dtype: ``float32`` or ``float64``; the model's own where None. ``default_dtype`` means the same
     head: name of the host's head, for hosts with several
     skin: Å by which the neighbour list reaches beyond the cut-off, so that most steps of a simulation reuse it
+    external_field: (Fx, Fy, Fz) in V/Å that acts on all structures
     others: ``info_keys``, as in MACECalculator, {"total_charge": "Q"}, names entries of ``atoms.info``; label,
         directory and atoms are ase's
 
@@ -55,8 +61,9 @@ class PhiCalculator(Calculator):
     ------
     InputError
         For an argument, element or head that is not known, a device that is not there, a total charge that is not a
-        number, or that a host which embeds it was not made for, positions or a cell that are not finite, a singular
-        cell, or with ``operator="coulomb"`` one or two periodic directions.
+        number, or that a host which embeds it was not made for, a field that is not three numbers, that a bare host
+        cannot feel or that lies along a periodic direction, positions or a cell that are not finite, a singular cell,
+        or with ``operator="coulomb"`` one or two periodic directions.
     """
 
     def __init__(
@@ -66,12 +73,13 @@ class PhiCalculator(Calculator):
         dtype: str | torch.dtype | None = None,
         head: str | None = None,
         skin: float = 0.5,
+        external_field: Sequence[float] | None = None,
         **others: Any,
     ) -> None:
         model, dtype, keys = read_names_of_mace(model, dtype, others, _OF_ASE)
         self._lock = threading.RLock()
         self._told: list[dict[str, Any]] | None = None  # what the models were told of the last structure
-        self.committee = Committee(ready_models(model, device, dtype), head, skin, keys)
+        self.committee = Committee(ready_models(model, device, dtype), head, skin, keys, external_field)
         self.phi_results: dict[str, float | np.ndarray] = {}
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         if self.committee.has_phi:
@@ -156,14 +164,27 @@ class PhiCalculator(Calculator):
         self.results = results
 
     def get_born_effective_charges(self, atoms: Atoms) -> np.ndarray:
-        """Z*_iαβ = ∂μ_α/∂r_iβ of an open structure, (n_atoms, 3, 3) in e; three derivatives, not kept."""
+        """Z*_iαβ = ∂P_α/∂r_iβ, (n_atoms, 3, 3) in e, as :func:`born_effective_charges`; not kept."""
+        return self._mean(born_effective_charges, atoms, "Born effective charges")
+
+    def get_polarizability(self, atoms: Atoms) -> np.ndarray:
+        """α_ab = ∂μ_a/∂F_b = −∂²E/∂F_a∂F_b of an open structure in its field, (3, 3) in e·Å²/V; not kept.
+
+        Zero for a model whose charges and dipoles do not respond (``charge_model="direct"`` without ``polarizable``).
+        """
+        return self._mean(polarizability, atoms, "a polarisability")[0]
+
+    def _mean(self, function: Callable[[torch.nn.Module, Batch], torch.Tensor], atoms: Atoms, what: str) -> np.ndarray:
+        """The mean over the models of a function of a model and a batch of one structure."""
         if not self.committee.has_phi:
-            raise InputError("the model is a bare host, which has no charges; attach Φ for Born effective charges.")
-        of_each = [
-            born_effective_charges(model, make([atoms])).detach().cpu().double().numpy()
-            for model, make in zip(self.committee.models, self.committee.inputs, strict=True)
-        ]
-        return np.mean(of_each, axis=0)
+            raise InputError(f"the model is a bare host, which has no charges; attach Φ for {what}.")
+        with self._lock:
+            of_each = [
+                function(model, make([atoms])).detach().cpu().double().numpy()
+                for model, make in zip(self.committee.models, self.committee.inputs, strict=True)
+            ]
+        found: np.ndarray = np.mean(of_each, axis=0)
+        return found
 
 
 def _same(one: list[dict[str, Any]], other: list[dict[str, Any]] | None) -> bool:

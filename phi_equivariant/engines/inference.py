@@ -16,6 +16,8 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells
 from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes, embedding_specs, read_embedded
+from phi_equivariant.inputs.external_field import NAME as FIELD
+from phi_equivariant.inputs.external_field import field_of, read_field
 from phi_equivariant.inputs.state import QUANTITIES, StateReader, reader_of
 from phi_equivariant.kept import Memory
 from phi_equivariant.potential import PhiPotential, run_model
@@ -163,11 +165,12 @@ class ModelInput:
     head: name of the host's head, for hosts with several
     skin: Å by which the neighbour lists reach beyond the cut-off
     keys: {quantity: entry of the structures}, beside the model's own and the usual names
+    field: external, of all structures, (3,) in V/Å
 
     Raises
     ------
     InputError
-        For a head that the model does not have, or a skin that is negative.
+        For a head that the model does not have, a skin that is negative, or a field that is not three numbers.
     """
 
     def __init__(
@@ -176,7 +179,9 @@ class ModelInput:
         head: str | None = None,
         skin: float = 0.5,
         keys: Mapping[str, str] | None = None,
+        field: Sequence[float] | None = None,
     ) -> None:
+        self.field = None if field is None else field_of(field)
         if not skin >= 0:
             raise InputError(f"skin is {skin!r}; give a length in Å, 0 or more.")
         heads = list(getattr(model, "heads", None) or ["Default"])
@@ -184,6 +189,7 @@ class ModelInput:
         if head not in heads:
             raise InputError(f"head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
         self.model, self.head, self.skin = model, heads.index(head), skin
+        self.has_phi = isinstance(model, PhiPotential)
         self.specs = embedding_specs(model)
         reader = reader_of(model)
         self.reader = StateReader({**reader.keys, **(keys or {})}, reader.seen)
@@ -195,7 +201,10 @@ class ModelInput:
 
     def read(self, atoms: Atoms, where: str = "the structure") -> dict[str, Any]:
         """What the model is told of a structure beside its atoms: {name: number, or array with a row for each atom}."""
-        return {**self.reader.read(atoms, self.quantities), **read_embedded(atoms, self.specs, where)}
+        told = {**self.reader.read(atoms, self.quantities), **read_embedded(atoms, self.specs, where)}
+        field = read_field(atoms, self.field)
+        # A bare host that was not told of a field would be silent about it.
+        return {**told, FIELD: field[None]} if self.has_phi or field.any() else told
 
     def __call__(self, structures: Sequence[Atoms]) -> Batch:
         """One batch of ``structures``, a list of ase's ``Atoms``.
@@ -282,7 +291,7 @@ class Committee:
     Parameters
     ----------
     models: ready ones
-    head, skin, keys: see ``ModelInput``
+    head, skin, keys, field: see ``ModelInput``
     """
 
     #: Quantities of which the single values are kept, as in MACECalculator.
@@ -294,9 +303,10 @@ class Committee:
         head: str | None = None,
         skin: float = 0.5,
         keys: Mapping[str, str] | None = None,
+        field: Sequence[float] | None = None,
     ) -> None:
         self.models = list(models)
-        self.inputs = [ModelInput(model, head, skin, keys) for model in self.models]
+        self.inputs = [ModelInput(model, head, skin, keys, field) for model in self.models]
         self._memories = [Memory() for _ in self.models]
 
     @property

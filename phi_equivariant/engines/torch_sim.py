@@ -34,6 +34,7 @@ class PhiTorchSimModel(ModelInterface):
     total_charge: in e, one number for all systems or one for each composition, ``{"NH4": 1, "NO3": -1}``: torch-sim
         splits and sorts batches, so that a place in the batch does not tell a system. Where None, that of the state
         (``charge`` or ``total_charge``, from torch-sim 0.6 on), 0 where it has none
+    external_field: (Fx, Fy, Fz) in V/Å that acts on all systems, as of ``PhiCalculator``
     compute_forces, compute_stress: what to differentiate for
     others: names that other calculators have for these, as of ``PhiCalculator``
 
@@ -54,12 +55,13 @@ class PhiTorchSimModel(ModelInterface):
         total_charge: Charges | None = None,
         compute_forces: bool = True,
         compute_stress: bool = True,
+        external_field: Sequence[float] | None = None,
         **others: Any,
     ) -> None:
         super().__init__()
         model, dtype, _ = read_names_of_mace(model, dtype, others)
         self.models = torch.nn.ModuleList(ready_models(model, device, dtype))
-        self.committee = Committee(list(self.models), head, skin)
+        self.committee = Committee(list(self.models), head, skin, field=external_field)
         embedded = {name for one in self.committee.inputs for name in one.specs} - {"total_charge"}
         if embedded:
             raise InputError(

@@ -254,10 +254,5 @@ def test_what_is_not_supported_is_said():
             PhiConfig(**{"multipoles": 1, **config})
     with pytest.raises(InputError, match="no tapped layer has 1o channels: 8x0e"):
         attach_phi(mace_host("8x0e", num_interactions=1), PhiConfig(multipoles=1))
-    boxed = ethanol()
-    boxed.set_cell([20, 20, 20])
-    boxed.pbc = True
-    with pytest.raises(InputError, match="periodic.*Born effective charges"):
-        born_effective_charges(potential(host=copy.deepcopy(host())), batch_of(boxed))
     with pytest.raises(InputError, match="bare host"):
         PhiCalculator(mace_host()).get_born_effective_charges(ethanol())

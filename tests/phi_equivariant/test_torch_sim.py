@@ -146,6 +146,20 @@ def test_dynamics_are_those_of_ase(model, make):
     assert (total < 0.01 * potential_energy).all()
 
 
+def test_an_external_field_acts_on_all_systems():
+    responding, field = potential(host=mace_host("8x0e"), charge_model="sqe"), (0.1, -0.2, 0.3)
+    systems = ions()
+    out = PhiTorchSimModel(responding, total_charge=CHARGES, external_field=field)(state_of(systems))
+    calculator = PhiCalculator(responding, external_field=field)
+    want = []
+    for atoms in systems:
+        atoms.calc = calculator
+        want.append([atoms.get_potential_energy(), *atoms.get_dipole_moment()])
+    np.testing.assert_allclose(torch.cat([out["energy"][:, None], out["dipole"]], dim=1).numpy(), want, atol=1e-9)
+    with pytest.raises(InputError, match="along a periodic direction"):
+        PhiTorchSimModel(responding, external_field=field)(state_of(crystals()))
+
+
 def test_autobatching_may_sort_and_split(model):
     systems = [*ions(), distorted(molecule("H2O"), 7)]
     batched = PhiTorchSimModel(model, total_charge=CHARGES)

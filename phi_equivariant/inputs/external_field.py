@@ -1,0 +1,103 @@
+"""The external field of a structure: homogeneous, in V/Å, and zero along periodic directions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import describe_pbc
+
+NAME = "external_field"
+_ALONG = 1e-5  # |F·a| in units of |F||a| that rounding may make
+
+
+def field_of(value: Any, what: str = NAME) -> np.ndarray:
+    """Three finite numbers in V/Å, (3,); ``what`` names them in messages.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+    try:
+        field = np.asarray(value.detach().cpu() if torch.is_tensor(value) else value, dtype=float)
+    except (TypeError, ValueError):
+        field = np.empty(0)
+    if field.size != 3 or not np.isfinite(field).all():
+        raise InputError(f"{what} is {value!r}; give three finite numbers (Fx, Fy, Fz) in V/Å.")
+    return field.reshape(3)
+
+
+def read_field(atoms: Atoms, given: np.ndarray | None = None) -> np.ndarray:
+    """The field of a structure, ``atoms.info["external_field"]`` or that of a whole simulation, (3,); zero where none.
+
+    Raises
+    ------
+    InputError
+        If it is not three finite numbers, is given twice and differs, or lies along a periodic direction.
+    """
+    entry = atoms.info.get(NAME)
+    if entry is None:
+        for other in atoms.info:
+            if isinstance(other, str) and other.lower().replace(" ", "_").replace("-", "_") == NAME and other != NAME:
+                raise InputError(f"info has {other!r}, from which the external field is not read; call it {NAME}.")
+        field = np.zeros(3) if given is None else given
+    else:
+        field = field_of(entry, f"info[{NAME!r}]")
+        if given is not None and not np.array_equal(field, given):
+            raise InputError(
+                f"the external field is given twice and differs: info[{NAME!r}] = {field.tolist()} V/Å, and "
+                f"{given.tolist()} V/Å for all structures; leave one out."
+            )
+    check_directions(field[None], np.asarray(atoms.cell)[None], atoms.pbc[None])
+    return field
+
+
+def check_directions(fields: Any, cells: Any, pbc: Any) -> None:
+    """InputError for a field along a periodic direction: fields (n, 3) in V/Å, cells (n, 3, 3) in Å, pbc (n, 3)."""
+    for index, (field, cell, periodic) in enumerate(
+        zip(*(torch.as_tensor(values) for values in (fields, cells, pbc)), strict=True)
+    ):
+        field, cell, periodic = field.detach().double(), cell.detach().double(), periodic.bool()
+        along = (cell @ field).abs() > _ALONG * cell.norm(dim=1) * field.norm()
+        if not bool((along & periodic).any()):
+            continue
+        where = f"of structure {index} " if len(fields) > 1 else ""
+        advice = "Give a field perpendicular to them"
+        if bool(periodic.all()):
+            advice = (
+                "No field fits into three of them: where vacuum stands along it, say so by a pbc that is False in that "
+                "direction"
+            )
+        raise InputError(
+            f"{NAME} {where}is {field.tolist()} V/Å, along a periodic direction (pbc {describe_pbc(periodic)}): its "
+            f"potential would jump from cell to cell, and charges would flow for ever. {advice}."
+        )
+
+
+def field_of_batch(data: Mapping[str, Any], cell: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor | None:
+    """The fields of a batch, ``external_field`` (n_structures, 3) in V/Å; None where all are zero and constant.
+
+    Raises
+    ------
+    InputError
+        For another shape, numbers that are not finite, or a field along a periodic direction.
+    """
+    field = data.get(NAME)
+    if field is None:
+        return None
+    positions = data["positions"]
+    field = torch.as_tensor(field, dtype=positions.dtype, device=positions.device)
+    if field.shape not in ((len(pbc), 3), (3 * len(pbc),)) or not bool(torch.isfinite(field).all()):
+        raise InputError(
+            f"{NAME} is {field.tolist()} for {len(pbc)} structures; give three finite numbers for each, in V/Å."
+        )
+    field = field.reshape(-1, 3)
+    if not bool((field != 0).any()):
+        return field if field.requires_grad else None
+    if bool(pbc.any()):
+        check_directions(field, cell, pbc)
+    return field
