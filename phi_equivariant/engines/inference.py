@@ -186,7 +186,7 @@ class ModelInput:
         self.model, self.head, self.skin = model, heads.index(head), skin
         self.specs = embedding_specs(model)
         reader = reader_of(model)
-        self.reader = StateReader({**reader.keys, **(keys or {})}, reader.seen)
+        self.reader = StateReader({**reader.keys, **(keys or {})}, reader.seen, reader.ions)
         embedded = (name for name, spec in self.specs.items() if name in QUANTITIES and spec["per"] == "graph")
         #: What is read of every structure, by mace's names.
         self.quantities = tuple(dict.fromkeys(("total_charge", *embedded)))
