@@ -129,7 +129,7 @@ def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path, hiding):
 #: Rooms of the trainer, from the ground up: a module imports from its own room and from those below.
 FLOORS = (
     {"run", "messages", "quantities"},
-    {"distribution", "mace_interface", "mace_hosts"},
+    {"distribution", "mace_interface", "mace_hosts", "mace_model"},
     {"data", "report", "run_folder"},
     {"fit"},
     {"options"},

@@ -8,7 +8,7 @@ from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import set_reader
 from phi_equivariant.weights import describe_model
-from training import distribution, mace_hosts, mace_interface
+from training import distribution, mace_hosts, mace_interface, mace_model
 from training.data import run_data
 from training.data.order import EpochOrder
 from training.data.run_data import RunData
@@ -61,9 +61,11 @@ def load(run: Run) -> tuple[Run, RunData]:
     objectives = {1: build_objective(run.loss, run.phi)}
     if run.stages.swa:
         objectives[2] = build_objective(run.loss, run.phi, stage=2)
-    data = run_data.load(run, needs(run.loss, objectives, run.given), trained)
+    optional = ("stress",) if run.replay.active else ()  # its loss is mace's universal one, whatever was asked for
+    data = run_data.load(run, needs(run.loss, objectives, run.given, optional), trained)
     data.lines += [f"loss{_of_stage(stage)}: {made.describe()}" for stage, made in objectives.items()]
     data.lines += idle_weights(run.loss, objectives, run.given)
+    data.lines[:0] = run.notes
     if trained is not None:
         data.lines.insert(0, trained.line())
         data.provenance["foundation_model"] = trained.path
@@ -82,6 +84,8 @@ def build(run: Run, data: RunData) -> Built:
     model = host if run.phi is None else _attach(host, run.phi, data)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze: {run.host.freeze} leaves nothing to train. Choose a smaller number.")
+    if run.output.save_mace_model:
+        mace_model.check(model)
     set_reader(model, data.state)  # what it is evaluated on is read as this was
     describe_model(model)  # what cannot be saved must not be trained
     stage_two = build_objective(run.loss, run.phi, stage=2) if run.stages.swa else None
@@ -96,7 +100,7 @@ def _build_host(run: Run, data: RunData, order: EpochOrder) -> tuple[torch.nn.Mo
     elif data.foundation is None:
         host, outputs = mace_hosts.build_host(run.host, run.data, run.loss, training)
     else:
-        host, outputs = mace_hosts.fine_tuned_host(run.host, run.loss, training, data.foundation.model)
+        host, outputs = mace_hosts.fine_tuned_host(run.host, run.data, run.loss, training, data.foundation.model)
     return _with_kernels(host, run.host, run.machine.device), outputs
 
 

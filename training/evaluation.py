@@ -126,6 +126,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     )
     predictor = Predictor(model, asked.device, asked.head, wanted)
     operator = model.phi.operator if isinstance(model, PhiPotential) else None
+    reader = reader_of(model)
     stream = FrameStream(
         asked.configs,
         predictor.numbers,
@@ -134,7 +135,8 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         allow_charged=operator is None or operator.carries_charge,
         embeddings=predictor.embeddings,
         skip_bad=asked.skip_bad,
-        usual=reader_of(model).keys,
+        usual=reader.keys,
+        ions=reader.ions,
     )
     census = stream.take_census()
     _check_labels(asked, census)

@@ -225,8 +225,10 @@ def single_head(model: Any, head: str | None = None) -> Any:
     return single
 
 
-def fine_tuned_host(host: Host, loss: Loss, training: TrainingSet, trained: Any) -> tuple[torch.nn.Module, Outputs]:
-    """A mace model with the weights of a trained one, as mace_run_train's fine-tuning without replay makes it.
+def fine_tuned_host(
+    host: Host, data: Data, loss: Loss, training: TrainingSet, trained: Any
+) -> tuple[torch.nn.Module, Outputs]:
+    """A mace model with the weights of a trained one, as mace_run_train's fine-tuning makes it.
 
     Scale, shift, cut-off and avg_num_neighbors stay those of the trained model; each head gets a copy of its readouts.
 
@@ -237,8 +239,11 @@ def fine_tuned_host(host: Host, loss: Loss, training: TrainingSet, trained: Any)
     InputError
         Where mace cannot carry the weights over.
     """
-    for _ in range(2):  # mace reads the training set for statistics that it then does not use
-        training.loader.skip()
+    # mace reads the training set for statistics that it then does not use.
+    to_scale = data.std is None and data.scaling != "no_scaling"
+    for read in (all(head.compute_avg_num_neighbors for head in training.heads), to_scale):
+        if read:
+            training.loader.skip()
     names, own = training.names, training.isolated
     description = MaceHost.describe(trained)
     description |= {

@@ -91,6 +91,8 @@ def settled(values: Mapping[str, Any], with_width: bool = True) -> dict[str, Any
                 f"--{name}: {told} contradict each other. Give hidden_irreps alone, or num_channels and max_L."
             )
     options.hidden_irreps = str(options.hidden_irreps)
+    if not options.swa or options.start_swa >= options.max_num_epochs:  # mace warns, and trains one stage
+        options.swa, options.start_swa = False, None
     return {name: getattr(options, name) for name in _SETTLED if with_width or name not in _WIDTH}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phi_equivariant.weights import save_model
-from training import distribution, run_folder
+from training import distribution, mace_model, run_folder
 from training.build import Built
 from training.data.run_data import RunData
 from training.fit import checkpoints
@@ -60,6 +60,8 @@ def _finish_stage(run: Run, data: RunData, built: Built, folders: Folders, summa
     if not distribution.is_main():
         return
     save_model(built.model, folders.model, notes={**about, "errors": tables})
+    if run.output.save_mace_model:
+        mace_model.write(built.model, folders.model / f"{run.output.name}.model")
     stage = f"stage {summary['stage']}, " if "stage" in summary else ""
     title = f"{run.output.name}: errors of the weights of {stage}epoch {summary['best_epoch']}"
     header, rows = error_rows(tables, run.output.error_table)

@@ -192,7 +192,7 @@ class ModelInput:
         self.has_phi = isinstance(model, PhiPotential)
         self.specs = embedding_specs(model)
         reader = reader_of(model)
-        self.reader = StateReader({**reader.keys, **(keys or {})}, reader.seen)
+        self.reader = StateReader({**reader.keys, **(keys or {})}, reader.seen, reader.ions)
         embedded = (name for name, spec in self.specs.items() if name in QUANTITIES and spec["per"] == "graph")
         #: What is read of every structure, by mace's names.
         self.quantities = tuple(dict.fromkeys(("total_charge", *embedded)))

@@ -60,6 +60,7 @@ class StateReader:
     ----------
     keys: {quantity: entry} where a user named one, looked for beside the usual names
     seen: {quantity: (lowest, highest)} of the structures a model was trained on; values outside give a warning
+    ions: whether the total charge must be one that the atoms can have; to a bare host it is a label like any other
 
     Raises
     ------
@@ -69,6 +70,7 @@ class StateReader:
 
     keys: Mapping[str, str] = field(default_factory=dict)
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ions: bool = True
 
     def __post_init__(self) -> None:
         for name in (*self.keys, *self.seen):
@@ -106,7 +108,8 @@ class StateReader:
         value = found[0][0] if found else None
         if name == "total_charge":
             _check_initial(atoms, "initial_charges", value, quantity, lambda total: total)
-            _check_electrons(value or 0.0, atoms)
+            if self.ions:
+                _check_electrons(value or 0.0, atoms)
         elif name == "total_spin":
             _check_initial(atoms, "initial_magmoms", value, quantity, lambda unpaired: abs(unpaired) + 1)
         return found[0][:2] if found else None
@@ -215,7 +218,7 @@ def reader_of(model: torch.nn.Module) -> StateReader:
     specs = getattr(getattr(model, "host", model), "embedding_specs", None) or {}
     keys = {name: spec["key"] for name, spec in specs.items() if name in QUANTITIES and spec.get("key")}
     kept = StateReader.from_dict(kept_inputs(model))
-    return StateReader({**keys, **kept.keys}, kept.seen)
+    return StateReader({**keys, **kept.keys}, kept.seen, ions=hasattr(model, "phi"))
 
 
 def kept_inputs(model: torch.nn.Module) -> dict[str, Any]:

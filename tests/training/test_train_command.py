@@ -55,8 +55,6 @@ BAD = {
     "Φ and no Φ": ({"phi": ["channels=2"], "no_phi": True}, ("--no_phi",)),
     "misspelt setting": ({"phi": ["chanels=2"]}, ("chanels", "channels")),
     "scheduler": ({"scheduler": "StepLR"}, ("StepLR", "ReduceLROnPlateau")),
-    "late stage two": ({"start_swa": 20, "max_num_epochs": 20}, ("--start_swa", "20")),
-    "stage two after the end": ({"swa": True, "start_swa": 30, "max_num_epochs": 20}, ("--start_swa", "30 of 20")),
     "width told twice": ({"num_channels": 2}, ("--num_channels", "hidden_irreps 4x0e", "contradict")),
     "width of mace's three": ({"num_channels": 2, "max_L": 0}, ("--hidden_irreps", "contradict")),
     "factors of other layers": (
@@ -90,7 +88,7 @@ BAD = {
     "level": ({"log_level": "LOUD"}, ("--log_level", "LOUD")),
     "missing configuration": ({"config": "nowhere.yaml"}, ("--config", "nowhere.yaml")),
     "foundation": ({"foundation_model": "small"}, ("--foundation_model",)),
-    "polar": ({"num_recursion_steps": 3}, ("--num_recursion_steps", "PolarMACE")),
+    "low rank": ({"lora": "True"}, ("--lora", "freeze_host")),
     "too little time": ({"time_limit": -1}, ("--time_limit",)),
     "compare": ({"compare": True, "phi": ["channels=2"]}, ("--compare", "--phi")),
 }

@@ -11,13 +11,16 @@ from phi_equivariant.errors import InputError, did_you_mean
 from training.data.e0s import read_e0s
 from training.data.labels import KEY_OPTIONS, resolve_keys
 from training.data.literals import literal, read_json
+from training.data.replay import materials_project
+from training.data.stored_files import is_stored
 from training.quantities import LABELS
-from training.run import HEAD, Data, Head, Host
+from training.run import HEAD, Data, Head, Host, Replay
 from training.run.data import OF_A_HEAD
+from training.run.replay import PT_HEAD
 
 
-def read_heads(data: Data, host: Host) -> list[Head]:
-    """The heads of a run, in the model's order; one called ``Default`` without ``--heads``.
+def read_heads(data: Data, host: Host, replay: Replay) -> list[Head]:
+    """The heads of a run, in the model's order: ``pt_head`` first, one called ``Default`` without ``--heads``.
 
     Raises
     ------
@@ -30,17 +33,37 @@ def read_heads(data: Data, host: Host) -> list[Head]:
         common["train_file"] = data.dataset
     # Of a trained model's statistics nothing is taken, so its cut-off need not be that of the statistics.
     r_max = host.r_max if host.foundation_model is None else None
-    if data.heads is None:
-        return [_head(HEAD, common, keys, data.head_key, r_max, "")]
+    settings = {HEAD: common} if data.heads is None else _parse_heads(data.heads)
+    if data.heads is not None:
+        common |= {"test_file": None, "test_dir": None}  # which mace does not pass on
+    replayed = settings.pop(PT_HEAD, {}) if replay.active else None
     heads = []
-    for name, settings in _parse_heads(data.heads).items():
-        where = f"head {name!r}: "
-        own = _own_keys(settings, where)
-        values = common | {key: value for key, value in settings.items() if key in OF_A_HEAD}
-        for setting in ("mean", "std"):  # one head's statistics are not another's
-            values[setting] = settings.get(setting, common[setting])
-        heads.append(_head(name, values, keys | own, settings.get("head_key") or data.head_key, r_max, where))
-    return heads
+    for name, own in settings.items():
+        where = "" if data.heads is None else f"head {name!r}: "
+        values = common | {key: value for key, value in own.items() if key in OF_A_HEAD}
+        own_keys = keys if data.heads is None else keys | _own_keys(own, where)
+        heads.append(_head(name, values, own_keys, own.get("head_key") or data.head_key, r_max, where))
+    if replayed is not None:
+        if not heads:
+            raise InputError(f"--heads: with --pt_train_file there must be a head beside {PT_HEAD}. Add one.")
+        heads.append(_replayed_head(data, replay, keys | _own_keys(replayed, f"head {PT_HEAD!r}: "), common))
+    return sorted(heads, key=lambda head: head.name != PT_HEAD)
+
+
+def _replayed_head(data: Data, replay: Replay, keys: dict[str, str], common: Mapping[str, Any]) -> Head:
+    """The head of the trained model's data: of a head of that name the user says no more than the keys, as in mace.
+
+    Its elements are those of its structures, whatever ``--atomic_numbers`` says, where they can be counted.
+    """
+    values = {**common, "train_file": replay.pt_train_file, "valid_file": replay.pt_valid_file, "E0s": "foundation"}
+    values |= dict.fromkeys(("test_file", "test_dir", "statistics_file", "mean", "std"))
+    values |= {"compute_avg_num_neighbors": False}
+    if replay.selects:
+        values |= {"train_file": str(materials_project()), "valid_file": None, "config_type_weights": "{}"}
+        keys = keys | {f"{name}_key": name for name in ("energy", "forces", "stress")}
+    if not any(is_stored(file) for file in _paths(values["train_file"], "--pt_train_file: ")):
+        values["atomic_numbers"] = None
+    return _head(PT_HEAD, values, keys, data.head_key, None, "--pt_train_file: ")
 
 
 def _parse_heads(text: object) -> dict[str, dict[str, Any]]:
@@ -137,7 +160,7 @@ def _head(
         keep_isolated_atoms=bool(values["keep_isolated_atoms"]),
         keys=resolve_keys(keys),
         head_key=head_key,
-        atomic_numbers=_atomic_numbers(values["atomic_numbers"], where),
+        atomic_numbers=parse_atomic_numbers(values["atomic_numbers"], where),
         compute_avg_num_neighbors=compute,
         notes=notes,
         **numbers,
@@ -156,7 +179,7 @@ def _paths(value: Any, where: str) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _atomic_numbers(value: Any, where: str) -> list[int] | None:
+def parse_atomic_numbers(value: Any, where: str) -> list[int] | None:
     if value is None:
         return None
     numbers = literal(value, f"--atomic_numbers: {where}", "a list as in '[1, 6, 8]'")

@@ -11,6 +11,7 @@ from phi_equivariant.errors import InputError
 from training.data.parts import HeadFrames, Part, of_head, on_disk
 from training.quantities import TARGETS, Label
 from training.run import Head
+from training.run.replay import PT_HEAD
 
 SAMPLE = 50  # structures of a part on disk that are looked at where not all need be
 
@@ -40,11 +41,13 @@ class Needs:
     loss : mace's name of it
     labels : labels that weigh
     ignored : entries of ``atoms.info`` that this loss of mace's does not multiply by
+    optional : names of labels that weigh because replay has changed the loss: heads may have none of them
     """
 
     loss: str
     labels: tuple[Need, ...]
     ignored: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """Names of the labels that weigh."""
@@ -64,10 +67,12 @@ class Needs:
             name = need.label.name
             reasons = [lack.get(name) for lack in lacks]
             asked = need.asked or any(head.head.keys[name] != need.label.default_key for head in heads)
-            if all(reasons) and (asked or set(reasons) != {"impossible"}):
+            may_lack = name in self.optional
+            if all(reasons) and not may_lack and (asked or set(reasons) != {"impossible"}):
                 raise InputError(_refusal(need, heads[0], str(reasons[0])))
             for head, reason in zip(heads, reasons, strict=True):
-                if reason == "absent":
+                replayed = name == "stress" and head.head.name == PT_HEAD  # other keys, or a model without stress
+                if reason == "absent" and not (may_lack or replayed):
                     raise InputError(_refusal(need, head, reason))
                 if reason is not None:
                     head.head.notes.append(f"{name}: not trained{of_head(head.head)}: {_because(need.label, reason)}")

@@ -25,12 +25,14 @@ class LabelPlacer:
     keys : label name -> key, as :func:`labels.resolve_keys` gives them
     embedded : names of the quantities of a structure that the host embeds; the total charge is always read, others only
         where they are embedded or a key other than mace's is named
+    ions : whether the total charge must be one that the atoms can have, as of
+        :class:`phi_equivariant.inputs.state.StateReader`
     """
 
-    def __init__(self, keys: Mapping[str, str], embedded: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Mapping[str, str], embedded: Iterable[str] = (), ions: bool = True) -> None:
         self.keys = keys
         self.named = {name: keys[name] for name in QUANTITIES if keys[name] != LABELS[name].default_key}
-        self.reader = StateReader(self.named)
+        self.reader = StateReader(self.named, ions=ions)
         wanted = {"total_charge", *self.named, *embedded}
         self.quantities = tuple(name for name in QUANTITIES if name in wanted)
 

@@ -19,7 +19,9 @@ from training.data.isolated import isolated_energies
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
 from training.data.parts import HeadFrames, on_disk, state_reader
-from training.data.sources import HeadReader, from_registry
+from training.data.registered import from_registry
+from training.data.replay import repeat_new_structures
+from training.data.sources import HeadReader
 from training.data.spool import SpooledGraphs
 from training.run import Data, Head, Host, Machine, Run
 
@@ -133,11 +135,14 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(data.dataset)
     allow_slabs = phi is None or operator_class(phi.config).periodicities >= {1, 2}
     names = [head.name for head in heads]
-    reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, allow_slabs, allow_charged)
+    can = {"allow_slabs": allow_slabs, "allow_charged": allow_charged, "ions": phi is not None}
+    reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, **can, replay=run.replay)
     if data.dataset:
         found = [from_registry(heads[0], data, machine.seed, needs)]
     else:
         found = [reader.train_and_valid(head) for head in heads]
+        if run.replay.active:
+            repeat_new_structures(found, run.replay.real_pt_data_ratio_threshold)
         needs.check(found)
     if not run.optimiser.lbfgs:
         _check_batch_size(data.batch_size, sum(frames.size() for frames in found))

@@ -11,38 +11,22 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import StateCount
-from training.data import named_files
 from training.data.chain import Chain
 from training.data.embeddings import place_embeddings
 from training.data.geometry import check_geometry, describe_periodicity
+from training.data.heads import parse_atomic_numbers
 from training.data.labels import CANONICAL, LabelReport, check_weights
 from training.data.needs import Needs, check_test, sample
 from training.data.outliers import Outliers
 from training.data.parts import HeadFrames, Part, of_head, on_disk, picked, random_split
 from training.data.placing import LabelPlacer
+from training.data.replay import check_downloaded, select
 from training.data.stored import open_stored
 from training.data.stored_files import HDF5, is_stored, stored_files, test_sets_of_folder
 from training.data.structures import read_structures
 from training.quantities import LABELS
-from training.run import Data, Head
-
-
-def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames:
-    """A data set of the registry as the only head's."""
-    found = named_files.load_dataset(data.dataset, data_dir=data.data_dir, cache=data.downloads_dir, seed=seed)
-    for need in needs.labels:
-        report = found.reports["train"]
-        if report.counts.get(need.label.name, 0) < report.frames:
-            raise InputError(
-                f"--{need.options[0]}: the data set {data.dataset} has no {need.label.name}; it has "
-                f"{', '.join(report.counts)}. Leave the weight out."
-            )
-    own = None if head.E0s is not None else found.e0s
-    reports = [replace(report, trained=needs.names()) for report in found.reports.values()]
-    neutral = StateCount()
-    neutral.add({"total_charge": (0.0, "total_charge")})
-    tests = {head.name: found.test}
-    return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance, states=[neutral])
+from training.run import Data, Head, Replay
+from training.run.replay import PT_HEAD
 
 
 class HeadReader:
@@ -56,6 +40,8 @@ class HeadReader:
     names : of all heads of the run
     needs : what the loss asks of the data
     allow_slabs, allow_charged : what the model can take: one or two periodic directions, a net charge
+    ions : whether a total charge must be one that the atoms can have
+    replay : what of the trained model's data is trained on
     """
 
     def __init__(
@@ -67,17 +53,28 @@ class HeadReader:
         needs: Needs,
         allow_slabs: bool,
         allow_charged: bool,
+        ions: bool,
+        replay: Replay,
     ) -> None:
         self.seed, self.needs, self.multi_processed_test = seed, needs, data.multi_processed_test
         self.embeddings, self.names = embeddings, names
         self.embedded = [name for name, spec in embeddings.items() if spec["per"] == "graph"]
         self.allow_slabs, self.allow_charged = allow_slabs, allow_charged
+        self.ions, self.replay, self.replay_elements = ions, replay, data.atomic_numbers
 
     def train_and_valid(self, head: Head) -> HeadFrames:
         """Training and validation structures of a head."""
         provenance: dict[str, Any] = {"train_file": _shown(head.train_files)}
         frames = HeadFrames(head, provenance=provenance)
+        selects = head.name == PT_HEAD and self.replay.selects
+        if selects:
+            check_downloaded()
         train, e0s, keys = self._read(head, head.train_files, "train", frames, keep=head.keep_isolated_atoms)
+        if selects:
+            chosen_elements = parse_atomic_numbers(self.replay_elements, "")
+            train = [picked(train[0], select(train[0], chosen_elements, self.replay, self.seed))]
+            for atoms in train[0]:
+                atoms.info["config_weight"] = self.replay.weight_pt_head
         if head.valid_files:
             # Only in training are isolated atoms taken out, as in mace.
             valid, _, _ = self._read(head, head.valid_files, "valid", frames, keep=True)
@@ -89,7 +86,9 @@ class HeadReader:
             kept, held_out = random_split(len(chosen), head.valid_fraction, self.seed)
             train, valid = [picked(chosen, kept), *rest], [picked(chosen, held_out)]
             provenance["split"] = {"seed": self.seed, "train_indices": kept, "valid_indices": held_out}
-        frames.train, frames.valid, frames.e0s, frames.first_keys = train, valid, e0s or None, keys
+        replayed = head.name == PT_HEAD and self.replay.active  # its energies are the trained model's in any case
+        frames.e0s = None if replayed else e0s or None
+        frames.train, frames.valid, frames.first_keys = train, valid, keys
         met = {atoms.info.get("config_type", "Default") for part in train if not on_disk(part) for atoms in part}
         if met and (absent := sorted(set(map(str, head.config_type_weights)) - met - {"Default"})):
             head.notes.append(f"config_type_weights: no training structure has the config_type {', '.join(absent)}")
@@ -143,7 +142,7 @@ class HeadReader:
             read = read_structures(
                 whole, head.keys, split,
                 elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep, embedded=self.embedded,
-                check=functools.partial(self._check_entries, head),
+                ions=self.ions, check=functools.partial(self._check_entries, head),
             )  # fmt: skip
             own = self._of_this_head(read.frames, head, whole)
             report = replace(read.report, frames=len(own), trained=self.needs.names())
@@ -197,13 +196,13 @@ class HeadReader:
             self._refuse_charged(atoms, where)
             place_embeddings(atoms, self.embeddings, where)
 
-        parts = [open_stored(file, head.keys, check, self.embedded) for file in files]
+        parts = [open_stored(file, head.keys, check, self.embedded, self.ions) for file in files]
         stored = parts[0] if len(parts) == 1 else Chain(parts)
         stored.name = str(files[0])
         looked_at = sample(len(stored))
         some = len(looked_at) if len(looked_at) < len(stored) else None
         seen = {index: stored[index] for index in looked_at}
-        states, notes = _about(seen, LabelPlacer(CANONICAL, self.embedded), _shown(files))
+        states, notes = _about(seen, LabelPlacer(CANONICAL, self.embedded, self.ions), _shown(files))
         shown = [str(file) for file in files]
         report = LabelReport(
             split, shown, len(stored), 0, head.keys, looked_at=some, trained=self.needs.names(), notes=notes

@@ -33,6 +33,7 @@ def open_stored(
     keys: Keys | None = None,
     check: Check | None = None,
     embedded: Iterable[str] = (),
+    ions: bool = True,
 ) -> Chain:
     """The structures of an HDF5 or LMDB file, or of a folder of them (its files in the order of their numbers).
 
@@ -41,7 +42,7 @@ def open_stored(
     path : file or folder
     keys : label name -> key in LMDB files, as mace's options; HDF5 files have names of their own
     check : called with each structure and its name in messages; raises InputError for one that cannot be used
-    embedded : names of the quantities of a structure that the host embeds, beside the total charge
+    embedded, ions : as of :class:`training.data.placing.LabelPlacer`
 
     Raises
     ------
@@ -54,7 +55,7 @@ def open_stored(
     files = stored_files(path)
     if not files:
         raise InputError(f"{path} holds no files ending in {', '.join((*HDF5, *LMDB))}. Is it the right folder?")
-    return Chain([_open(file, keys, check, embedded) for file in files])
+    return Chain([_open(file, keys, check, embedded, ions) for file in files])
 
 
 def _open(file: Path, *how: Any) -> "_OpenedPerProcess":
@@ -77,10 +78,15 @@ class _OpenedPerProcess(Sequence[Atoms]):
     """
 
     def __init__(
-        self, path: str | Path, keys: Keys | None = None, check: Check | None = None, embedded: Iterable[str] = ()
+        self,
+        path: str | Path,
+        keys: Keys | None = None,
+        check: Check | None = None,
+        embedded: Iterable[str] = (),
+        ions: bool = True,
     ) -> None:
         self.path, self.check = Path(path), check
-        self.placer = LabelPlacer(resolve_keys(keys), embedded)
+        self.placer = LabelPlacer(resolve_keys(keys), embedded, ions)
         self._handles: dict[int, Any] = {}
 
     def open(self) -> Any:
@@ -141,7 +147,7 @@ class Hdf5Frames(_OpenedPerProcess):
 
     def __init__(self, path: str | Path, *how: Any) -> None:
         super().__init__(path, *how)
-        self._canonical = LabelPlacer(CANONICAL, self.placer.quantities)
+        self._canonical = LabelPlacer(CANONICAL, self.placer.quantities, self.placer.reader.ions)
         file = self.handle()
         groups = sorted(file, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
         if not groups or not all(re.fullmatch(r"config_batch_\d+", name) for name in groups):
@@ -233,5 +239,5 @@ class LmdbFrames(_OpenedPerProcess):
         """The placer where labels of these names are results of a calculator."""
         if stored not in self._placers:
             keys = {name: name if name in stored else key for name, key in self.placer.keys.items()}
-            self._placers[stored] = LabelPlacer(keys, self.placer.quantities)
+            self._placers[stored] = LabelPlacer(keys, self.placer.quantities, self.placer.reader.ions)
         return self._placers[stored]

@@ -54,6 +54,7 @@ class FrameStream:
     skip_bad : leave unusable frames out instead of refusing the file
     usual : {quantity: key} of the total charge and the like that the model was trained with: where no structure has the
         key, that is no mistake of the one who evaluates, who has named none
+    ions : whether a total charge must be one that the atoms can have
 
     Raises
     ------
@@ -71,6 +72,7 @@ class FrameStream:
         embeddings: Mapping[str, Mapping[str, Any]] | None = None,
         skip_bad: bool = False,
         usual: Mapping[str, str] | None = None,
+        ions: bool = True,
     ) -> None:
         self.path = Path(path)
         check_readable(self.path)
@@ -79,7 +81,7 @@ class FrameStream:
         named = LabelPlacer(given).named
         self.keys = given | {name: key for name, key in usual.items() if name not in named}
         self.embeddings = embeddings or {}
-        self._placer = LabelPlacer(self.keys, self.embeddings)
+        self._placer = LabelPlacer(self.keys, self.embeddings, ions)
         self._named = named
         self.allow_slabs, self.allow_charged, self.skip_bad = allow_slabs, allow_charged, skip_bad
         self.bad: dict[int, str] = {}

@@ -50,6 +50,7 @@ def read_structures(
     allow_slabs: bool = True,
     keep_isolated_atoms: bool = False,
     embedded: Iterable[str] = (),
+    ions: bool = True,
     check: Callable[[Atoms, str], None] | None = None,
 ) -> Structures:
     """Read structures and put their labels in canonical places.
@@ -67,7 +68,7 @@ def read_structures(
     elements : atomic numbers that the model knows; None for any
     allow_slabs : accept frames with one or two periodic directions
     keep_isolated_atoms : keep isolated atoms among the frames as well
-    embedded : names of the quantities of a structure that the host embeds, beside the total charge
+    embedded, ions : as of :class:`training.data.placing.LabelPlacer`
     check : called with each frame that is kept, its labels in their places, and its name
 
     Raises
@@ -82,7 +83,7 @@ def read_structures(
     resolved = resolve_keys(keys)
     paths = [path] if isinstance(path, str | Path) else list(path)
     known = None if elements is None else {int(number) for number in elements}
-    placer = LabelPlacer(resolved, embedded)
+    placer = LabelPlacer(resolved, embedded, ions)
     states, outliers = StateCount(placer.named), Outliers()
     frames: list[Atoms] = []
     e0s: dict[int, float] = {}

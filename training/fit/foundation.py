@@ -144,10 +144,7 @@ def _check_phi(phi: Any, settings: Phi | None, path: str) -> None:
 def settled(run: Run, trained: Foundation) -> Run:
     """The run with the trained model's architecture, and heads that read what it embeds.
 
-    Raises
-    ------
-    InputError
-        If options say that the architecture should be another.
+    An option that says that the architecture should be another does not act, as in mace, and the log says so.
     """
     description = MaceHost.describe(trained.model)
     irreps = mace_interface.irreps(description["hidden_irreps"])
@@ -159,16 +156,14 @@ def settled(run: Run, trained: Foundation) -> Run:
         "max_L": irreps.lmax,
         "radial_MLP": str(description["radial_MLP"]),
     }
-    given, values = run.values(), {"model": description["class"]}
+    given, values, lines = run.values(), {"model": description["class"]}, list(run.notes)
     for name in (*Host.architecture(), "avg_num_neighbors"):
         values[name] = told[OTHER_NAMES.get(name, name)]
         if name in run.said and not _same(name, given[name], values[name]):
-            raise InputError(
-                f"--{name}: {given[name]} was given, but the model of --foundation_model has {values[name]}, and a "
-                f"trained model's architecture cannot be changed. Leave {name} out."
-            )
+            lines.append(f"--{name} {given[name]} does not act: the model of --foundation_model has {values[name]}")
     run = run.changed(**values)
-    return dataclasses.replace(run, heads=tuple(read_heads(run.data, run.host)))
+    heads = tuple(read_heads(run.data, run.host, run.replay))
+    return dataclasses.replace(run, heads=heads, notes=tuple(lines))
 
 
 def _same(name: str, given: Any, value: Any) -> bool:

@@ -119,7 +119,9 @@ def weight_options(loss: Loss, name: str) -> list[str]:
     return [option for option in (f"{name}_weight", f"swa_{name}_weight") if hasattr(loss, option)]
 
 
-def needs(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str]) -> Needs:
+def needs(
+    loss: Loss, objectives: Mapping[int, Objective], given: Collection[str], optional: Collection[str] = ()
+) -> Needs:
     """The labels that the data must have.
 
     Parameters
@@ -127,6 +129,7 @@ def needs(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str
     loss : its options
     objectives : {stage: objective}
     given : names of the options that are not at their defaults
+    optional : names of labels that need not be there unless their weights are given
 
     Raises
     ------
@@ -145,7 +148,8 @@ def needs(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str
             "--energy_weight, --forces_weight and so on: all weights of labels are 0: nothing would be trained. Give "
             "one of them."
         )
-    return Needs(loss.loss, tuple(found), IGNORED_WEIGHTS.get(loss.loss, ()))
+    may_lack = tuple(name for name in optional if not {f"{name}_weight", f"swa_{name}_weight"} & set(given))
+    return Needs(loss.loss, tuple(found), IGNORED_WEIGHTS.get(loss.loss, ()), may_lack)
 
 
 def idle_weights(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str]) -> list[str]:

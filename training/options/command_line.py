@@ -15,10 +15,10 @@ import yaml
 from phi_equivariant.errors import InputError
 from training.data import named
 from training.data.literals import literal
-from training.options import configuration_file
+from training.options import configuration_file, replay
 from training.options.configuration_file import Configuration
 from training.options.parser import PROGRAM, Parser
-from training.options.refused import MEANINGLESS, REFUSED
+from training.options.refused import REFUSED
 from training.quantities import OF_PHI
 from training.run import Phi, Run
 
@@ -62,7 +62,7 @@ def read(words: Sequence[str]) -> Asked:
     """
     early, rest = _early(words)
     file = configuration_file.read_configuration(early["config"]) if early["config"] else Configuration()
-    file_text = yaml.safe_dump(file.options) if file.options else None
+    file_text = yaml.safe_dump(file.options, sort_keys=False) if file.options else None
     parser = Parser()
     name = early["dataset"] or file.options.get("dataset")
     preset = named.preset(name) if name else {}
@@ -77,10 +77,9 @@ def read(words: Sequence[str]) -> Asked:
     given, said = parser.given(rest, file_text)
     if file.options.get("amsgrad") is False and "--amsgrad" not in rest:
         values["amsgrad"] = False  # mace's parser leaves it on
-    reasons = {**REFUSED, **MEANINGLESS}
-    for option in sorted(given & set(reasons)):
-        if values[option] != parser.parser.get_default(option):
-            raise InputError(f"--{option}: {reasons[option]}. Leave it out (got {values[option]!r}).")
+    for option in sorted(given & set(REFUSED)):
+        if option != "pseudolabel_replay" or replay.is_active(values):
+            raise InputError(f"--{option}: {REFUSED[option]}. Leave it out (got {values[option]!r}).")
     return Asked(values, given, said, file, preset_section, "--no_phi" in rest)
 
 
@@ -112,6 +111,7 @@ def _run(asked: Asked, command: str) -> Run:
     from training import mace_interface  # with torch and mace, which take seconds
     from training.data.heads import read_heads
     from training.options import named_models
+    from training.options.idle import idle_options
 
     values = dict(asked.values)
     named_models.check_name(values["model"])
@@ -128,14 +128,17 @@ def _run(asked: Asked, command: str) -> Run:
     if is_named:
         values |= named_models.settings(values, asked.given, asked.said)
     values["embedding_specs"] = literal(values["embedding_specs"], "--embedding_specs", "a dictionary as mace's")
+    settled, notes = replay.settled(values, asked.given)
+    values |= settled
     values |= mace_interface.settled(values, with_width=not is_named)
     run = Run.of(values, phi=phi, given=asked.given, said=asked.said, command=command)
-    heads = tuple(read_heads(run.data, run.host))
+    heads = tuple(read_heads(run.data, run.host, run.replay))
+    run = dataclasses.replace(run, heads=heads)
     if asked.values["name"] is None:
         stem = run.data.dataset or Path(heads[0].train_files[0]).stem
         kind = "compare" if run.task.compare else "mace" if phi is None else "phi"
         run = run.changed(name=f"{stem}_{kind}")
-    return dataclasses.replace(run, heads=heads)
+    return dataclasses.replace(run, notes=(*notes, *idle_options(run)))
 
 
 def _phi(asked: Asked) -> Phi | None:

@@ -7,16 +7,17 @@ from pathlib import Path
 from phi_equivariant.files import write_atomically
 from training import run
 from training.options.parser import Parser
-from training.options.refused import MEANINGLESS, REFUSED
+from training.options.refused import IDLE, REFUSED
 
 TITLE = """# Options of phi-mace-train
 
 Made by `python -m training.options.docs docs/options.md` from the fields of `training/run`, with the defaults of mace
 {version}; a test compares the two. Names, aliases, abbreviations and defaults are those of the installed mace. An
-option is **honoured**, **refused** (it belongs to a model or a way of training that this library does not have) or
-**meaningless** here. One that is not honoured stops the run, by its name, when it is given another value than its
-default: none is ignored. Those marked ↻ may change when an interrupted run goes on by `--restart_latest`;
-`max_num_epochs` may not with a cosine schedule.
+option is **honoured**, **refused** (it would change what is trained, in a way that this library does not have) or
+**idle**: mace ignores it too with the models that are trained here. A refused one stops the run, by its name, when it
+is given another value than its default. An idle one gets a line in the log with its name and the reason, and so does
+any other that cannot act in a run, such as `ema_decay` without `ema`: none is ignored in silence. Those marked ↻ may
+change when an interrupted run goes on by `--restart_latest`; `max_num_epochs` may not with a cosine schedule.
 """
 
 
@@ -37,8 +38,8 @@ def page() -> str:
     text = TITLE.format(version=version("mace-torch"))
     honoured = sum(name in theirs for name in run.options())
     text += (
-        f"\nOf {len(theirs)} options of mace {honoured} are honoured, {len(REFUSED)} refused and {len(MEANINGLESS)} "
-        f"meaningless; {len(run.options()) - honoured} are added.\n"
+        f"\nOf {len(theirs)} options of mace {honoured} are honoured, {len(REFUSED)} refused and {len(IDLE)} idle; "
+        f"{len(run.options()) - honoured} are added.\n"
     )
     for kind, title in run.PARTS.values():
         rows = [
@@ -47,7 +48,7 @@ def page() -> str:
             for field in kind.options()
         ]  # fmt: skip
         text += f"\n## {title}\n\n" + _table(["option", "default", "from", "", "what it does"], rows)
-    for title, reasons in (("Refused", REFUSED), ("Meaningless", MEANINGLESS)):
+    for title, reasons in (("Refused", REFUSED), ("Idle", IDLE)):
         rows = [[*_cells(actions[name]), reason] for name, reason in reasons.items()]
         text += f"\n## {title}\n\n" + _table(["option", "default", "why"], rows)
     return text

@@ -46,7 +46,7 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
     for name in ("dataset", "data_dir"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--phi", nargs="+", metavar="KEY=VALUE")
-    for name in ("no_phi", "trust_pickle", "tensorboard", "compare"):
+    for name in ("no_phi", "trust_pickle", "tensorboard", "compare", "save_mace_model"):
         parser.add_argument(f"--{name}", action="store_true")
     defaults = {"warmup_epochs": 0.0, "final_lr_factor": 0.01, "compare_pde_weight": 100.0}
     for name, default in {**defaults, "time_limit": None}.items():
@@ -60,8 +60,6 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
     # In mace the weight of dipoles acts only with its dipole losses; here on any, so that it must be asked for.
     parser.set_defaults(**{f"{name}_weight": 0.0 for name in OF_PHI})
     parser.set_defaults(swa_dipole_weight=None)  # as in stage one
-    # Replay is not done here: a resolved configuration must not ask for it.
-    parser.set_defaults(multiheads_finetuning=False)
 
 
 class _Version(argparse.Action):

@@ -1,12 +1,19 @@
-"""Options of mace that phi-mace-train does not act on, with the reason: they are refused by name."""
+"""Options of mace that are no part of a run: refused where they act in mace, named in the log where they cannot."""
 
 _POLAR = "it belongs to PolarMACE, which has an electrostatics of its own"
-_REPLAY = "it belongs to replay fine-tuning; phi-mace-train fine-tunes on the new data alone"
-_LORA = "it belongs to LoRA; phi: freeze_host trains Φ alone"
 _DIPOLE_ONLY = "it belongs to mace's dipole and polarizability models; Φ's dipoles are trained by dipole_weight"
+_LORA = "it belongs to LoRA, which is not done here"
 
-#: Reasons for refusing options of other models and ways of training.
+#: Options that would change what is trained, with the reason for refusing them.
 REFUSED: dict[str, str] = {
+    "lora": "LoRA is not done here; phi: freeze_host trains Φ alone, --freeze stops layers of the host",
+    "pseudolabel_replay": (
+        "labels of replayed structures are read from the file; evaluate it by phi-mace-eval for those of the model"
+    ),
+}
+
+#: Options that cannot act on any model that is trained here, nor in mace, with the reason.
+IDLE: dict[str, str] = {
     **dict.fromkeys(
         (
             "kspace_cutoff_factor",
@@ -24,28 +31,13 @@ REFUSED: dict[str, str] = {
             "field_norm_factor",
             "fixedpoint_update_config",
             "field_readout_config",
-            "foundation_model_kwargs",
         ),
         _POLAR,
     ),
+    "foundation_model_kwargs": "it belongs to models that mace downloads",
     "les_arguments": "it belongs to MACELES, which has a latent electrostatics of its own",
-    **dict.fromkeys(
-        (
-            "pseudolabel_replay",
-            "pseudolabel_replay_compute_stress",
-            "weight_pt_head",
-            "real_pt_data_ratio_threshold",
-            "num_samples_pt",
-            "force_mh_ft_lr",
-            "subselect_pt",
-            "filter_type_pt",
-            "allow_random_padding_pt",
-            "pt_train_file",
-            "pt_valid_file",
-        ),
-        _REPLAY,
-    ),
-    **dict.fromkeys(("lora", "lora_rank", "lora_alpha"), _LORA),
+    "pseudolabel_replay_compute_stress": "it acts with pseudolabel_replay only",
+    **dict.fromkeys(("lora_rank", "lora_alpha"), _LORA),
     **dict.fromkeys(
         (
             "compute_polarizability",
@@ -56,10 +48,6 @@ REFUSED: dict[str, str] = {
         ),
         _DIPOLE_ONLY,
     ),
-}
-
-#: Options without a meaning here, with the reason; they are refused too, so that nobody waits for their effect.
-MEANINGLESS: dict[str, str] = {
     "compute_stress": "mace_run_train does not read it either: the loss decides whether stress is computed",
     "compute_forces": "forces are always computed; to train on energies alone set forces_weight to 0",
 }

@@ -12,11 +12,12 @@ from training.run.optimiser import Optimiser, Stages
 from training.run.option import HEAD, Part
 from training.run.output import Output
 from training.run.phi import Phi
+from training.run.replay import Replay
 from training.run.task import Machine, Task
 
 __all__ = [
-    "HEAD", "PARTS", "Data", "Head", "Host", "Loss", "Machine", "Optimiser", "Output", "Phi", "Run", "Stages", "Task",
-    "options", "options_that_may_change",
+    "HEAD", "PARTS", "Data", "Head", "Host", "Loss", "Machine", "Optimiser", "Output", "Phi", "Replay", "Run", "Stages",
+    "Task", "options", "options_that_may_change",
 ]  # fmt: skip
 
 #: The parts that hold options: attribute of :class:`Run` -> (class, title).
@@ -24,11 +25,17 @@ PARTS: dict[str, tuple[type[Part], str]] = {
     "task": (Task, "What to do"),
     "data": (Data, "Data"),
     "host": (Host, "Host"),
+    "replay": (Replay, "Replay"),
     "loss": (Loss, "Loss"),
     "optimiser": (Optimiser, "Optimiser"),
     "stages": (Stages, "Stages"),
     "output": (Output, "Output"),
     "machine": (Machine, "Machine"),
+}
+#: Options that mace turns off by a switch: {option: the switch}.
+_SWITCHES_OFF = {
+    "foundation_model_readout": "foundation_model_readout",
+    "allow_random_padding_pt": "disallow_random_padding_pt",
 }
 
 
@@ -48,12 +55,14 @@ class Run:
 
     task, …, machine : the options, by part; phi : the ``phi:`` section, None for the bare host; heads : as the options
     describe them; given : options that the user gave another value than the default, on the command line or in a file;
-    said : options that the user gave any value; command : how to call it again.
+    said : options that the user gave any value; command : how to call it again; notes : lines for the log about options
+    that were settled otherwise than given, or cannot act.
     """
 
     task: Task
     data: Data
     host: Host
+    replay: Replay
     loss: Loss
     optimiser: Optimiser
     stages: Stages
@@ -64,6 +73,7 @@ class Run:
     given: frozenset[str] = frozenset()
     said: frozenset[str] = frozenset()
     command: str = ""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: dict[str, Any], **others: Any) -> Self:
@@ -89,9 +99,10 @@ class Run:
     def resolved(self) -> dict[str, Any]:
         """Every option with its final value, as it could stand in a YAML file."""
         plain = {key: value for key, value in self.values().items() if value is not None and key != "config"}
-        # In mace this is a switch that turns something off: true in a file means that the switch was given.
-        if not plain.pop("foundation_model_readout"):
-            plain["foundation_model_readout"] = True
+        # In mace these are switches that turn something off: true in a file means that the switch was given.
+        for name, switch in _SWITCHES_OFF.items():
+            if not plain.pop(name):
+                plain[switch] = True
         for name in ("num_channels", "max_L"):  # which hidden_irreps tell, and more exactly
             plain.pop(name, None)
         for key, value in plain.items():
@@ -111,6 +122,7 @@ class Run:
                 "--enable_oeq: openequivariance's kernels run on CUDA only. Leave it out, or use --device cuda."
             )
         self._check_processes()
+        self._check_replay()
         self._check_trained_host()
         self._check_trackers()
 
@@ -143,14 +155,23 @@ class Run:
         if self.machine.distributed and self.task.compare:
             raise InputError("--compare: its rows are trained by a single process. Leave --distributed out.")
 
+    def _check_replay(self) -> None:
+        """What mace's replay cannot do, and a data set of the registry."""
+        if not self.replay.active:
+            return
+        if self.host.foundation_model is None:
+            raise InputError("--multiheads_finetuning: nothing is fine-tuned without --foundation_model. Give one.")
+        if self.data.dataset is not None:
+            raise InputError("--pt_train_file: a data set of the registry has one head. Give files, or leave it out.")
+        if isinstance(self.data.E0s, str) and self.data.E0s.lower() == "average":
+            raise InputError(
+                "--E0s: average would shift the new heads against the trained model's, and mace refuses it with replay "
+                "too. Give the energies of isolated atoms, or estimated, or foundation."
+            )
+
     def _check_trained_host(self) -> None:
         """Options of fine-tuning that would have no effect."""
         frozen = self.phi is not None and self.phi.freeze_host
-        if self.host.multiheads_finetuning and "multiheads_finetuning" in self.given:
-            raise InputError(
-                "--multiheads_finetuning: replay of the foundation model's data is not done here; phi-mace-train "
-                "fine-tunes on the new data alone. Set it to False, or leave it out."
-            )
         if self.host.foundation_model is None:
             if frozen:
                 raise InputError(
@@ -158,21 +179,11 @@ class Run:
                     "by --foundation_model, or leave freeze_host out."
                 )
             return
-        for name in ("scaling", "mean", "std", "compute_avg_num_neighbors"):
-            if name in self.given:
-                raise InputError(
-                    f"--{name}: the model of --foundation_model keeps its own scale, shift and avg_num_neighbors. "
-                    f"Leave {name} out."
-                )
         if self.host.freeze and frozen:
             raise InputError("--freeze: phi: freeze_host freezes all of the host already; give one of the two.")
 
     def _check_trackers(self) -> None:
-        """Whether options of trackers act, and name options."""
-        if self.output.wandb:
-            unknown = [name for name in self.output.wandb_log_hypers if name not in options()]
-            if unknown:
-                raise InputError(f"--wandb_log_hypers: {', '.join(unknown)} is no option of phi-mace-train.")
-            return
-        for name in sorted(name for name in self.given if name.startswith("wandb_")):
-            raise InputError(f"--{name}: nothing is sent to Weights and Biases without --wandb. Add it.")
+        """Whether what a tracker records are options."""
+        unknown = [name for name in self.output.wandb_log_hypers if name not in options()]
+        if unknown and self.output.wandb:
+            raise InputError(f"--wandb_log_hypers: {', '.join(unknown)} is no option of phi-mace-train.")

@@ -53,12 +53,6 @@ class Data(Part):
             return
         if self.dataset is not None:
             raise InputError("--heads: a data set of the registry has one head. Give files, or leave heads out.")
-        for name in ("test_file", "test_dir"):  # which mace does not pass on
-            if getattr(self, name) is not None:
-                raise InputError(
-                    f"--{name}: with --heads each head has its own: write {name} into the heads "
-                    f"({getattr(self, name)})."
-                )
 
 
 #: What a head may say for itself; what it leaves out is the run's option of the same name.

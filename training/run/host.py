@@ -63,9 +63,6 @@ class Host(Part):
     foundation_filter_elements: bool = option(
         "with foundation_model: keep only the elements of the data (mace's default)"
     )
-    multiheads_finetuning: bool = option(
-        "false, or left out: true would replay the foundation model's data, which is refused"
-    )
 
     def __post_init__(self) -> None:
         self.expect(ABOVE_ZERO, "r_max", "num_interactions", "num_radial_basis", "num_cutoff_basis", "correlation")
@@ -77,27 +74,8 @@ class Host(Part):
             )
         if self.enable_oeq and len(self.kernels) > 1:
             raise InputError(f"--enable_oeq and --{self.kernels[0]} are both given; choose one kind of kernels.")
-        if self.foundation_model is None:
-            self._check_fresh()
-
-    def _check_fresh(self) -> None:
-        """What a host without trained weights cannot use."""
-        if self.use_last_readout_only and self.num_interactions == 1:
+        if self.foundation_model is None and self.use_last_readout_only and self.num_interactions == 1:
             raise InputError("--use_last_readout_only: with one interaction no readout would be left. Leave it out.")
-        if self.use_edge_irreps_first and self.edge_irreps is None:
-            raise InputError("--use_edge_irreps_first acts with --edge_irreps only; give them, or leave it out.")
-        if self.use_embedding_readout and not self.embedding_specs:
-            raise InputError("--use_embedding_readout acts with --embedding_specs only; give them, or leave it out.")
-        silent = {
-            "foundation_head": None,
-            "foundation_model_readout": True,
-            "foundation_model_elements": False,
-            "foundation_filter_elements": True,
-            "trust_pickle": False,
-        }
-        for name, value in silent.items():
-            if getattr(self, name) != value:
-                raise InputError(f"--{name} acts with --foundation_model only; give one, or leave it out.")
 
     @classmethod
     def architecture(cls) -> list[str]:

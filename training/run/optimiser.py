@@ -115,14 +115,10 @@ class Stages(Part):
 
     def __post_init__(self) -> None:
         self.expect(ABOVE_ZERO, "max_num_epochs", "eval_interval", "patience", "swa_lr")
-        # mace sets start_swa wherever stage two is asked for, and leaves stage two out if that is after the last epoch.
-        if self.start_swa is not None and not 0 < self.start_swa < self.max_num_epochs:
-            raise InputError(
-                f"--start_swa: stage two would begin at epoch {self.start_swa} of {self.max_num_epochs}; it must begin "
-                "after the first and before the last. Choose another start_swa or leave --swa out."
-            )
+        if self.start_swa is not None and self.start_swa < 1:
+            raise InputError(f"--start_swa: expected the number of an epoch, got {self.start_swa}.")
 
     @property
     def of_stage_one(self) -> int:
         """Number of epochs of stage one."""
-        return self.max_num_epochs if self.start_swa is None else self.start_swa
+        return self.start_swa if self.swa and self.start_swa is not None else self.max_num_epochs

@@ -26,6 +26,9 @@ class Output(Part):
     save_all_checkpoints: bool = option(
         "save the model of every validated epoch, to checkpoints/epoch-<number>/", restart=True
     )
+    save_mace_model: bool = option(
+        "write <name>.model too, the pickle that mace's own tools take, beside the model of each stage", restart=True
+    )
     keep_checkpoints: bool = option("save the model of every epoch that was the best so far, likewise", restart=True)
     save_cpu: bool = option("always so: saved models load on a CPU", restart=True)
     log_level: str = option("level of the log on the terminal", restart=True)
@@ -48,9 +51,6 @@ class Output(Part):
             raise InputError(f"--name: {name!r} cannot be the name of a folder; expected a word, without slashes.")
         if self.log_level.upper() not in logging.getLevelNamesMapping():
             raise InputError(f"--log_level: expected DEBUG, INFO, WARNING or ERROR, got {self.log_level!r}.")
-        for option_ in ("plot_frequency", "plot_interaction_e"):
-            if getattr(self, option_) and not self.plot:
-                raise InputError(f"--{option_}: nothing is plotted with --plot False. Leave one of them out.")
         if self.plot_frequency < 0:
             raise InputError(f"--plot_frequency: expected 0 (at the end only) or more, got {self.plot_frequency}.")
         if self.error_table not in FORMS:
@@ -65,17 +65,22 @@ class Output(Part):
                     f"'phi-equivariant[{tracker}]', or leave --{tracker} out."
                 )
 
+    def unknown_heads(self, heads: list[str]) -> list[str]:
+        """Names in ``skip_evaluate_heads`` that no head has; mace has pt_head there by default."""
+        return sorted(self._named() - {"pt_head"} - set(heads))
+
     def skipped(self, heads: list[str]) -> set[str]:
         """Those of a run's heads that tables leave out.
 
         Raises
         ------
         InputError
-            For a name that no head has, or if no head is left.
+            If no head is left.
         """
-        found = {name.strip() for name in (self.skip_evaluate_heads or "").split(",")} - {"", "pt_head"}
-        if unknown := sorted(found - set(heads)):
-            raise InputError(f"--skip_evaluate_heads: no head is called {unknown[0]!r}; they are {', '.join(heads)}.")
+        found = self._named() & set(heads)
         if found == set(heads):
             raise InputError("--skip_evaluate_heads: no head would be evaluated. Leave one in.")
         return found
+
+    def _named(self) -> set[str]:
+        return {name.strip() for name in (self.skip_evaluate_heads or "").split(",")} - {""}

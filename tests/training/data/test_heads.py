@@ -400,15 +400,17 @@ def test_what_does_not_fit_heads(files, tmp_path):
     with pytest.raises(InputError, match="a is given twice in .*run.yaml, in lines 3 and 4"):
         command_line.parse(["--config", str(tmp_path / "run.yaml")])
     for given, message in (
-        ({"test_file": "t.xyz"}, "--test_file: with --heads each head has its own"),
         ({"E0s": None}, "--E0s: energies of the isolated atoms are needed for head 'dft'"),
         ({"E0s": "{1: -1.0, 8: -2.0}"}, "no isolated-atom energy for head 'dft' for atomic number 6"),
         ({"E0s": "foundation"}, "give --foundation_model"),
-        ({"skip_evaluate_heads": "pm2"}, "no head is called 'pm2'; they are dft, mp2"),
         ({"skip_evaluate_heads": "dft,mp2"}, "no head would be evaluated"),
     ):
         with pytest.raises(InputError, match=message):
             prepared(tmp_path, heads=two_heads(files), **given)
+    given = {"test_file": "t.xyz", "skip_evaluate_heads": "pm2"}
+    lines = prepared(tmp_path, heads=two_heads(files), E0s=str(ENERGIES), **given)[1].lines
+    assert [line.split(":")[0] for line in lines[:2]] == [f"--{name} does not act" for name in given]
+
     one = {"train_file": str(files / "a.xyz")}
     ase.io.write(tmp_path / "single.xyz", ase.io.read(files / "b.xyz", 0), format="extxyz")
     for second, message in (

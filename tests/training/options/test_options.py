@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from phi_equivariant.errors import InputError
 from training import mace_interface, run
 from training.data import named_files
 from training.options import command_line, docs
 from training.options.parser import Parser
-from training.options.refused import MEANINGLESS, REFUSED
+from training.options.refused import IDLE, REFUSED
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,8 +28,8 @@ def marked_options():
 
 def test_every_option_of_mace_is_a_field_or_refused():
     names = set(Parser().actions)
-    assert names == {*run.options(), *REFUSED, *MEANINGLESS}
-    assert len(names) == len(run.options()) + len(REFUSED) + len(MEANINGLESS)
+    assert names == {*run.options(), *REFUSED, *IDLE}
+    assert len(names) == len(run.options()) + len(REFUSED) + len(IDLE)
 
 
 def test_every_honoured_option_has_a_test_of_its_effect():
@@ -68,6 +69,17 @@ def test_forms_of_existing_files(tmp_path):
         assert parsed.phi.config.operator == "coulomb" and parsed.phi.config.channels == 4
 
 
+@pytest.mark.honours("heads")
+def test_heads_stay_in_the_order_of_the_file(tmp_path):
+    """The order of a model's heads, of its training set and of which head's validation counts."""
+    heads = {"mp2": {"train_file": "b.xyz"}, "pt_head": {"train_file": "c.xyz"}, "dft": {"train_file": "a.xyz"}}
+    for suffix, text in (
+        ("yaml", yaml.safe_dump({"heads": heads}, sort_keys=False)),
+        ("json", json.dumps({"heads": heads})),
+    ):
+        assert [head.name for head in read(tmp_path, text, suffix=suffix).heads] == ["pt_head", "mp2", "dft"]
+
+
 @pytest.mark.honours("amsgrad")
 def test_amsgrad_can_be_switched_off(tmp_path):
     """mace's parser ignores ``amsgrad: false``."""
@@ -79,10 +91,15 @@ def test_amsgrad_can_be_switched_off(tmp_path):
 def test_resolved_options_give_the_same_options_again(tmp_path):
     """Of a width that mace's num_channels and max_L cannot tell, too, and a dictionary as text or as YAML."""
     factors = {"readouts_lr_factor": 0.5}
-    first = read(tmp_path, f"train_file: a.xyz\nhidden_irreps: 4x0e+4x2e\nlr_params_factors: {factors}\n")
+    text = f"train_file: a.xyz\nhidden_irreps: 4x0e+4x2e\nlr_params_factors: {factors}\n"
+    first = read(tmp_path, f"{text}disallow_random_padding_pt: true\n")
     again = read(tmp_path, json.dumps(first.resolved()), suffix="json")
     assert again.resolved() == first.resolved()
-    assert again.host.hidden_irreps == "4x0e+4x2e" and again.optimiser.factors() == {"readouts": 0.5}
+    assert (
+        again.host.hidden_irreps == "4x0e+4x2e"
+        and not again.replay.allow_random_padding_pt
+        and again.optimiser.factors() == {"readouts": 0.5}
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +121,6 @@ def test_resolved_options_give_the_same_options_again(tmp_path):
         ("train_file: a.xyz\nno_phi: true\nphi:\n  channels: 2\n", ["--no_phi", "phi: section"]),
         ("train_file: a.xyz\ncompare: true\nphi:\n  channels: 2\n", ["--compare", "phi:"]),
         ("train_file: a.xyz\nlora: true\n", ["--lora", "LoRA", "freeze_host"]),
-        ("train_file: a.xyz\ncompute_stress: true\n", ["--compute_stress", "the loss decides"]),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path, text, parts):
@@ -116,16 +132,16 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path, text, parts):
 
 
 def test_options_are_maces():
-    """Names and defaults of every mace option are those of the installed mace, but for dipoles and replay."""
+    """Names and defaults of every mace option are those of the installed mace, but for dipoles."""
     theirs = vars(mace_interface.argument_parser().parse_args(["--name", "x"]))
     parsed = Parser().parse(["--name", "x"], None)
     for name, value in theirs.items():
-        if name not in ("dipole_weight", "swa_dipole_weight", "multiheads_finetuning"):
+        if name not in ("dipole_weight", "swa_dipole_weight"):
             assert parsed[name] == value, name
-    assert set(parsed) == {*run.options(), *REFUSED, *MEANINGLESS}
+    assert set(parsed) == {*run.options(), *REFUSED, *IDLE}
 
 
-def test_every_option_is_honoured_or_refused():
+def test_every_option_is_honoured_refused_or_named_in_the_log():
     """An option of mace that changes nothing here cannot be given in silence."""
     for action in Parser().actions.values():
         if action.dest in run.options():
@@ -141,8 +157,57 @@ def test_every_option_is_honoured_or_refused():
             line = [word, "17" if str(action.default) != "17" else "18"]
         if action.type is not None and getattr(action.type, "__name__", "") == "str2bool":
             line[1] = str(not action.default)
-        with pytest.raises(InputError, match=f"--{action.dest}: "):
-            command_line.parse(["--train_file", "a.xyz", *line])
+        if action.dest == "lora":
+            with pytest.raises(InputError, match="--lora: LoRA is not done here"):
+                command_line.parse(["--train_file", "a.xyz", *line])
+            continue
+        notes = command_line.parse(["--train_file", "a.xyz", *line]).notes
+        assert len(notes) == 1 and notes[0].startswith(f"--{action.dest} does not act: "), (action.dest, notes)
+
+
+IDLE_IN_A_RUN = {
+    "foundation_head": ({"foundation_head": "pbe"}, "it acts with --foundation_model only"),
+    "trust_pickle": ({"trust_pickle": True}, "it acts with --foundation_model only"),
+    "scaling": ({"scaling": "no_scaling", "foundation_model": "x"}, "keeps its own scale, shift"),
+    "use_edge_irreps_first": ({"use_edge_irreps_first": "True"}, "it acts with --edge_irreps only"),
+    "use_embedding_readout": ({"use_embedding_readout": "True"}, "it acts with --embedding_specs only"),
+    "plot_frequency": ({"plot_frequency": 3, "plot": "False"}, "nothing is plotted with --plot False"),
+    "wandb_project": ({"wandb_project": "x"}, "nothing is sent to Weights and Biases without --wandb"),
+    "skip_evaluate_heads": ({"skip_evaluate_heads": "dtf"}, "no head is called dtf; they are Default"),
+    "launcher": ({"launcher": "mpi"}, "there is a single process without --distributed"),
+    "test_file": ({"heads": "{'a': {'train_file': 'a.xyz'}}", "test_file": "b.xyz"}, "each head has its own"),
+    "head_key": ({"head_key": "level"}, "there is a single head"),
+    "multi_processed_test": ({"multi_processed_test": "True"}, "it acts with --test_dir only"),
+    "downloads_dir": ({"downloads_dir": "x"}, "nothing is downloaded without --dataset"),
+    "valid_fraction": ({"valid_fraction": 0.2, "valid_file": "b.xyz"}, "have files of their own"),
+    "avg_num_neighbors": ({"avg_num_neighbors": 8}, "it is taken from the training set unless"),
+    "swa_lr": ({"swa_lr": 0.1}, "there is no stage two: without --swa"),
+    "start_swa": ({"start_swa": 20, "max_num_epochs": 20}, "no stage two: it would begin after the last epoch, 20"),
+    "swa": ({"swa": True, "start_swa": 30, "max_num_epochs": 20}, "it would begin after the last epoch, 20"),
+    "ema_decay": ({"ema_decay": 0.9}, "there is no moving average without --ema"),
+    "lr": ({"lr": 0.1, "lbfgs": True}, "L-BFGS takes a rate of 1 and no decay"),
+    "scheduler_patience": ({"scheduler_patience": 2, "optimizer": "schedulefree"}, "schedulefree takes no schedule"),
+    "lr_scheduler_gamma": ({"lr_scheduler_gamma": 0.9}, "the scheduler is ReduceLROnPlateau"),
+    "beta1_schedulefree": ({"beta1_schedulefree": 0.8}, "it acts with --optimizer schedulefree only"),
+    "beta": ({"beta": 0.8, "optimizer": "schedulefree"}, "--optimizer schedulefree has beta1_schedulefree"),
+    "huber_delta": ({"huber_delta": 0.1}, "--loss weighted has no Huber loss"),
+    "compare_pde_weight": ({"compare_pde_weight": 3}, "it acts with --compare only"),
+    "lora_rank": ({"lora_rank": 8}, "it belongs to LoRA"),
+}
+
+
+@pytest.mark.honours("trust_pickle", "plot_frequency", "launcher", "multi_processed_test", "start_swa", "swa")
+@pytest.mark.parametrize("option", IDLE_IN_A_RUN)
+def test_an_option_that_cannot_act_gets_one_line(option):
+    """mace ignores it as well; the run is that without it."""
+    given, reason = IDLE_IN_A_RUN[option]
+    line = [] if "heads" in given else ["--train_file", "a.xyz"]
+    for name, value in given.items():
+        line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    asked = command_line.parse(line)
+    (found,) = [note for note in asked.notes if note.startswith(f"--{option} does not act: ")]
+    assert reason in found
+    assert (asked.stages.swa, asked.stages.start_swa) == (False, None)
 
 
 @pytest.mark.honours("dataset", "phi")
