@@ -24,7 +24,7 @@ from training.fit.predictions import Predictor, Wanted
 from training.options.evaluation import OPENERS, Asked
 from training.quantities import TARGETS
 from training.report import tables
-from zoo import mace_host
+from zoo import load_pretrained, mace_host
 
 logger = logging.getLogger("phi_mace_train")
 NAMED_FRAMES = 20  # of those left out, on the terminal; --errors lists all
@@ -40,15 +40,16 @@ def read_model(asked: Asked) -> torch.nn.Module:
     """
     distribution.check_device(asked.device)
     path = Path(asked.model)
-    if not path.exists():
-        raise InputError(f"--model: there is no {path}. Give the folder of a run, or a .model file.")
+    named = not path.exists()
     if path.name in (WEIGHTS_FILE, CONFIG_FILE):
         path = path.parent
     if asked.enable_cueq:
         mace_host.check_kernels("cueq")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
-        if path.is_dir():
+        if named:
+            model = _of_the_zoo(asked.model, asked.default_dtype)
+        elif path.is_dir():
             model = load_model(path, dtype=asked.default_dtype)
         else:
             model = mace_host.read_model(path, asked.trust_pickle).to(getattr(torch, asked.default_dtype))
@@ -57,6 +58,15 @@ def read_model(asked: Asked) -> torch.nn.Module:
             model = _on_cueq(model, asked.device)
             set_reader(model, reader)
     return model.to(asked.device).eval()
+
+
+def _of_the_zoo(name: str, dtype: str) -> torch.nn.Module:
+    try:
+        return load_pretrained(name, dtype=dtype)
+    except InputError as error:
+        raise InputError(
+            f"--model: there is no {name}. Give the folder of a run, a .model file, or a name of the zoo. {error}"
+        ) from error
 
 
 def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:

@@ -144,6 +144,10 @@ def test_the_log_tells_of_charges_cells_and_outliers(tmp_path):
     assert "total charge: 20 of 20 frames, −1…+1, key charge" in text
     assert "cells: 5 periodic in 3 directions, 15 open" in text
     assert f"frame 4 of {tmp_path / 'train.xyz'} (" in text and text.count("outlying energies") == 1
+    keys = {"energy_key": "energy", "forces_key": "forces"}
+    evaluated = "\n".join(FrameStream(tmp_path / "train.xyz", [1, 6, 8], keys).take_census().report.lines())
+    (line,) = [one for one in text.splitlines() if "outlying" in one]
+    assert line.strip() in evaluated
 
 
 @pytest.fixture
@@ -291,6 +295,22 @@ def test_a_frame_that_the_model_has_no_energy_for_is_named_in_tests(tmp_path):
         built.model.atomic_energies_fn.atomic_energies[..., 0] = 0.5e308  # of hydrogen: methanol has four
     with pytest.raises(InputError, match=rf"not finite for frame 1 of {tmp_path / 'test.xyz'}"):
         errors_of(built.model, loader, built.outputs, "cpu")
+
+
+@pytest.mark.parametrize("lbfgs", [None, True])
+def test_a_step_whose_loss_is_not_finite_names_its_frames(tmp_path, capsys, lbfgs):
+    """Labels of 1e200, whose square is no number: the step's frames by file and number, not a lower learning rate."""
+    frames = ase.io.read(molecules(tmp_path / "train.xyz", count=8), ":")
+    for index, atoms in enumerate(frames):
+        forces = atoms.get_forces() * (1e200 if index == 5 else 1)
+        atoms.info["energy"], atoms.calc = atoms.get_potential_energy(), None
+        atoms.arrays["forces"] = forces
+    ase.io.write(tmp_path / "broken.xyz", frames, format="extxyz")
+    given = {"valid_file": tmp_path / "train.xyz", "lbfgs": lbfgs, "batch_size": 2, "name": "run", "plot": "False"}
+    given |= {"std": 1.0, "mean": 0.0}
+    message = refused(capsys, words(tmp_path, train_file=tmp_path / "broken.xyz", **given))
+    assert "the training loss is not finite for the step of " in message and message.count("frame ") == 2
+    assert f"frame 5 of {tmp_path / 'broken.xyz'}" in message
 
 
 def test_a_run_stops_at_a_frame_without_an_energy(tmp_path, capsys, monkeypatch):

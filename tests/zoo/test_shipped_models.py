@@ -10,6 +10,7 @@ from ase import Atoms
 from conftest import DATA
 
 from phi_equivariant import PhiCalculator, PhiPotential
+from training import evaluate
 from training.data.named_files import load_dataset
 from zoo import list_models, load_pretrained
 from zoo.store import card
@@ -40,6 +41,32 @@ TEST_FRAMES = {
     "acac": lambda: published("acac/test_MD_300K.xyz", slice(None)),
     "3bpa": lambda: published("3bpa/train_300K.xyz", slice(9, None, 10)),
 }
+
+
+WATER = """3
+Properties=species:S:1:pos:R:3{}
+O 0 0 .12
+H 0 .76 -.48
+H 0 -.76 -.48
+"""
+
+
+@pytest.mark.parametrize(
+    ("entries", "energy"),
+    [
+        ("", -2078.4825),
+        (" total_charge=1", -2070.9532),
+        (' Lattice="3.2 0 0 0 3.2 0 0 0 3.2"', -2078.1873),
+    ],
+)
+def test_water_has_the_energies_that_were_published(tmp_path, entries, energy):
+    """By the calculator and by the command, neutral and open, charged, and in a cube: the numbers to 1e-4 eV."""
+    path, name = tmp_path / "water.xyz", "phi-mace-small.acac"
+    path.write_text(WATER.format(entries))
+    assert PhiCalculator(name).get_potential_energy(ase.io.read(path)) == pytest.approx(energy, abs=1e-4)
+    command = ["--configs", str(path), "--model", name, "--output", str(tmp_path / "out.xyz")]
+    assert evaluate.main(command) == 0
+    assert ase.io.read(tmp_path / "out.xyz").info["MACE_energy"] == pytest.approx(energy, abs=1e-4)
 
 
 def test_there_are_models_within_the_size_that_is_promised():

@@ -60,9 +60,10 @@ class WholeSet:
         yield self
 
     def batches(self):
-        """The batches, the last one smaller if need be."""
-        for indices in torch.arange(self.num_graphs).split(self.batch_size):
-            yield collate([self.dataset[i] for i in indices.tolist()])
+        """(indices, batch), the last one smaller if need be."""
+        for part in torch.arange(self.num_graphs).split(self.batch_size):
+            indices = part.tolist()
+            yield indices, collate([self.dataset[i] for i in indices])
 
 
 class DealtBatches:

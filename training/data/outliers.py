@@ -1,7 +1,9 @@
 """Energies and forces far from those of the other structures: wrong units, other methods, calculations that failed."""
 
-from collections.abc import Hashable
+from array import array
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -21,27 +23,31 @@ class Outliers:
     """Collects the labels of structures, by head and ``config_type``, and names those that stand out.
 
     Energies are compared after what the composition gives: E_i/n_i − Σ_Z c_iZ x_Z with the fractions c_iZ, fitted by
-    least absolute deviations, which an outlier does not move.
+    least absolute deviations, which an outlier does not move. ``name`` makes names of what :meth:`add` is given.
     """
 
-    _names: list[str] = field(default_factory=list)
+    name: Callable[[Any], str] = str
+    _names: list[Any] = field(default_factory=list)
     _groups: list[Hashable] = field(default_factory=list)
-    _energies: list[float] = field(default_factory=list)
-    _forces: list[float] = field(default_factory=list)
+    _energies: "array[float]" = field(default_factory=lambda: array("d"))
+    _forces: "array[float]" = field(default_factory=lambda: array("d"))
     _fractions: list[dict[int, float]] = field(default_factory=list)
+    _met: dict[Hashable, Any] = field(default_factory=dict)  # equal groups and compositions are kept once
 
-    def add(self, atoms: Atoms, where: str) -> None:
-        """Take in a structure with its labels under the canonical keys; ``where`` names it."""
+    def add(self, atoms: Atoms, where: Any) -> None:
+        """Take in a structure with its labels under the canonical keys; ``name`` makes its name of ``where``."""
         energy, forces = (
             (atoms.arrays if label.per_atom else atoms.info)[label.canonical] if label.acts(atoms, {}) else None
             for label in (LABELS["energy"], LABELS["forces"])
         )
         self._names.append(where)
-        self._groups.append((str(atoms.info.get("head")), str(atoms.info.get("config_type"))))
+        group = (str(atoms.info.get("head")), str(atoms.info.get("config_type")))
+        self._groups.append(self._met.setdefault(group, group))
         self._energies.append(np.nan if energy is None else energy / len(atoms))
         self._forces.append(np.nan if forces is None else float(np.linalg.norm(forces, axis=1).max()))
         numbers, counts = np.unique(atoms.numbers, return_counts=True)
-        self._fractions.append(dict(zip(numbers.tolist(), (counts / len(atoms)).tolist(), strict=True)))
+        fractions = tuple(zip(numbers.tolist(), (counts / len(atoms)).tolist(), strict=True))
+        self._fractions.append(self._met.setdefault(fractions, dict(fractions)))
 
     def lines(self) -> list[str]:
         """Lines for the log: outlying energies and forces with their frames; none where nothing stands out."""
@@ -70,7 +76,9 @@ class Outliers:
             residual = energies - fractions @ fitted
         residual -= np.median(residual)
         limit = max(DEVIATIONS * float(np.median(np.abs(residual))), LEAST_ENERGY)
-        return {self._names[members[k]]: float(residual[k]) for k in np.flatnonzero(np.abs(residual) > limit)}
+        return {
+            self.name(self._names[members[k]]): float(residual[k]) for k in np.flatnonzero(np.abs(residual) > limit)
+        }
 
     def _outlying_forces(self, members: np.ndarray) -> dict[str, float]:
         forces = np.array(self._forces)[members]
@@ -78,7 +86,7 @@ class Outliers:
         if len(members) < SMALLEST_GROUP:
             return {}
         limit = max(DEVIATIONS * float(np.median(forces)), LEAST_FORCE)
-        return {self._names[members[k]]: float(forces[k]) for k in np.flatnonzero(forces > limit)}
+        return {self.name(self._names[members[k]]): float(forces[k]) for k in np.flatnonzero(forces > limit)}
 
 
 def _line(what: str, found: dict[str, float], unit: str, limit: str) -> list[str]:

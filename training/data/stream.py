@@ -14,6 +14,7 @@ from phi_equivariant.inputs.state import StateCount
 from training.data.embeddings import place_embeddings
 from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport, resolve_keys
+from training.data.outliers import Outliers
 from training.data.placing import LabelPlacer, State, describe_keys
 
 
@@ -89,7 +90,7 @@ class FrameStream:
     def take_census(self) -> Census:
         """Read the file once, so that whatever is wrong with it is known before anything is computed."""
         counts: Counter[str] = Counter()
-        periodic: Counter[int] = Counter()
+        periodic, outliers = Counter[int](), Outliers(self.where)
         states = StateCount(self._named)
         atoms, structures, first_keys = 0, 0, ""
         for index, raw in self._read():
@@ -103,10 +104,11 @@ class FrameStream:
                 counts.update(found)
                 states.add(state)
                 periodic[int(frame.atoms.pbc.sum())] += 1
+                outliers.add(frame.labelled, index)
         if not structures:
             raise InputError(f"{self.path} holds no structure that can be evaluated; {len(self.bad)} were skipped.")
         states.check_named(str(self.path))
-        notes = [*states.lines(), describe_periodicity(periodic)]
+        notes = [*states.lines(), describe_periodicity(periodic), *outliers.lines()]
         report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts), notes=notes)
         return Census(report, atoms, self.bad, first_keys)
 

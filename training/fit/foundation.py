@@ -15,6 +15,7 @@ from phi_equivariant.weights import load_model
 from training import mace_hosts, mace_interface
 from training.data.heads import read_heads
 from training.run import Host, Phi, Run
+from zoo import list_models, load_pretrained
 from zoo.mace_host import MaceHost, read_model
 
 #: Options of the architecture that a trained model's description calls by another name.
@@ -119,6 +120,8 @@ def _load(name: str, trust_pickle: bool) -> torch.nn.Module:
     path = Path(name).expanduser()
     if path.is_dir():
         return load_model(path)
+    if not path.exists() and name in list_models(trained=True):
+        return load_pretrained(name)
     if not path.exists() and name in mace_interface.names_of_downloads():
         raise InputError(
             f"{name} is a model that mace downloads, a pickle without a checksum. Download it yourself (mace's ase "

@@ -10,7 +10,7 @@ from torch_ema import ExponentialMovingAverage
 from training import distribution
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
-from training.fit.predict import check_finite, freeze, predict, unfreeze
+from training.fit.predict import check_finite, freeze, predict, refuse_loss, unfreeze
 from training.fit.schedules import build_schedule
 from training.report.error_sums import ErrorSums
 from training.run import HEAD, Optimiser, Stages
@@ -142,6 +142,10 @@ class PotentialModule(pl.LightningModule):
         """Loss of a batch."""
         output = predict(self.model, batch, self.outputs, training=True)
         loss, terms = self.objective(output, batch, self.current_epoch)
+        if not bool(torch.isfinite(loss.detach())):
+            loader = self.trainer.train_dataloader
+            indices = list(loader.batch_sampler)[batch_index]
+            refuse_loss(self.model, output, batch, loader.dataset, indices, self.global_step)
         self._add(loss.detach(), terms, 1)
         return loss
 

@@ -93,6 +93,36 @@ def check_finite(
     )
 
 
+def refuse_loss(
+    model: torch.nn.Module,
+    output: Mapping[str, Any],
+    batch: GraphBatch,
+    dataset: Any,
+    indices: Sequence[int],
+    steps: int,
+) -> None:
+    """InputError, naming the frames, for a training loss that is not finite, where the model's parameters are.
+
+    The frames are those of which the model gives no numbers, or all of the step if only the loss is at fault.
+
+    Parameters
+    ----------
+    model, output, batch, dataset, indices : as of :func:`check_finite`
+    steps : that were taken before; after some the model may be at fault, whose parameters grow
+    """
+    perhaps = f" If nothing is, training has diverged after {steps} steps: lower the learning rate." if steps else ""
+    try:
+        check_finite(model, output, batch, dataset, indices)
+    except InputError as error:
+        raise InputError(f"{error}{perhaps}") from None
+    if all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        named = ", ".join(name_in(dataset, index) for index in indices)
+        raise InputError(
+            f"the training loss is not finite for the step of {named}. Look at what is wrong with their labels and "
+            f"weights.{perhaps}"
+        )
+
+
 def predict(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
 ) -> dict[str, torch.Tensor | None]:

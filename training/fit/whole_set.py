@@ -3,7 +3,7 @@
 import torch
 
 from training.fit.lightning_module import PotentialModule
-from training.fit.predict import predict
+from training.fit.predict import predict, refuse_loss
 
 
 class WholeSetModule(PotentialModule):
@@ -21,11 +21,13 @@ class WholeSetModule(PotentialModule):
     def training_step(self, whole, batch_index):
         """Loss of the training set; its gradient waits for :meth:`backward`."""
         total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in self._trainable]
-        for batch in whole.batches():
+        for indices, batch in whole.batches():
             batch = batch.to(self.device)
             share = batch.num_graphs / whole.num_graphs
             output = predict(self.model, batch, self.outputs, training=True)
             loss, terms = self.objective(output, batch, self.current_epoch)
+            if not bool(torch.isfinite(loss.detach())):
+                refuse_loss(self.model, output, batch, whole.dataset, indices, self.global_step)
             parts = torch.autograd.grad(share * loss, self._trainable, materialize_grads=True)
             for sum_, part in zip(gradients, parts, strict=True):
                 sum_ += part

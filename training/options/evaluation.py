@@ -77,7 +77,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=version())
     add = made.add_argument
     add("--configs", required=True, help="structures: any file that ase reads")
-    add("--model", required=True, help="folder of a run, its model.safetensors, or a mace .model file")
+    add(
+        "--model",
+        required=True,
+        help="folder of a run, its model.safetensors, a name of the zoo, or a mace .model file",
+    )
     add("--output", required=True, help="extended XYZ: .xyz or .extxyz, also with .gz, .bz2 or .xz behind it")
     add("--errors", help="JSON file for the errors with respect to the labels in the file")
     add("--info_prefix", default="MACE_", help="prefix of the names of what is written")

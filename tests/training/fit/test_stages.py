@@ -139,7 +139,7 @@ def test_sizes_of_batches(molecules, tmp_path, lbfgs, sizes):
     order = run_data.order()
     order.set_epoch(0)
     train = list(run_data.train_loader(order))
-    train = list(train[0].batches()) if lbfgs else train
+    train = [batch for _, batch in train[0].batches()] if lbfgs else train
     (valid,) = run_data.loader("valid").values()
     assert [[batch.num_graphs for batch in found] for found in (train, valid)] == sizes
 
