@@ -10,6 +10,7 @@ from phi_equivariant.batching import PaddedLayout
 
 # Entries of padding in a group's matrices that take no longer than the calls for one more group.
 _PADDING = 20_000
+_WAVES_PER_ATOM = 10  # rows of the matrices of a lattice sum: its padding costs as many times more
 _PADDED_SHARE = 0.2  # of the entries that are there
 
 
@@ -98,10 +99,11 @@ class Structures:
         """Distance in Å between the two atoms of every edge, (n_edges,)."""
         return self.edge_vectors().norm(dim=-1)
 
-    def groups(self, kinds: Sequence[Hashable], alone: Sequence[bool]) -> list[list[int]]:
+    def groups(self, kinds: Sequence[Hashable], alone: Sequence[bool], lattice: Sequence[bool] = ()) -> list[list[int]]:
         """Structures to be computed together: of one kind, of about one size, or alone where told so.
 
-        Matrices of a group are padded to the largest, so its structures are as many as that pays for.
+        Matrices of a group are padded to the largest, so its structures are as many as that pays for. ``lattice``:
+        which structures have lattice sums, none where it is empty.
         """
         groups: list[list[int]] = []
         # The largest of a group comes first.
@@ -111,7 +113,8 @@ class Structures:
             entries, kind = self.counts[index] ** 2, kinds[index]
             members, largest, used = open_groups.get(kind, ([], 0, 0))
             padding = (len(members) + 1) * largest - used - entries
-            if alone[index] or not members or padding > _PADDING + _PADDED_SHARE * (used + entries):
+            allowed = _PADDING / (_WAVES_PER_ATOM if lattice and lattice[index] else 1)
+            if alone[index] or not members or padding > allowed + _PADDED_SHARE * (used + entries):
                 members, largest, used = [], entries, 0
                 groups.append(members)
             members.append(index)

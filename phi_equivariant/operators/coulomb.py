@@ -81,7 +81,7 @@ class GaussianCoulomb(Operator):
             for count, inside in zip(structures.counts, periodic, strict=True)
         ]
         parts = []
-        for group in structures.groups(list(zip(periodic, alone, strict=True)), alone):
+        for group in structures.groups(list(zip(periodic, alone, strict=True)), alone, periodic):
             atoms, chosen = structures.select(group, edges)
             widths = width_squared if atoms is None else width_squared[atoms]
             parts.append((atoms, self._part(chosen, widths, group, periodic[group[0]], alone[group[0]])))
