@@ -115,14 +115,16 @@ class PhiTorchSimModel(ModelInterface):
         dict of energy (n_systems,) in eV, in float64 whatever the model's precision; forces (n_atoms, 3) in eV/Å and
         stress (n_systems, 3, 3) in eV/Å³, positive under tension, NaN for molecules, wires and without Φ slabs; with Φ
         charges (n_atoms,) in e, for molecules and slabs dipole (n_systems, 3) in e·Å, and for slabs
-        surface_potential_step (n_systems,) in V, both as of ``PhiCalculator``; of a committee the means, and ``energy_std``, ``forces_std``, … as of ``PhiCalculator``.
+        surface_potential_step (n_systems,) in V, both as of ``PhiCalculator``; of a committee the means, and
+        ``energy_std``, ``forces_std``, … as of ``PhiCalculator``.
 
         Raises
         ------
         InputError
             For a state of another kind, device or precision, or whose systems are not in order; elements that the model
-            does not know; positions or a cell that are not finite; a singular cell; with ``operator="coulomb"`` a wire, or
-            a slab whose charges need not sum to the total charge; a total charge that is given twice, or missing for a composition.
+            does not know; positions or a cell that are not finite; a singular cell; with ``operator="coulomb"`` a wire,
+            or a slab whose charges need not sum to the total charge; a total charge that is given twice, or missing for
+            a composition.
         """
         structures = self._structures(state)
         stressed = self._compute_stress and self.committee.has_stress(structures[0].pbc)

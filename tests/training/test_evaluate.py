@@ -561,6 +561,22 @@ def test_crystals_and_molecules_in_one_batch(models, tmp_path):
 
 
 @pytest.mark.usefixtures("double")
+def test_slabs_have_a_step_of_the_potential(tmp_path):
+    """It is written, read back, and taken out again; molecules in the same batch have none."""
+    model = potential(host=small_host())
+    film = molecule("H2O", cell=[5.0, 6.0, 0.0], pbc=(True, True, False))
+    ase.io.write(tmp_path / "in.xyz", [film, molecule("H2O")], format="extxyz")
+    found, gas = run(tmp_path / "in.xyz", model, tmp_path / "out.xyz", "--compute_stress")
+    film = ase.io.read(tmp_path / "in.xyz", 0)
+    film.calc = PhiCalculator(model)
+    assert found.info["MACE_energy"] == pytest.approx(film.get_potential_energy(), abs=1e-9)
+    expected = film.calc.phi_results["surface_potential_step"]
+    assert abs(expected) > 1e-3 and found.info["MACE_surface_potential_step"] == pytest.approx(expected, rel=1e-9)
+    assert "MACE_dipole" not in found.info and "MACE_stress" not in found.info
+    assert "MACE_surface_potential_step" not in gas.info and "MACE_dipole" in gas.info
+
+
+@pytest.mark.usefixtures("double")
 def test_atomic_dipoles_are_written(tmp_path):
     model = potential(host=small_host(), multipoles=1)
     ase.io.write(tmp_path / "in.xyz", molecule("H2O"), format="extxyz")

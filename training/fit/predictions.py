@@ -25,15 +25,8 @@ OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
 #: Everything that may be written behind the prefix: what an earlier evaluation has left is taken out.
 WRITTEN = (
     *(OF_STRUCTURE | OF_ATOM | OF_STRUCTURE_WITH_PHI | OF_ATOM_WITH_PHI),
-    *(
-        "stress",
-        "dipole",
-        "surface_potential_step",
-        "atomic_dipoles",
-        "node_energies",
-        "descriptors",
-        "BO_contributions",
-    ),
+    *("stress", "dipole", "surface_potential_step", "atomic_dipoles"),
+    *("node_energies", "descriptors", "BO_contributions"),
 )
 
 #: Values of a structure and values of its atoms, by name.
