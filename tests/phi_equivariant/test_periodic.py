@@ -319,7 +319,7 @@ def pbc_of(pbc):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (lambda: pbc_of([True, True, False]), "pbc T T F.*three periodic directions or none.*operator='graph'"),
+        (lambda: pbc_of([True, False, False]), "pbc T F F.*two or three periodic directions or none.*operator='graph'"),
         (lambda: pbc_of([False, False, True]), "pbc F F T"),
         (lambda: pbc_of(True) | {"cell": torch.zeros(3, 3)}, "singular"),
         (lambda: pbc_of(True) | {"cell": torch.eye(3) * 0.1}, "too small.*0.1 Å"),
