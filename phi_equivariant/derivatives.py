@@ -9,6 +9,9 @@ import torch
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import read_cells
 from phi_equivariant.operators.lattice import cell_volume
+from phi_equivariant.planes import is_slab, planes
+
+_FLAT = 1e-6  # Å, the height up to which a slab's cell has no volume
 
 Batch = dict[str, Any]  # with mace's keys
 Output = dict[str, torch.Tensor | None]
@@ -79,8 +82,8 @@ def with_derivatives(
     Returns
     -------
     the output with forces (n_atoms, 3) in eV/Å; virials (n_structures, 3, 3) in eV; stress (n_structures, 3, 3) in
-    eV/Å³, NaN for structures that are not periodic in all three directions and None if there is no other; displacement
-    (n_structures, 3, 3), the strain that was differentiated by. Each is None where not asked for.
+    eV/Å³, that of slabs in their plane, NaN for molecules and wires and None if there is no other, see ``stress_of``;
+    displacement (n_structures, 3, 3), the strain that was differentiated by. Each is None where not asked for.
 
     Raises
     ------
@@ -88,7 +91,7 @@ def with_derivatives(
         For a cell that nothing can be computed in.
     """
     cell, pbc = read_cells(data)
-    stressed = wanted.compute_stress and bool(pbc.all(1).any())
+    stressed = wanted.compute_stress and bool((pbc.sum(1) >= 2).any())
     with torch.set_grad_enabled(wanted.differentiates or torch.is_grad_enabled()):
         data = dict(data)
         if not data["positions"].requires_grad:
@@ -105,7 +108,7 @@ def with_derivatives(
         **out,
         "forces": -gradients[0] if gradients else None,
         "virials": -gradients[1] if wanted.compute_virials else None,
-        "stress": _stress(gradients[1], cell.detach(), pbc) if stressed else None,
+        "stress": stress_of(gradients[1], cell.detach(), pbc) if stressed else None,
         "displacement": variables[1] if len(variables) == 2 else None,
     }
 
@@ -133,11 +136,26 @@ def _slopes(energy: torch.Tensor | None, variables: list[torch.Tensor], training
     ]
 
 
-def _stress(slope: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor:
-    """∂E/∂ε per volume: (n_structures, 3, 3) in eV/Å³, NaN where there is no volume."""
-    periodic = pbc.all(1)
-    volume = cell_volume(cell).where(periodic, cell.new_ones(()))
-    return (slope / volume[:, None, None]).masked_fill(~periodic[:, None, None], torch.nan)
+def stress_of(slope: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor:
+    """∂E/∂ε per volume: (n_structures, 3, 3) in eV/Å³, NaN where there is neither a volume nor a plane.
+
+    Of slabs it has the components in the plane, zero elsewhere. Their volume is that of the cell as it is given, so
+    that stress times volume does not depend on the vector across the slab, A times 1 Å where that is zero, as ase's
+    ``Cell.complete`` has it.
+
+    Parameters
+    ----------
+    slope: ∂E/∂ε (n_structures, 3, 3) in eV; cell: (n_structures, 3, 3) in Å; pbc: (n_structures, 3)
+    """
+    defined, volume = pbc.sum(1) >= 2, cell_volume(cell)
+    slab = is_slab(pbc)
+    if bool(slab.any()):
+        normal, area = planes(cell, pbc)
+        inside = torch.eye(3, dtype=cell.dtype, device=cell.device) - normal[:, :, None] * normal[:, None, :]
+        slope = torch.where(slab[:, None, None], inside @ slope @ inside, slope)
+        volume = torch.where(slab & (volume <= _FLAT * area), area, volume)
+    volume = volume.where(defined, cell.new_ones(()))
+    return (slope / volume[:, None, None]).masked_fill(~defined[:, None, None], torch.nan)
 
 
 def response_to(

@@ -1,5 +1,6 @@
 """The Φ-Module: fields that obey Poisson's equation, their energy, charges and residual."""
 
+import math
 from collections.abc import Sequence
 
 import ase.data
@@ -8,10 +9,14 @@ import torch
 from phi_equivariant.alpha_net import AlphaNet
 from phi_equivariant.charge_models.model import ChargeModel
 from phi_equivariant.config import PhiConfig
+from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
 from phi_equivariant.operators.registry import operator_class
+from phi_equivariant.planes import is_slab, planes
 from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, respond
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
 from phi_equivariant.structures import Structures
+
+_PARALLEL = 1e-6  # less than this from 1, a component of a slab's normal is all of it
 
 
 class PhiModule(torch.nn.Module):
@@ -36,7 +41,7 @@ class PhiModule(torch.nn.Module):
 
     In a homogeneous external field F, −F·Σ_i (ρ_i r_i + μ_i) of channel 0 joins the energy.
 
-    In a periodic cell L acts on neutral charges only; the uniform charge is its smoothest mode, λ = 0.
+    In crystals and slabs L acts on neutral charges only; the uniform charge is its smoothest mode, λ = 0.
 
     Parameters
     ----------
@@ -48,10 +53,10 @@ class PhiModule(torch.nn.Module):
     Raises
     ------
     InputError
-        If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``, or for a
-        structure that is periodic in one or two directions with ``operator="coulomb"``; for one of more than
-        ``dense_limit`` atoms with ``num_modes``, or for which conjugate gradients do not converge
-        (``ConvergenceError``).
+        If a layer has no 0e channel; in the forward pass, for a total charge with ``operator="graph"``; with
+        ``operator="coulomb"`` for a structure that is periodic in one direction, or in two where charges need not sum
+        to the total charge; for one of more than ``dense_limit`` atoms with ``num_modes``, or for which conjugate
+        gradients do not converge (``ConvergenceError``).
 
     Source: arXiv 2505.14606, with the operators described in ``phi_equivariant.operators``.
     """
@@ -111,8 +116,10 @@ class PhiModule(torch.nn.Module):
         Returns
         -------
         dict of phi_energy (n_structures,) and node_energy (n_atoms,) in eV; charges (n_atoms,) in e and potential
-        (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN for periodic
-        structures and None if there is no other; pde_residual (n_structures,); net_charge (n_structures,), Σρ of
+        (n_atoms,) in V, of channel 0; dipole (n_structures, 3) in e·Å about the centre of mass, NaN along periodic
+        directions, see ``_dipole``, and None if there is nothing else; with ``coulomb`` surface_potential_step
+        (n_structures,) of slabs in V, φ above less φ below along the normal of ``planes``, 4π k_e p/A, NaN for other
+        structures and None if there is no slab; pde_residual (n_structures,); net_charge (n_structures,), Σρ of
         channel 0 before projection; charge_penalty (n_structures,), Σ_channels (Σρ − Q)² before projection; with
         ``multipoles=1`` or ``polarizable`` also atomic_dipoles (n_atoms, 3) in e·Å, which ``dipole`` contains; with
         ``sqe`` in a batch with periodic structures source_charges (n_atoms,) in e, before anything has flown, and
@@ -120,6 +127,9 @@ class PhiModule(torch.nn.Module):
         """
         self.operator.check(structures)
         fields = self._solve(layers, structures, order)
+        uniform = self.operator.uniform_part(structures)
+        if uniform is not None:
+            fields = fields.without_uniform_part(uniform, structures)
         node_energy, channels = fields.energy, self.config.channels
         if structures.external_field is not None and self.charge_model is None:
             node_energy = node_energy + _in_field(structures, fields)
@@ -129,7 +139,7 @@ class PhiModule(torch.nn.Module):
             "node_energy": node_energy,
             "charges": fields.charges[:, 0],
             "potential": fields.potential[:, 0],
-            "dipole": self._dipole(fields.charges[:, 0], structures),
+            **self._dipole(fields.charges[:, 0], fields.dipoles, structures),
             "pde_residual": structures.sum(fields.residual) / structures.layout.counts,
             "net_charge": fields.net[:, 0],
             "charge_penalty": (fields.net - wanted).square().sum(-1),
@@ -138,8 +148,6 @@ class PhiModule(torch.nn.Module):
             out |= {"source_charges": fields.source, "flow_dipole": structures.sum(fields.flow)}
         if fields.dipoles is not None:
             out["atomic_dipoles"] = fields.dipoles
-            if out["dipole"] is not None:
-                out["dipole"] = out["dipole"] + structures.sum(fields.dipoles)
         return out
 
     def _solve(self, layers: Sequence[torch.Tensor], structures: Structures, order: int) -> Fields:
@@ -163,17 +171,33 @@ class PhiModule(torch.nn.Module):
             return fields_by_potential(heads, operator, response, config, dipoles)
         return fields_by_laplacian(heads, operator, response, config)
 
-    def _dipole(self, charges: torch.Tensor, structures: Structures) -> torch.Tensor | None:
-        """Σ_i q_i (r_i − r_centre of mass): (n_structures, 3); None, or NaN in a mixed batch, where periodic.
+    def _dipole(
+        self, charges: torch.Tensor, dipoles: torch.Tensor | None, structures: Structures
+    ) -> dict[str, torch.Tensor | None]:
+        """Σ_i [q_i (r_i − r_centre of mass) + μ_i]: dipole (n_structures, 3), and what it makes the potential of a slab
+        differ by above and below, surface_potential_step (n_structures,).
 
-        The dipole of a periodic cell depends on where it is cut.
+        The dipole of a periodic cell depends on where it is cut, that of a slab too but along its normal. A component
+        is NaN unless its axis is along open directions only; there is none where all are NaN for every structure.
         """
-        if all(structures.n_periodic):
-            return None
+        found: dict[str, torch.Tensor | None] = {"dipole": None, "surface_potential_step": None}
+        if all(number % 2 for number in structures.n_periodic):  # crystals and wires
+            return found
         masses, positions = self.masses[structures.species], structures.positions
         centre = structures.sum(masses[:, None] * positions) / structures.sum(masses)[:, None]
-        dipole = structures.sum(charges[:, None] * (positions - centre[structures.batch]))
-        return dipole.masked_fill(structures.pbc.any(1)[:, None], torch.nan)
+        moments = charges[:, None] * (positions - centre[structures.batch])
+        dipole = structures.sum(moments if dipoles is None else moments + dipoles)
+        slab = is_slab(structures.pbc)
+        if 2 not in structures.n_periodic:
+            return {**found, "dipole": dipole.masked_fill(structures.pbc.any(1)[:, None], torch.nan)}
+        normal, area = planes(structures.cell, structures.pbc)
+        along = normal.detach().abs() > 1 - _PARALLEL
+        undefined = torch.where(slab[:, None], ~along, structures.pbc.any(1)[:, None])
+        found["dipole"] = dipole.masked_fill(undefined, torch.nan)
+        if self.operator.inverse:
+            step = 4 * math.pi * COULOMB_CONSTANT * (dipole * normal).sum(1) / area
+            found["surface_potential_step"] = step.masked_fill(~slab, torch.nan)
+        return found
 
 
 def _in_field(structures: Structures, fields: Fields) -> torch.Tensor:

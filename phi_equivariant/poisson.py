@@ -10,6 +10,7 @@ from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.base import Bound, Part
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
+from phi_equivariant.structures import Structures
 
 Response = Callable[[torch.Tensor], torch.Tensor]  # f(L), as a map of (n_atoms, c)
 
@@ -53,6 +54,19 @@ class Fields:
             energy = energy + 0.5 * (dipoles * gradient).sum((-2, -1))
         residual = torch.zeros_like(energy) if residual is None else residual
         return cls(potential, charges, energy, residual, net, None if dipoles is None else dipoles[:, 0])
+
+    def without_uniform_part(self, uniform: torch.Tensor, structures: Structures) -> "Fields":
+        """Those of P less c for every pair of atoms, where channel 0 sums to the total charge: φ − cQ, E − ½ cQ².
+
+        Parameters
+        ----------
+        uniform: c of ``Operator.uniform_part``, (n_structures,) in V/e
+        structures: ``Structures``
+        """
+        level = (uniform * structures.total_charge)[structures.batch]  # (n_atoms,)
+        shift = torch.nn.functional.pad(level[:, None], (0, self.potential.shape[1] - 1))
+        energy = self.energy - 0.5 * level * self.charges[:, 0]
+        return dataclasses.replace(self, potential=self.potential - shift, energy=energy)
 
 
 def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, response: Response, config: PhiConfig) -> Fields:
@@ -227,7 +241,7 @@ def _of_inverse(
 ) -> torch.Tensor:
     """f(L) applied to columns (n_structures, n_max, c), from P = L⁻¹.
 
-    Periodic structures: with Π = 1 − 11ᵀ/n, L is the inverse of ΠPΠ among neutral charges and zero on the uniform
+    Crystals and slabs: with Π = 1 − 11ᵀ/n, L is the inverse of ΠPΠ among neutral charges and zero on the uniform
     one, f(L)a = ā + Π f(L) Πa. P itself will not do: next to the background it calls the uniform charge the
     roughest of all, f(L)1 all but vanishes, and no total charge can be projected along it.
     """

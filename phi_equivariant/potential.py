@@ -13,6 +13,7 @@ from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.inputs.external_field import NAME as FIELD
 from phi_equivariant.inputs.external_field import field_of_batch
 from phi_equivariant.phi_module import PhiModule
+from phi_equivariant.planes import is_slab
 from phi_equivariant.structures import Structures
 from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
 
@@ -111,10 +112,13 @@ class PhiPotential(torch.nn.Module):
         Returns
         -------
         dict of energy, host_energy, phi_energy (n_structures,) and node_energy (n_atoms,) in eV; forces (n_atoms, 3) in
-        eV/Å or None; stress (n_structures, 3, 3) in eV/Å³, NaN for structures that are not periodic in all three
-        directions, None if there is no other or it is not asked for; virials (n_structures, 3, 3) in eV or None;
-        charges (n_atoms,) in e; potential (n_atoms,) in V, in a periodic cell relative to the cell's mean; dipole
-        (n_structures, 3) in e·Å, NaN for periodic structures and None if there is no other; pde_residual, net_charge,
+        eV/Å or None; stress (n_structures, 3, 3) in eV/Å³, of slabs in their plane, see ``derivatives.stress_of``, NaN
+        for molecules and wires, None if there is no other or it is not asked for; virials (n_structures, 3, 3) in eV or
+        None; charges (n_atoms,) in e; potential (n_atoms,) in V, in a crystal relative to the cell's mean, in a neutral
+        slab to half-way between above and below; dipole (n_structures, 3) in e·Å, of a slab along its normal where that
+        is along an axis, else NaN for periodic structures and None if there is no other; surface_potential_step
+        (n_structures,) in V, φ(above) − φ(below) of slabs, NaN for others and None if there is none, "above" being
+        where a×b of the periodic vectors, in cyclic order, points; pde_residual, net_charge,
         charge_penalty (n_structures,); node_feats (n_atoms, any), the host's features, or where it gives none those
         that Φ reads.
 
@@ -123,8 +127,9 @@ class PhiPotential(torch.nn.Module):
         InputError
             For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is no
             class of the host's embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a
-            structure periodic in one or two directions, a field along a periodic direction, a quantity that is not
-            computed, derivatives in inference mode, or if Φ was detached. A charged periodic cell gives a warning.
+            wire, or a slab whose charges need not sum to the total charge, a field along a periodic direction, a
+            quantity that is not computed, derivatives in inference mode, or if Φ was detached. A charged crystal or
+            slab gives a warning.
         """
         wanted = Wanted(
             "a potential with Φ",
@@ -209,11 +214,20 @@ def _total_charge(data: Batch, pbc: torch.Tensor) -> torch.Tensor:
         raise InputError(
             f"total_charge is {charge.tolist()} for {n_structures} structures; give one finite number for each, in e."
         )
-    if bool((pbc.any(1) & (charge != 0)).any()):
+    slab = is_slab(pbc)
+    if bool((pbc.any(1) & ~slab & (charge != 0)).any()):
         warnings.warn(
             "total_charge is not 0 in a periodic cell: a uniform background of the opposite charge makes it neutral. "
             "Energies then depend on the cell's size (by about 1.4 k_e Q²/L for a cube of edge L) and compare only "
             "between cells of one charge and shape; the stress holds the background's share.",
+            stacklevel=3,
+        )
+    if bool((slab & (charge != 0)).any()):
+        charged = sorted({float(f"{one:.6g}") for one in charge[slab & (charge != 0)].tolist()})
+        warnings.warn(
+            f"total_charge is {', '.join(f'{one:g}' for one in charged)} e in a slab: nothing makes it neutral, and "
+            "its field of 2π k_e Q/A does not decay. The energy leaves out that of this field up to infinity, so it "
+            "compares only between slabs of one charge and area.",
             stacklevel=3,
         )
     return charge

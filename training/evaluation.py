@@ -17,6 +17,7 @@ from phi_equivariant.files import write_atomically
 from phi_equivariant.inputs.state import reader_of, set_reader
 from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, load_model
 from training import distribution, run_folder
+from training.data.geometry import ALL_PERIODICITIES
 from training.data.labels import KEY_OPTIONS
 from training.data.stream import Census, FrameStream
 from training.fit.file_evaluation import Evaluation
@@ -135,14 +136,14 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         descriptor_invariants_only=asked.descriptor_invariants_only,
     )
     predictor = Predictor(model, asked.device, asked.head, wanted)
-    operator = model.phi.operator if isinstance(model, PhiPotential) else None
+    phi = model.phi if isinstance(model, PhiPotential) else None
     reader = reader_of(model)
     stream = FrameStream(
         asked.configs,
         predictor.numbers,
         asked.keys,
-        allow_slabs=operator is None or operator.periodicities >= {1, 2},
-        allow_charged=operator is None or operator.carries_charge,
+        periodicities=ALL_PERIODICITIES if phi is None else phi.operator.periodicities_with(phi.config),
+        allow_charged=phi is None or phi.operator.carries_charge,
         embeddings=predictor.embeddings,
         skip_bad=asked.skip_bad,
         usual=reader.keys,

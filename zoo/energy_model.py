@@ -104,9 +104,9 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         -------
         dict of energy, interaction_energy (n_structures,) and node_energy (n_atoms,) in eV, those with E0 in float64
         whatever the precision; forces (n_atoms, 3) in eV/Å; virials −∂E/∂strain in eV; stress (n_structures, 3, 3) in
-        eV/Å³, NaN for structures that are not periodic in all three directions and None if there is no other; all three
-        None where not asked for; displacement, the strain that was differentiated by; node_feats (n_atoms, any), None
-        from a model that gives none.
+        eV/Å³, of slabs in their plane, see ``derivatives.stress_of``, NaN for molecules and wires and None if there is
+        no other; all three None where not asked for; displacement, the strain that was differentiated by; node_feats
+        (n_atoms, any), None from a model that gives none.
 
         Raises
         ------

@@ -24,9 +24,14 @@ class PhiCalculator(Calculator):
 
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
     (n_atoms,) in e and dipole (3,) in e·Å. Structures that are periodic in all three directions have stress (6,) in
-    eV/Å³, in ase's order and sign; those that are periodic in any have no dipole. ``phi_results``, for which ase has no
-    names, holds potential (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e, and with ``multipoles=1``
-    atomic_dipoles (n_atoms, 3) in e·Å.
+    eV/Å³, in ase's order and sign, and no dipole. ``phi_results``, for which ase has no names, holds potential
+    (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e, and with ``multipoles=1`` atomic_dipoles
+    (n_atoms, 3) in e·Å.
+
+    Slabs have with Φ the stress in their plane, zero elsewhere, per volume of the cell (``atoms.cell.complete()``), so
+    that ``atoms.get_volume()`` times it does not depend on the vacuum; the component of the dipole along their normal,
+    where that is an axis, the others NaN; and in ``phi_results`` surface_potential_step, φ(above) − φ(below) in V,
+    "above" being where a×b of the periodic vectors, in cyclic order, points. Wires have neither.
 
     Several models are a committee: ``results`` has their means, and for energy, forces, stress and dipole what each
     says (``energy_comm``, one row for each), the variance (``energy_var``) and the standard deviation (``energy_std``),
@@ -63,7 +68,7 @@ class PhiCalculator(Calculator):
         For an argument, element or head that is not known, a device that is not there, a total charge that is not a
         number, or that a host which embeds it was not made for, a field that is not three numbers, that a bare host
         cannot feel or that lies along a periodic direction, positions or a cell that are not finite, a singular cell,
-        or with ``operator="coulomb"`` one or two periodic directions.
+        or with ``operator="coulomb"`` a wire, or a slab whose charges need not sum to the total charge.
     """
 
     def __init__(
@@ -134,8 +139,10 @@ class PhiCalculator(Calculator):
         with self._lock:
             super().calculate(atoms, properties, system_changes)
             self.results, self._told = {}, None
-            told, periodic = self.committee.read(self.atoms), bool(self.atoms.pbc.all())
-            out = self.committee([self.atoms], compute_force=True, compute_stress=periodic)
+            told = self.committee.read(self.atoms)
+            out = self.committee(
+                [self.atoms], compute_force=True, compute_stress=self.committee.has_stress(self.atoms.pbc)
+            )
             self._fill({name: value.cpu().double().numpy() for name, value in out.items() if value is not None})
             self._told = told
 
@@ -155,6 +162,8 @@ class PhiCalculator(Calculator):
                 results["dipole"] = numbers["dipole"][0]
             self.phi_results = {name: float(numbers[name][0]) for name in ("host_energy", "phi_energy", "net_charge")}
             self.phi_results |= {name: numbers[name] for name in ("potential", "atomic_dipoles") if name in numbers}
+            if "surface_potential_step" in numbers:
+                self.phi_results["surface_potential_step"] = float(numbers["surface_potential_step"][0])
         for name in (name for name in Committee.compared if f"{name}_comm" in numbers and name in results):
             for kind in ("comm", "var", "std"):
                 values = numbers[f"{name}_{kind}"]

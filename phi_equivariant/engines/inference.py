@@ -314,6 +314,11 @@ class Committee:
         """Whether all models carry Φ."""
         return all(isinstance(model, PhiPotential) for model in self.models)
 
+    def has_stress(self, pbc: Sequence[bool]) -> bool:
+        """Whether a structure has a stress: crystals, and with Φ slabs. Bare hosts of mace divide by the volume of a
+        cell that slabs need not have."""
+        return sum(map(bool, pbc)) >= (2 if self.has_phi else 3)
+
     def read(self, atoms: Atoms) -> list[dict[str, Any]]:
         """What the models are told of a structure beside its atoms."""
         return [one.read(atoms) for one in self.inputs]

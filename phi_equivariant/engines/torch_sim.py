@@ -113,21 +113,27 @@ class PhiTorchSimModel(ModelInterface):
         Returns
         -------
         dict of energy (n_systems,) in eV, in float64 whatever the model's precision; forces (n_atoms, 3) in eV/Å and
-        stress (n_systems, 3, 3) in eV/Å³, positive under tension, NaN for systems that are not periodic in all three
-        directions; with Φ charges (n_atoms,) in e and, for systems that are open in all directions, dipole (n_systems,
-        3) in e·Å; of a committee the means, and ``energy_std``, ``forces_std``, … as of ``PhiCalculator``.
+        stress (n_systems, 3, 3) in eV/Å³, positive under tension, NaN for molecules, wires and without Φ slabs; with Φ
+        charges (n_atoms,) in e, for molecules and slabs dipole (n_systems, 3) in e·Å, and for slabs
+        surface_potential_step (n_systems,) in V, both as of ``PhiCalculator``; of a committee the means, and
+        ``energy_std``, ``forces_std``, … as of ``PhiCalculator``.
 
         Raises
         ------
         InputError
             For a state of another kind, device or precision, or whose systems are not in order; elements that the model
-            does not know; positions or a cell that are not finite; a singular cell; with ``operator="coulomb"`` one or
-            two periodic directions; a total charge that is given twice, or missing for a composition.
+            does not know; positions or a cell that are not finite; a singular cell; with ``operator="coulomb"`` a wire,
+            or a slab whose charges need not sum to the total charge; a total charge that is given twice, or missing for
+            a composition.
         """
         structures = self._structures(state)
-        stressed = self._compute_stress and bool(structures[0].pbc.all())
+        stressed = self._compute_stress and self.committee.has_stress(structures[0].pbc)
         out = self.committee(structures, compute_force=self._compute_forces, compute_stress=stressed)
-        wanted = ["energy", "charges", "dipole"] + ["forces"] * self._compute_forces + ["stress"] * stressed
+        wanted = (
+            ["energy", "charges", "dipole", "surface_potential_step"]
+            + ["forces"] * self._compute_forces
+            + ["stress"] * stressed
+        )
         results = {
             key: value
             for key, value in out.items()

@@ -26,6 +26,8 @@ class Settings(Protocol):
     @property
     def multipoles(self) -> int: ...
     @property
+    def charge_constraint(self) -> str | None: ...
+    @property
     def polarizable(self) -> bool: ...
 
 
@@ -62,6 +64,18 @@ class Operator(torch.nn.Module, abc.ABC):
         up_to: fewer atoms than ``dense_limit``, up to which they are needed
         edges: whether the structures of every part are to have their edges
         """
+
+    @classmethod
+    def periodicities_with(cls, config: Settings) -> frozenset[int]:
+        """Numbers of periodic directions that it is defined for with these settings."""
+        return cls.periodicities
+
+    def uniform_part(self, structures: Structures) -> torch.Tensor | None:
+        """What P has for every pair of atoms beside their potential, (n_structures,) in V/e; None where nothing.
+
+        It makes P positive and acts on net charges only.
+        """
+        return None
 
     def check(self, structures: Structures) -> None:
         """InputError for structures that the operator is not defined for."""

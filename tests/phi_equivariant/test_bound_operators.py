@@ -104,7 +104,7 @@ def test_a_batch_of_all_kinds_gives_each_structure_what_it_has_alone():
 
 def test_what_an_operator_does_not_serve_is_refused_by_its_name():
     for atoms, operator, message in (
-        (crowd(3, [True, False, False]), coulomb(), r"pbc T F F, but operator='coulomb' sums over three periodic"),
+        (crowd(3, [True, False, False]), coulomb(), r"pbc T F F, but operator='coulomb' sums over two or three"),
         (crowd(3, False), GraphLaplacian(4.0), r"total_charge is \[2.0\].*operator='graph' sum to zero"),
     ):
         atoms.info["total_charge"] = 2.0

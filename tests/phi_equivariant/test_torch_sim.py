@@ -97,6 +97,24 @@ def test_crystals(config):
     assert "dipole" not in out
 
 
+def test_slabs(model):
+    """Where the state keeps the directions (torch-sim 0.3 makes open systems of slabs): set here in either case."""
+    systems = [molecule("H2O", cell=[5, 6, 9], pbc=[True, True, False]), *crystals()[:1]]
+    systems[1].pbc = [True, True, False]
+    state = state_of(systems)
+    state.pbc = torch.tensor([True, True, False])
+    out = PhiTorchSimModel(model)(state)
+    results = assert_equal(out, model, systems)
+    np.testing.assert_allclose(out["dipole"], [r["dipole"] for r in results], atol=1e-10)
+    steps = []
+    for atoms in systems:
+        atoms.calc = PhiCalculator(model)
+        full = atoms.get_stress(voigt=False)
+        np.testing.assert_allclose(out["stress"][len(steps)], full, atol=1e-10)
+        steps.append(atoms.calc.phi_results["surface_potential_step"])
+    np.testing.assert_allclose(out["surface_potential_step"], steps, rtol=1e-10)
+
+
 def test_bare_host_and_saved_folder(model, tmp_path):
     systems = crystals()
     host = mace_host("8x0e")

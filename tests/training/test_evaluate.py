@@ -298,8 +298,8 @@ def test_bad_frames_are_named_or_left_out(tmp_path, case):
     path = tmp_path / "in.xyz"
     ase.io.write(path, frames, format="extxyz")
     with pytest.raises(InputError, match=rf"frame 1 of {path}.*{message}.*--skip_bad"):
-        FrameStream(path, ELEMENTS, {}, allow_slabs=False).take_census()
-    stream = FrameStream(path, ELEMENTS, {}, allow_slabs=False, skip_bad=True)
+        FrameStream(path, ELEMENTS, {}, periodicities={0, 3}).take_census()
+    stream = FrameStream(path, ELEMENTS, {}, periodicities={0, 3}, skip_bad=True)
     census = stream.take_census()
     assert (census.report.frames, census.atoms, list(census.bad)) == (2, 12, [1])
     assert [frame.index for frame in stream] == [0, 2]
@@ -558,6 +558,22 @@ def test_crystals_and_molecules_in_one_batch(models, tmp_path):
     assert errors["stress"]["count"] == 9 and errors["dipole"]["count"] == 3
     assert errors["stress"]["mae"] == pytest.approx(1e3 * np.abs(stress).mean())
     assert errors["dipole"]["mae"] == pytest.approx(np.abs(dipole).mean())
+
+
+@pytest.mark.usefixtures("double")
+def test_slabs_have_a_step_of_the_potential(tmp_path):
+    """It is written, read back, and taken out again; molecules in the same batch have none."""
+    model = potential(host=small_host())
+    film = molecule("H2O", cell=[5.0, 6.0, 0.0], pbc=(True, True, False))
+    ase.io.write(tmp_path / "in.xyz", [film, molecule("H2O")], format="extxyz")
+    found, gas = run(tmp_path / "in.xyz", model, tmp_path / "out.xyz", "--compute_stress")
+    film = ase.io.read(tmp_path / "in.xyz", 0)
+    film.calc = PhiCalculator(model)
+    assert found.info["MACE_energy"] == pytest.approx(film.get_potential_energy(), abs=1e-9)
+    expected = film.calc.phi_results["surface_potential_step"]
+    assert abs(expected) > 1e-3 and found.info["MACE_surface_potential_step"] == pytest.approx(expected, rel=1e-9)
+    assert "MACE_dipole" not in found.info and "MACE_stress" not in found.info
+    assert "MACE_surface_potential_step" not in gas.info and "MACE_dipole" in gas.info
 
 
 @pytest.mark.usefixtures("double")

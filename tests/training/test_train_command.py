@@ -34,6 +34,11 @@ def make_slab(atoms):
     atoms.pbc = [True, True, False]
 
 
+def make_wire(atoms):
+    atoms.set_cell(8.0 * np.eye(3))
+    atoms.pbc = [True, False, False]
+
+
 BAD = {
     "neither data nor file": ({"train_file": None}, ("--dataset", "--train_file", "neither")),
     "unknown data set": ({"train_file": None, "dataset": "ala3_gfn1"}, ("ala3_gfn1", "ala3_gfn2")),
@@ -108,7 +113,8 @@ def test_bad_options_are_refused(molecules, tmp_path, capsys, case):
     ("change", "phi", "expected"),
     [
         (make_nan, None, ("frame 3", "finite")),
-        (make_slab, ["operator=coulomb"], ("frame 3", "slab", "T T F")),
+        (make_wire, ["operator=coulomb"], ("frame 3", "wire", "T F F")),
+        (make_slab, ["charge_constraint=penalty"], ("frame 3", "slab", "T T F", "charge_constraint: project")),
         (put("total_charge", "plus one"), ["operator=coulomb"], ("frame 3", "total charge", "plus one")),
     ],
 )

@@ -11,8 +11,12 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_cells, describe_pbc
 from phi_equivariant.inputs.distances import check_distances
 
+#: Numbers of periodic directions that there are.
+ALL_PERIODICITIES = frozenset({0, 1, 2, 3})
+_KINDS = ("a molecule", "a wire", "a slab", "a crystal")
 
-def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, allow_slabs: bool) -> None:
+
+def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, periodicities: Collection[int]) -> None:
     """InputError, naming the frame, unless a model of these elements can take its atoms, positions and cell.
 
     Parameters
@@ -20,7 +24,7 @@ def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, a
     atoms : the structure
     where : its name in messages
     elements : atomic numbers that the model knows; None for any
-    allow_slabs : whether one or two directions may be periodic
+    periodicities : numbers of periodic directions that it treats
     """
     if len(atoms) == 0:
         raise InputError(f"{where} has no atoms. Remove it.")
@@ -31,11 +35,12 @@ def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, a
     if atoms.pbc.any():
         # mace would take a cell of zeros for one of 1 Å.
         check_cells(torch.tensor(atoms.cell.array)[None], torch.tensor(atoms.pbc)[None], where)
-    if atoms.pbc.any() and not atoms.pbc.all() and not allow_slabs:
+    if (number := int(atoms.pbc.sum())) not in periodicities:
+        others = "slabs, and no wires" if 2 in periodicities else "slabs with charge_constraint: project only"
         raise InputError(
-            f"{where} is a slab or a wire (pbc {describe_pbc(atoms.pbc)}), and operator: coulomb treats structures "
-            'that are periodic in three directions or none. Use operator: graph, or write pbc="T T T" or "F F F" '
-            "into the file if that is meant."
+            f"{where} is {_KINDS[number]} (pbc {describe_pbc(atoms.pbc)}), and operator: coulomb treats crystals, "
+            f'molecules and {others}. Use operator: graph, or write pbc="T T T" or "F F F" into the file if that '
+            "is meant."
         )
     if atoms.pbc.any() and not _spans_space(atoms):
         raise InputError(

@@ -1,6 +1,6 @@
 """Labels of one structure: found under the keys that were named, checked, and put in their canonical places."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,14 +77,14 @@ class LabelPlacer:
         atoms.calc = None
 
     def labelled_copy(
-        self, atoms: Atoms, where: str, elements: set[int] | None, allow_slabs: bool
+        self, atoms: Atoms, where: str, elements: set[int] | None, periodicities: Collection[int]
     ) -> tuple[Atoms, list[str], State]:
         """A copy of a structure with its labels in their places, the names of the labels it has, and its state.
 
-        ``where`` names the structure in messages; ``elements``, ``allow_slabs`` and what is raised are as for
+        ``where`` names the structure in messages; ``elements``, ``periodicities`` and what is raised are as for
         :func:`structures.read_structures`.
         """
-        check_geometry(atoms, where, elements, allow_slabs)
+        check_geometry(atoms, where, elements, periodicities)
         check_weights(atoms.info, where)
         found, state = self.collect(atoms, where)
         copy = atoms.copy()

@@ -15,6 +15,7 @@ from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.registry import operator_class
 from training import distribution, mace_interface
 from training.data.batches import GraphList, Graphs, GraphStream, collate, name_of
+from training.data.geometry import ALL_PERIODICITIES
 from training.data.isolated import isolated_energies
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
@@ -133,9 +134,9 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     # What is found while reading is noted with the head: in a copy, because a run does not change.
     heads = [dataclasses.replace(head, notes=list(head.notes)) for head in run.heads]
     allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(data.dataset)
-    allow_slabs = phi is None or operator_class(phi.config).periodicities >= {1, 2}
+    periodicities = ALL_PERIODICITIES if phi is None else operator_class(phi.config).periodicities_with(phi.config)
     names = [head.name for head in heads]
-    can = {"allow_slabs": allow_slabs, "allow_charged": allow_charged, "ions": phi is not None}
+    can = {"periodicities": periodicities, "allow_charged": allow_charged, "ions": phi is not None}
     reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, **can, replay=run.replay)
     if data.dataset:
         found = [from_registry(heads[0], data, machine.seed, needs)]

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class HeadReader:
     embeddings : mace's ``embedding_specs``
     names : of all heads of the run
     needs : what the loss asks of the data
-    allow_slabs, allow_charged : what the model can take: one or two periodic directions, a net charge
+    periodicities, allow_charged : what the model can take: numbers of periodic directions, a net charge
     ions : whether a total charge must be one that the atoms can have
     replay : what of the trained model's data is trained on
     """
@@ -51,7 +51,7 @@ class HeadReader:
         embeddings: Mapping[str, Any],
         names: list[str],
         needs: Needs,
-        allow_slabs: bool,
+        periodicities: Collection[int],
         allow_charged: bool,
         ions: bool,
         replay: Replay,
@@ -59,7 +59,7 @@ class HeadReader:
         self.seed, self.needs, self.multi_processed_test = seed, needs, data.multi_processed_test
         self.embeddings, self.names = embeddings, names
         self.embedded = [name for name, spec in embeddings.items() if spec["per"] == "graph"]
-        self.allow_slabs, self.allow_charged = allow_slabs, allow_charged
+        self.periodicities, self.allow_charged = periodicities, allow_charged
         self.ions, self.replay, self.replay_elements = ions, replay, data.atomic_numbers
 
     def train_and_valid(self, head: Head) -> HeadFrames:
@@ -141,7 +141,7 @@ class HeadReader:
         if whole:
             read = read_structures(
                 whole, head.keys, split,
-                elements=elements, allow_slabs=self.allow_slabs, keep_isolated_atoms=keep, embedded=self.embedded,
+                elements=elements, periodicities=self.periodicities, keep_isolated_atoms=keep, embedded=self.embedded,
                 ions=self.ions, check=functools.partial(self._check_entries, head),
             )  # fmt: skip
             own = self._of_this_head(read.frames, head, whole)
@@ -191,7 +191,7 @@ class HeadReader:
         known = set(elements or head.atomic_numbers or ()) or None
 
         def check(atoms: Atoms, where: str) -> None:
-            check_geometry(atoms, where, known, self.allow_slabs)
+            check_geometry(atoms, where, known, self.periodicities)
             check_weights(atoms.info, where)
             self._refuse_charged(atoms, where)
             place_embeddings(atoms, self.embeddings, where)

@@ -15,6 +15,7 @@ from ase import Atoms
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.data.chain import Chain
+from training.data.geometry import ALL_PERIODICITIES
 from training.data.labels import CANONICAL, resolve_keys
 from training.data.placing import LabelPlacer
 from training.data.stored_files import HDF5, LMDB, stored_files
@@ -233,7 +234,7 @@ class LmdbFrames(_OpenedPerProcess):
         )
         for name in results:
             atoms.info.pop(name, None)  # mace's reader leaves a second, unchecked copy there
-        return self._placer_for(stored).labelled_copy(atoms, where, None, True)[0]
+        return self._placer_for(stored).labelled_copy(atoms, where, None, ALL_PERIODICITIES)[0]
 
     def _placer_for(self, stored: frozenset[str]) -> LabelPlacer:
         """The placer where labels of these names are results of a calculator."""

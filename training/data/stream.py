@@ -1,7 +1,7 @@
 """Structures of a file one at a time, checked: files of any length are read in constant memory."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.files import check_readable, read_frames
 from phi_equivariant.inputs.state import StateCount
 from training.data.embeddings import place_embeddings
-from training.data.geometry import describe_periodicity
+from training.data.geometry import ALL_PERIODICITIES, describe_periodicity
 from training.data.labels import LabelReport, resolve_keys
 from training.data.outliers import Outliers
 from training.data.placing import LabelPlacer, State, describe_keys
@@ -49,7 +49,7 @@ class FrameStream:
     path : any file that ase reads
     elements : atomic numbers that the model knows
     keys : label name -> key, as mace's options; None for mace's default
-    allow_slabs : whether the model treats structures with one or two periodic directions
+    periodicities : numbers of periodic directions that the model treats
     allow_charged : whether the model can carry a net charge
     embeddings : mace's ``embedding_specs`` of the model: entries that every structure must have
     skip_bad : leave unusable frames out instead of refusing the file
@@ -68,7 +68,7 @@ class FrameStream:
         path: str | Path,
         elements: Iterable[int],
         keys: Mapping[str, str | None],
-        allow_slabs: bool = True,
+        periodicities: Collection[int] = ALL_PERIODICITIES,
         allow_charged: bool = True,
         embeddings: Mapping[str, Mapping[str, Any]] | None = None,
         skip_bad: bool = False,
@@ -84,7 +84,7 @@ class FrameStream:
         self.embeddings = embeddings or {}
         self._placer = LabelPlacer(self.keys, self.embeddings, ions)
         self._named = named
-        self.allow_slabs, self.allow_charged, self.skip_bad = allow_slabs, allow_charged, skip_bad
+        self.periodicities, self.allow_charged, self.skip_bad = periodicities, allow_charged, skip_bad
         self.bad: dict[int, str] = {}
 
     def take_census(self) -> Census:
@@ -156,7 +156,7 @@ class FrameStream:
         try:
             if isinstance(raw, InputError):
                 raise raw
-            labelled, found, state = self._placer.labelled_copy(raw, where, self.elements, self.allow_slabs)
+            labelled, found, state = self._placer.labelled_copy(raw, where, self.elements, self.periodicities)
             place_embeddings(labelled, self.embeddings, where)
             if not self.allow_charged and labelled.info.get("total_charge", 0.0) != 0.0:
                 raise InputError(

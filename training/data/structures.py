@@ -1,7 +1,7 @@
 """Read labelled structures from any file that ase reads, and refuse what cannot be trained on."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.files import read_frames
 from phi_equivariant.inputs.state import StateCount
 from training.data.batches import set_name
-from training.data.geometry import check_geometry, describe_periodicity
+from training.data.geometry import ALL_PERIODICITIES, check_geometry, describe_periodicity
 from training.data.labels import LabelReport, check_weights, resolve_keys
 from training.data.outliers import Outliers
 from training.data.placing import LabelPlacer, describe_keys
@@ -47,7 +47,7 @@ def read_structures(
     split: str = "train",
     *,
     elements: Iterable[int] | None = None,
-    allow_slabs: bool = True,
+    periodicities: Collection[int] = ALL_PERIODICITIES,
     keep_isolated_atoms: bool = False,
     embedded: Iterable[str] = (),
     ions: bool = True,
@@ -66,7 +66,7 @@ def read_structures(
     keys : label name -> key, as mace's options (``energy_key`` …)
     split : name of the split, for the report
     elements : atomic numbers that the model knows; None for any
-    allow_slabs : accept frames with one or two periodic directions
+    periodicities : numbers of periodic directions that frames may have
     keep_isolated_atoms : keep isolated atoms among the frames as well
     embedded, ions : as of :class:`training.data.placing.LabelPlacer`
     check : called with each frame that is kept, its labels in their places, and its name
@@ -92,7 +92,7 @@ def read_structures(
     for file in map(Path, paths):
         for index, atoms in _readable(file, resolved.values()):
             where = f"frame {index} of {file}"
-            check_geometry(atoms, where, known, allow_slabs)
+            check_geometry(atoms, where, known, periodicities)
             check_weights(atoms.info, where)
             found, state = placer.collect(atoms, where)
             isolated = len(atoms) == 1 and atoms.info.get("config_type") == ISOLATED_ATOM

@@ -11,6 +11,7 @@ from ase import Atoms
 from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
 from phi_equivariant.errors import InputError
+from phi_equivariant.planes import is_slab
 from phi_equivariant.potential import run_model
 from phi_equivariant.taps import irreps_of
 from training import mace_interface
@@ -24,7 +25,8 @@ OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
 #: Everything that may be written behind the prefix: what an earlier evaluation has left is taken out.
 WRITTEN = (
     *(OF_STRUCTURE | OF_ATOM | OF_STRUCTURE_WITH_PHI | OF_ATOM_WITH_PHI),
-    *("stress", "dipole", "atomic_dipoles", "node_energies", "descriptors", "BO_contributions"),
+    *("stress", "dipole", "surface_potential_step", "atomic_dipoles"),
+    *("node_energies", "descriptors", "BO_contributions"),
 )
 
 #: Values of a structure and values of its atoms, by name.
@@ -107,7 +109,8 @@ class Predictor:
     def split(self, output: Mapping[str, Any], batch: GraphBatch) -> Iterator[Prediction]:
         """One pair (values of the structure, values of its atoms) of plain numbers and arrays per structure.
 
-        Only a structure that is periodic in three directions has a stress, only an open one a dipole.
+        Only a structure that is periodic in three directions has a stress, only an open one a dipole, and only a slab a
+        step of the potential, from which the component of its dipole along the normal follows.
         """
         of_structure, of_atom = dict(OF_STRUCTURE), dict(OF_ATOM)
         if self.has_phi:
@@ -127,6 +130,7 @@ class Predictor:
         partly = {
             "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.stress else None),
             "dipole": ((~periodic.any(-1)).tolist(), output["dipole"] if self.has_phi else None),
+            "surface_potential_step": (is_slab(periodic).tolist(), output.get("surface_potential_step")),
         }
         defined = {name: (has, _numbers(values)) for name, (has, values) in partly.items() if values is not None}
         ptr = batch["ptr"].tolist()

@@ -271,14 +271,14 @@ def test_unusable_frames_are_named(tmp_path, what, match):
     bad = water()
     spoil(bad, what)
     path = write(tmp_path, [water(), water(), bad])
-    message = refuses(match, path, elements=[1, 8], allow_slabs=False)
+    message = refuses(match, path, elements=[1, 8], periodicities={0, 2, 3})
     assert "frame 2 of " in message and "frames.xyz" in message
     good = read_structures(write(tmp_path, [water()], "good.xyz"), elements=[1, 8])
     assert len(good.frames) == 1
 
 
 def test_periodic_frames_are_read():
-    result = read_structures(published("dimers/charge_charge.xyz"), ASE_KEYS, allow_slabs=False)
+    result = read_structures(published("dimers/charge_charge.xyz"), ASE_KEYS, periodicities={0, 2, 3})
     assert len(result.frames) == 130 and result.frames[0].pbc.all()
 
 
@@ -297,9 +297,9 @@ def test_cells_that_mace_can_and_cannot_take(tmp_path):
         path = write(tmp_path, atoms, "cell.traj")
         atoms.info["config_dipole_weight"] = [1.0, 1.0, 0.0]  # mace takes one per component
         if accepted:
-            assert len(read_structures(path, allow_slabs=True).frames) == 1
+            assert len(read_structures(path).frames) == 1
         else:
-            refuses("singular|point where mace puts", path, allow_slabs=True)
+            refuses("singular|point where mace puts", path)
 
 
 def test_isolated_atoms(tmp_path):

@@ -104,10 +104,13 @@ def test_stress_and_dipole_of_a_mixed_batch_count_where_they_are():
     assert TERMS["dipole"].loss({"dipole": None}, batch) == 0
 
 
-def test_slabs_are_refused_by_name_with_coulomb_only(mixed_set, tmp_path, capsys):
+def test_slabs_train_and_wires_are_refused_with_coulomb_only(mixed_set, tmp_path, capsys):
     frames = ase.io.read(mixed_set, ":")
+    frames[3].pbc = [True, False, False]
+    ase.io.write(tmp_path / "wire.xyz", frames, format="extxyz")
+    line = {"name": "run", "train_file": tmp_path / "wire.xyz", "max_num_epochs": 1}
+    assert "pbc T F F" in refused(capsys, words(tmp_path, phi=["operator=coulomb"], **line))
+    run(tmp_path, phi=["operator=graph"], **line)
     frames[3].pbc = [True, True, False]
     ase.io.write(tmp_path / "slab.xyz", frames, format="extxyz")
-    line = {"name": "run", "train_file": tmp_path / "slab.xyz", "max_num_epochs": 1}
-    assert "pbc T T F" in refused(capsys, words(tmp_path, phi=["operator=coulomb"], **line))
-    run(tmp_path, phi=["operator=graph"], **line)
+    run(tmp_path, phi=["operator=coulomb"], **{**line, "train_file": tmp_path / "slab.xyz", "name": "slabs"})
