@@ -133,6 +133,7 @@ class PhiCalculator(Calculator):
         """Fill ``results`` for ``atoms``."""
         with self._lock:
             super().calculate(atoms, properties, system_changes)
+            assert self.atoms is not None
             self.results, self._told = {}, None
             told, periodic = self.committee.read(self.atoms), bool(self.atoms.pbc.all())
             out = self.committee([self.atoms], compute_force=True, compute_stress=periodic)
