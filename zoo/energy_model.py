@@ -16,6 +16,8 @@ from phi_equivariant.host_energy import energies_of, keep_exact
 class AtomicEnergies(torch.nn.Module):
     """Energies of the isolated atoms in eV, (1, n_elements); the row is the one head."""
 
+    atomic_energies: torch.Tensor
+
     def __init__(self, atomic_energies: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("atomic_energies", atomic_energies[None])  # (1, n_elements)
@@ -43,6 +45,12 @@ class EnergyModel(torch.nn.Module, abc.ABC):
     """
 
     heads = ("Default",)
+    atomic_numbers: torch.Tensor  # (n_elements,)
+    r_max: torch.Tensor  # (), Å
+    scale: torch.Tensor  # (n_elements,), eV
+    shift: torch.Tensor  # (n_elements,), eV
+    atomic_energies_fn: AtomicEnergies
+    arguments: dict[str, Any]  # what a saved model is built from again; models with an ``EnergyModelHost`` set it
 
     def __init__(
         self,
