@@ -1,6 +1,7 @@
 """A host with Φ attached: one module with the call signature of a mace model."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -59,7 +60,7 @@ class PhiPotential(torch.nn.Module):
         return cast(MaceLike, self.host).atomic_numbers
 
     @property
-    def heads(self) -> Any:
+    def heads(self) -> Sequence[str]:
         """Names of the host's heads."""
         return getattr(self.host, "heads", ["Default"])
 

@@ -9,7 +9,7 @@ import torch
 from phi_equivariant.derivatives import Batch
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_open, read_cells
-from zoo.energy_model import EnergyModel
+from zoo.energy_model import EnergyModel, PerElement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,13 @@ class GenericModel(EnergyModel):
         network: torch.nn.Module,
         energies: Callable[[Any, Graph], torch.Tensor],
         atomic_numbers: Sequence[int],
-        atomic_energies: Any = 0.0,
+        atomic_energies: PerElement = 0.0,
         r_max: float = 5.0,
         taps: Mapping[str, Any] | None = None,
         per: Literal["atom", "structure"] = "atom",
         periodic: bool = False,
-        atomic_inter_scale: Any = 1.0,
-        atomic_inter_shift: Any = 0.0,
+        atomic_inter_scale: PerElement = 1.0,
+        atomic_inter_shift: PerElement = 0.0,
         train_scale_shift: bool = False,
     ) -> None:
         super().__init__(
