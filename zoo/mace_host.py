@@ -62,6 +62,7 @@ _SETTINGS = {
     "use_last_readout_only": False,
     "use_edge_irreps_first": False,
 }
+Model = typing.TypeVar("Model", bound=torch.nn.Module)
 Kernels = typing.Literal["cueq", "oeq"]
 Conversion = Callable[..., modules.MACE]  # what mace's converters are called as
 Order = typing.Annotated[int, Field(ge=1, le=4)]
@@ -298,9 +299,9 @@ def check_energies(model: modules.MACE, other: torch.nn.Module, heads: Iterable[
         raise InputError(f"mace makes a model with other energies of this one (relative difference {difference:.1e}).")
 
 
-def readable_by_mace(model: modules.MACE) -> modules.MACE:
+def readable_by_mace(model: Model) -> Model:
     """The model, so that mace's own tools can read its settings: they count radial functions by Bessel weights."""
-    radial = model.radial_embedding
+    radial = typing.cast(modules.MACE, model).radial_embedding
     if not hasattr(radial.bessel_fn, "bessel_weights"):
         radial.bessel_fn.register_buffer("bessel_weights", torch.zeros(radial.out_dim), persistent=False)
     return model
