@@ -151,7 +151,7 @@ class PotentialModule(pl.LightningModule):
         output = predict(self.model, batch, self.outputs, training=True)
         loss, terms = self.objective(output, batch, self.current_epoch)
         if not bool(torch.isfinite(loss.detach())):
-            loader = self.trainer.train_dataloader
+            loader: Any = self.trainer.train_dataloader
             indices = list(loader.batch_sampler)[batch_index]
             refuse_loss(self.model, output, batch, loader.dataset, indices, self.global_step)
         self._add(loss.detach(), terms, 1)
