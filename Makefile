@@ -11,10 +11,11 @@ train: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-# Rules of style and layout, as they are in pyproject.toml.
+# Rules of style, layout and types, as they are in pyproject.toml.
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 install: .venv/.installed
 

@@ -1,5 +1,8 @@
 """Attaching Φ to a host by forward hooks: the host's code and weights are not touched."""
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import torch
 
 # isort: split
@@ -7,12 +10,17 @@ from e3nn import o3
 
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.potential import PhiPotential
-from phi_equivariant.taps import RecordedOutput, irreps_of, read_taps, submodules
+from phi_equivariant.taps import RecordedOutput, Tap, irreps_of, read_taps, submodules
 
 
-def attach_phi(host, config=None, taps=None):
+def attach_phi(
+    host: torch.nn.Module,
+    config: PhiConfig | Mapping[str, Any] | None = None,
+    taps: Mapping[str, Any] | None = None,
+) -> PhiPotential:
     """Give a trained or fresh host a learned electrostatics.
 
     Parameters
@@ -48,9 +56,9 @@ def attach_phi(host, config=None, taps=None):
             f"{type(host).__name__} has no {' and no '.join(missing)}: it is not called as a mace model is. Make a "
             "host of it by zoo.GenericModel."
         )
-    taps = find_taps(host) if taps is None else read_taps(taps)
+    found = find_taps(host) if taps is None else read_taps(taps)
     modules = dict(host.named_modules())
-    for name in submodules(taps):
+    for name in submodules(found):
         if name not in modules:
             near = ", ".join(n for n in modules if n.count(".") <= 1)[:300]
             raise InputError(f"tap {name!r} is no submodule of {type(host).__name__}; it has {near}.")
@@ -59,19 +67,19 @@ def attach_phi(host, config=None, taps=None):
                 f"{type(host).__name__} already carries Φ; call detach() on that potential, and copy hosts before they "
                 "are given one."
             )
-        if config.multipoles and name in taps:
+        if config.multipoles and name in found:
             _check_layout(name, modules[name])
     reference = next(host.parameters())
     phi = PhiModule(
-        [irreps_of(parts) for parts in taps.values()],
-        [int(z) for z in host.atomic_numbers],
-        float(host.r_max),
+        [irreps_of(parts) for parts in found.values()],
+        [int(z) for z in cast(MaceLike, host).atomic_numbers],
+        float(cast(MaceLike, host).r_max),
         config,
     )
-    return PhiPotential(host, phi.to(device=reference.device, dtype=reference.dtype), taps).train(host.training)
+    return PhiPotential(host, phi.to(device=reference.device, dtype=reference.dtype), found).train(host.training)
 
 
-def find_taps(host):
+def find_taps(host: torch.nn.Module) -> dict[str, tuple[Tap, ...]]:
     """{"submodule.name": (Tap, …)} of a host that declares them (``phi_taps``) or is built like mace."""
     declared = getattr(host, "phi_taps", None)
     if declared is not None:
@@ -82,14 +90,15 @@ def find_taps(host):
     ):
         # As text: a host on cuequivariance's kernels has irreps of that library, and in each block of its features
         # (ir, mul) where e3nn has (mul, ir). Blocks stand in the same places, and scalars, which Φ reads, look alike.
-        return read_taps({f"products.{i}": str(block.linear.irreps_out) for i, block in enumerate(products)})
+        blocks: list[Any] = list(products)
+        return read_taps({f"products.{i}": str(block.linear.irreps_out) for i, block in enumerate(blocks)})
     raise InputError(
         f"{type(host).__name__} is not built like mace (products[i].linear.irreps_out) and declares no phi_taps; give "
         "attach_phi(host, config, taps={'submodule.name': irreps, ...})."
     )
 
 
-def _check_layout(name, block):
+def _check_layout(name: str, block: torch.nn.Module) -> None:
     """InputError if a block's vectors are in another library's layout."""
     irreps = getattr(getattr(block, "linear", None), "irreps_out", None)
     if irreps is not None and not isinstance(irreps, o3.Irreps):

@@ -22,7 +22,7 @@ _PAULING = (
 _NEUTRAL = 2.55
 
 
-def electronegativity(atomic_number):
+def electronegativity(atomic_number: int) -> float:
     """Pauling electronegativity χ of an element; carbon's where the scale has none.
 
     Raises

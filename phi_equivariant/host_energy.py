@@ -1,13 +1,19 @@
 """Energies of hosts in float64, whatever their precision: from their interactions and their isolated atoms."""
 
 import copy
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 
 from phi_equivariant.derivatives import Batch, Output
 
 _EXACT = "exact_atomic_energies"  # beside the buffer, which takes the network's precision: a plain tensor
+
+
+class HasAtomicEnergies(Protocol):
+    """The submodule of a host that holds E0 in eV, (n_heads, n_elements) or (n_elements,)."""
+
+    atomic_energies: torch.Tensor
 
 
 def run_host(host: torch.nn.Module, data: Batch, **options: Any) -> Output:
@@ -26,7 +32,7 @@ def run_host(host: torch.nn.Module, data: Batch, **options: Any) -> Output:
     if "atomic_energies_fn" not in host._modules:
         return {**host(data, **options)}
     interacting = without_isolated(host)
-    isolated = interacting.atomic_energies_fn
+    isolated = cast(_NoAtomicEnergies, interacting.atomic_energies_fn)
     out: Output = {**interacting(data, **options)}
     if isolated.n_calls == 0:  # the host adds them in another way
         return out
@@ -45,7 +51,7 @@ def run_host(host: torch.nn.Module, data: Batch, **options: Any) -> Output:
 def without_isolated(host: torch.nn.Module) -> torch.nn.Module:
     """A host whose atoms have no energy alone: a shallow copy, which shares all else with the host."""
     bare = copy.copy(host)
-    isolated = _NoAtomicEnergies(len(torch.atleast_2d(host.atomic_energies_fn.atomic_energies)))
+    isolated = _NoAtomicEnergies(len(torch.atleast_2d(_block(host).atomic_energies)))
     bare._modules = {**host._modules, "atomic_energies_fn": isolated}
     return bare
 
@@ -56,12 +62,12 @@ def atomic_energies(host: torch.nn.Module) -> torch.Tensor:
     The numbers that were given, where :func:`keep_exact` kept them and they still are those of the host to its
     precision; else the host's own.
     """
-    return energies_of(host.atomic_energies_fn)
+    return energies_of(_block(host))
 
 
-def energies_of(block: torch.nn.Module) -> torch.Tensor:
+def energies_of(block: HasAtomicEnergies) -> torch.Tensor:
     """The same from the submodule that holds them."""
-    own: torch.Tensor = torch.atleast_2d(block.atomic_energies.detach())
+    own = torch.atleast_2d(block.atomic_energies.detach())
     exact = getattr(block, _EXACT, None)
     if exact is None or exact.shape != own.shape:
         return own.double()
@@ -82,6 +88,10 @@ def isolated_of_atoms(host: torch.nn.Module, data: Batch) -> torch.Tensor:
     if len(energies) == 1 or data.get("head") is None:
         return energies[0, species]
     return energies[data["head"][data["batch"]].long(), species]
+
+
+def _block(host: torch.nn.Module) -> HasAtomicEnergies:
+    return cast(HasAtomicEnergies, host.atomic_energies_fn)
 
 
 class _NoAtomicEnergies(torch.nn.Module):

@@ -1,13 +1,15 @@
 """A host with Φ attached: one module with the call signature of a mace model."""
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
 from phi_equivariant.derivatives import Batch, Output, Wanted, response_to, with_derivatives
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import run_host
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.inputs.external_field import NAME as FIELD
@@ -56,10 +58,10 @@ class PhiPotential(torch.nn.Module):
     @property
     def atomic_numbers(self) -> torch.Tensor:
         """Elements the host knows, (n_elements,)."""
-        return self.host.atomic_numbers
+        return cast(MaceLike, self.host).atomic_numbers
 
     @property
-    def heads(self) -> Any:
+    def heads(self) -> Sequence[str]:
         """Names of the host's heads."""
         return getattr(self.host, "heads", ["Default"])
 
@@ -71,12 +73,12 @@ class PhiPotential(torch.nn.Module):
     @property
     def products(self) -> torch.nn.ModuleList:
         """The blocks of the host whose output are its node features."""
-        return self.host.products
+        return cast(torch.nn.ModuleList, self.host.products)
 
     @property
     def atomic_energies_fn(self) -> torch.nn.Module:
         """The host's isolated-atom energies."""
-        return self.host.atomic_energies_fn
+        return cast(torch.nn.Module, self.host.atomic_energies_fn)
 
     def forward(
         self,
@@ -175,7 +177,7 @@ class PhiPotential(torch.nn.Module):
             "node_feats": torch.cat(layers, dim=-1) if features is None else features,
         }
 
-    def _run_host(self, data: Batch, training: bool) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    def _run_host(self, data: Batch, training: bool) -> tuple[dict[str, Any], list[torch.Tensor]]:
         """The host's output without derivatives, and the tapped node features."""
         check_classes(self.host, data)
         with recording(self._recorded) as outputs:

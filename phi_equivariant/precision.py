@@ -20,8 +20,8 @@ def read_dtype(dtype: str | torch.dtype | None, option: str = "dtype") -> torch.
     InputError
         For anything else.
     """
-    if dtype is None or any(dtype is known for known in DTYPES.values()):
-        return dtype  # type: ignore[return-value]  (a name is none of these)
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values()):
+        return dtype
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{option} is {dtype!r}; use one of {', '.join(map(repr, DTYPES))}.")
     return DTYPES[dtype]

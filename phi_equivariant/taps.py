@@ -39,7 +39,7 @@ class Tap:
         For irreps, a layout or a combination that cannot be read.
     """
 
-    irreps: str
+    irreps: str | int
     element: int | str | None = None
     layout: str = "mul_ir"
     increment: bool = False
@@ -71,7 +71,7 @@ class Tap:
         """Irreps as text if there is nothing else to say, else a dictionary of what differs from the defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         said = {name: value for name, value in dataclasses.asdict(self).items() if value != defaults[name]}
-        return said if len(said) > 1 else self.irreps
+        return said if len(said) > 1 else str(self.irreps)
 
     def read(self, output: Any, name: str) -> torch.Tensor:
         """Features (n_atoms, irreps.dim) in e3nn's layout from what the submodule ``name`` returned."""

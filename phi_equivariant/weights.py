@@ -14,6 +14,7 @@ from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, WEIGHTS_FILE, read_json, write_atomically
 from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.host_protocol import HostType
 from phi_equivariant.inputs.state import StateReader, kept_inputs, set_reader
 from phi_equivariant.potential import PhiPotential
 from phi_equivariant.precision import DTYPES, default_dtype, read_dtype
@@ -27,7 +28,7 @@ def host_types() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group="phi_equivariant.hosts")}
 
 
-def host_type(name: str) -> Any:
+def host_type(name: str) -> HostType:
     """The class of an installed host type.
 
     Raises
@@ -249,7 +250,7 @@ def _load_tensors(model: torch.nn.Module, saved: SavedModel) -> None:
     model.load_state_dict(state, strict=False)  # the names were compared above
 
 
-def host_type_of(host: torch.nn.Module) -> tuple[str, Any]:
+def host_type_of(host: torch.nn.Module) -> tuple[str, HostType]:
     """Name and class of the installed host type that knows a model.
 
     Raises
@@ -271,7 +272,7 @@ def _build(config: dict[str, Any]) -> torch.nn.Module:
     """A fresh model from a configuration, in the precision it was saved in."""
     dtype = DTYPES[config["dtype"]]
     with default_dtype(dtype):
-        model: torch.nn.Module = host_type(config["host"]["type"]).build(config["host"]["arguments"])
+        model = host_type(config["host"]["type"]).build(config["host"]["arguments"])
         if config["phi"] is not None:
             model = attach_phi(model, config["phi"]["config"], config["phi"]["taps"])
     return model.to(dtype)

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
-from lightning.fabric.plugins.environments import TorchElasticEnvironment as TorchrunEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment as TorchrunEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from phi_equivariant.errors import InputError

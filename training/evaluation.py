@@ -13,9 +13,9 @@ import torch
 
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import write_atomically
+from phi_equivariant.files import CONFIG_FILE, WEIGHTS_FILE, write_atomically
 from phi_equivariant.inputs.state import reader_of, set_reader
-from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, load_model
+from phi_equivariant.weights import load_model
 from training import distribution, run_folder
 from training.data.geometry import ALL_PERIODICITIES
 from training.data.labels import KEY_OPTIONS

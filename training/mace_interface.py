@@ -149,11 +149,11 @@ def graph(
             configuration, positions=tight.positions, cell=tight.cell, pbc=(True, True, True)
         )
     data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
-    kept = {*kept, *TARGETS, *(f"{name}_weight" for name in TARGETS)}
+    wanted = {*kept, *TARGETS, *(f"{name}_weight" for name in TARGETS)}
     fields = {
         key: value
         for key, value in data.to_dict().items()
-        if value is not None and (key not in UNUSED_FIELDS or key in kept)
+        if value is not None and (key not in UNUSED_FIELDS or key in wanted)
     }
     for name, label in TARGETS.items():
         if f"{name}_weight" not in fields:  # mace does not know it

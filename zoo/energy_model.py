@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from phi_equivariant.batching import segment_sum
@@ -12,9 +13,14 @@ from phi_equivariant.derivatives import Batch, Output, Wanted, with_derivatives
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import energies_of, keep_exact
 
+#: One number in eV, or one for each element.
+PerElement = float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | torch.Tensor
+
 
 class AtomicEnergies(torch.nn.Module):
     """Energies of the isolated atoms in eV, (1, n_elements); the row is the one head."""
+
+    atomic_energies: torch.Tensor
 
     def __init__(self, atomic_energies: torch.Tensor) -> None:
         super().__init__()
@@ -43,14 +49,20 @@ class EnergyModel(torch.nn.Module, abc.ABC):
     """
 
     heads = ("Default",)
+    atomic_numbers: torch.Tensor  # (n_elements,)
+    r_max: torch.Tensor  # (), Å
+    scale: torch.Tensor  # (n_elements,), eV
+    shift: torch.Tensor  # (n_elements,), eV
+    atomic_energies_fn: AtomicEnergies
+    arguments: dict[str, Any]  # what a saved model is built from again; models with an ``EnergyModelHost`` set it
 
     def __init__(
         self,
         atomic_numbers: Sequence[int],
-        atomic_energies: Any,
+        atomic_energies: PerElement,
         r_max: float,
-        atomic_inter_scale: Any,
-        atomic_inter_shift: Any,
+        atomic_inter_scale: PerElement,
+        atomic_inter_shift: PerElement,
         train_scale_shift: bool,
     ) -> None:
         super().__init__()
@@ -151,12 +163,12 @@ class EnergyModel(torch.nn.Module, abc.ABC):
         }
 
 
-def _per_element(name: str, values: Any, n_elements: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+def _per_element(name: str, given: PerElement, n_elements: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     """(n_elements,) from one number or a list."""
     try:
-        values = torch.as_tensor(values, dtype=dtype or torch.get_default_dtype()).detach().clone()
+        values = torch.as_tensor(given, dtype=dtype or torch.get_default_dtype()).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} is {values!r}; give one number, or one for each element, in eV.") from error
+        raise InputError(f"{name} is {given!r}; give one number, or one for each element, in eV.") from error
     if values.numel() not in (1, n_elements) or not bool(torch.isfinite(values).all()):
         raise InputError(
             f"{name} is {values.tolist()} for {n_elements} elements; give one finite number for each, in eV."

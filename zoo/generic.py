@@ -1,12 +1,15 @@
 """Any network as a host: mace's batch dictionary and output around a module that knows nothing of them."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
+from phi_equivariant.derivatives import Batch
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_open, read_cells
-from zoo.energy_model import EnergyModel
+from zoo.energy_model import EnergyModel, PerElement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Graph:
     vectors: torch.Tensor
 
     @property
-    def lengths(self):
+    def lengths(self) -> torch.Tensor:
         """(n_edges,) in Å."""
         return torch.linalg.vector_norm(self.vectors, dim=-1)
 
@@ -61,18 +64,18 @@ class GenericModel(EnergyModel):
 
     def __init__(
         self,
-        network,
-        energies,
-        atomic_numbers,
-        atomic_energies=0.0,
-        r_max=5.0,
-        taps=None,
-        per="atom",
-        periodic=False,
-        atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0,
-        train_scale_shift=False,
-    ):
+        network: torch.nn.Module,
+        energies: Callable[[Any, Graph], torch.Tensor],
+        atomic_numbers: Sequence[int],
+        atomic_energies: PerElement = 0.0,
+        r_max: float = 5.0,
+        taps: Mapping[str, Any] | None = None,
+        per: Literal["atom", "structure"] = "atom",
+        periodic: bool = False,
+        atomic_inter_scale: PerElement = 1.0,
+        atomic_inter_shift: PerElement = 0.0,
+        train_scale_shift: bool = False,
+    ) -> None:
         super().__init__(
             atomic_numbers, atomic_energies, r_max, atomic_inter_scale, atomic_inter_shift, train_scale_shift
         )
@@ -88,7 +91,7 @@ class GenericModel(EnergyModel):
         self._has_slope = False  # seen once that energies depend on where atoms are
         self.phi_taps = taps
 
-    def atom_terms(self, data, vectors):
+    def atom_terms(self, data: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, None]:
         """ε (n_atoms,); no node features, which Φ finds by its taps."""
         if not self.periodic:
             _, pbc = read_cells(data)
@@ -110,11 +113,11 @@ class GenericModel(EnergyModel):
         energies = energies.reshape(n)
         return (energies if self.per == "atom" else (energies / data["ptr"].diff())[batch]), None
 
-    def _check_slope(self, energies, graph):
+    def _check_slope(self, energies: torch.Tensor, graph: Graph) -> None:
         """InputError where the network has cut energies off from the vectors and positions: forces would be zero."""
         if self._has_slope or not graph.vectors.requires_grad or len(graph.vectors) == 0:
             return
-        found = [None]
+        found: Sequence[torch.Tensor | None] = [None]
         if energies.requires_grad:
             where = [graph.vectors, graph.positions]
             found = torch.autograd.grad(energies.sum(), where, retain_graph=True, allow_unused=True)

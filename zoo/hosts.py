@@ -8,8 +8,10 @@ import torch
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies
+from phi_equivariant.host_protocol import ParameterGroup
 from phi_equivariant.weights import host_type_of
 from zoo.bounds import check_arguments
+from zoo.energy_model import EnergyModel
 
 from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
 
@@ -19,17 +21,17 @@ class Host(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def matches(model):
+    def matches(model: torch.nn.Module) -> bool:
         """Whether ``model`` is of this type."""
 
     @staticmethod
     @abc.abstractmethod
-    def describe(model):
-        """Constructor arguments of ``model`` as a JSON-able dictionary."""
+    def describe(model: typing.Any) -> dict[str, typing.Any]:
+        """Constructor arguments of ``model``, one of this type, as a JSON-able dictionary."""
 
     @staticmethod
     @abc.abstractmethod
-    def build(arguments):
+    def build(arguments: dict[str, typing.Any]) -> torch.nn.Module:
         """A fresh model from what ``describe`` gave, in torch's default precision."""
 
     @classmethod
@@ -59,28 +61,28 @@ class Host(abc.ABC):
         return load_pretrained(name, dtype=dtype)
 
     @staticmethod
-    def portable(model):
+    def portable(model: typing.Any) -> torch.nn.Module:
         """The model as ``describe`` knows it: where training may use other kernels, converted back, else as it is."""
         return model
 
     @staticmethod
     @abc.abstractmethod
-    def parameter_groups(model):
+    def parameter_groups(model: typing.Any) -> list[ParameterGroup]:
         """List of {"name", "params", "decay"} that holds every parameter of ``model`` once."""
 
 
 class EnergyModelHost(Host):
     """A type of host for one class of ``EnergyModel`` that keeps its constructor's arguments as ``arguments``."""
 
-    model_class = None
+    model_class: type[EnergyModel]
 
     @classmethod
-    def matches(cls, model):
+    def matches(cls, model: torch.nn.Module) -> bool:
         """Whether ``model`` is of the class, not a subclass with other physics."""
         return type(model) is cls.model_class
 
     @staticmethod
-    def describe(model):
+    def describe(model: EnergyModel) -> dict[str, typing.Any]:
         """Constructor arguments as JSON can hold them, E0, scale and shift as they are now."""
         now = {
             "atomic_energies": atomic_energies(model)[0],
@@ -90,7 +92,7 @@ class EnergyModelHost(Host):
         return {name: _plain(value) for name, value in {**model.arguments, **now}.items()}
 
     @classmethod
-    def build(cls, arguments):
+    def build(cls, arguments: dict[str, typing.Any]) -> torch.nn.Module:
         """A fresh model from what ``describe`` gave."""
         return cls.model_class(**arguments)
 
@@ -101,7 +103,7 @@ class EnergyModelHost(Host):
         return {name: hint for name, hint in hints.items() if name != "return"}
 
     @staticmethod
-    def parameter_groups(model):
+    def parameter_groups(model: torch.nn.Module) -> list[ParameterGroup]:
         """Weight decay on the matrices of linear layers, and on nothing else."""
         linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
         return [
@@ -110,7 +112,7 @@ class EnergyModelHost(Host):
         ]
 
 
-def parameter_groups(model):
+def parameter_groups(model: torch.nn.Module) -> list[ParameterGroup]:
     """Optimiser groups of a potential or a bare host: the host's own, then ``phi`` without weight decay.
 
     Parameters
@@ -130,7 +132,10 @@ def parameter_groups(model):
     host = model.host if isinstance(model, PhiPotential) else model
     _, host_type = host_type_of(host)
     factor = model.host_lr_factor if isinstance(model, PhiPotential) else 1.0
-    groups = [{**group, "factor": factor} for group in host_type.parameter_groups(host)]
+    groups: list[ParameterGroup] = [
+        {"name": group["name"], "params": group["params"], "decay": group["decay"], "factor": factor}
+        for group in host_type.parameter_groups(host)
+    ]
     if isinstance(model, PhiPotential):
         groups.append({"name": "phi", "params": list(model.phi.parameters()), "decay": False, "factor": 1.0})
     groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
@@ -142,7 +147,7 @@ def parameter_groups(model):
     return [group for group in groups if group["params"]]
 
 
-def _plain(value):
+def _plain(value: typing.Any) -> typing.Any:
     """Lists for arrays and tuples, Python's numbers for others', text for irreps."""
     if isinstance(value, o3.Irreps):
         return str(value)

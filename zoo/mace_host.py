@@ -1,9 +1,13 @@
-"""mace as a host: the only module of ``zoo`` that imports mace."""
+"""mace as a host: the only module of ``zoo`` that imports mace.
+
+Where attributes of mace's submodules are read, a model is ``Any``: torch declares all of them tensor or module.
+"""
 
 import argparse
 import copy
 import typing
 import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from pydantic import Field
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies, keep_exact
+from phi_equivariant.host_protocol import ParameterGroup
 from phi_equivariant.precision import default_dtype
 from zoo.bounds import (
     Count,
@@ -38,7 +43,7 @@ from zoo.probe import energy_difference
 
 _CLASSES = {"MACE": modules.MACE, "ScaleShiftMACE": modules.ScaleShiftMACE}
 # How the constructor arguments that JSON cannot hold are written, and read back.
-_NAMED = {
+_NAMED: dict[str, Mapping[str, typing.Any]] = {
     "interaction_cls": modules.interaction_classes,
     "interaction_cls_first": modules.interaction_classes,
     "readout_cls": modules.readout_classes,
@@ -57,6 +62,9 @@ _SETTINGS = {
     "use_last_readout_only": False,
     "use_edge_irreps_first": False,
 }
+Model = typing.TypeVar("Model", bound=torch.nn.Module)
+Kernels = typing.Literal["cueq", "oeq"]
+Conversion = Callable[..., modules.MACE]  # what mace's converters are called as
 Order = typing.Annotated[int, Field(ge=1, le=4)]
 # What the annotations of mace's constructors leave open, or JSON holds in another form.
 _TYPES = {
@@ -90,12 +98,12 @@ class MaceHost(Host):
     """``MACE`` and ``ScaleShiftMACE`` of mace-torch."""
 
     @staticmethod
-    def matches(model):
+    def matches(model: torch.nn.Module) -> typing.TypeGuard[modules.MACE]:
         """Whether ``model`` is one of mace's energy models, not a subclass with other physics."""
         return type(model).__name__ in _CLASSES and isinstance(model, modules.MACE)
 
     @staticmethod
-    def describe(model):
+    def describe(model: typing.Any) -> dict[str, typing.Any]:
         """Constructor arguments of a mace model, classes by mace's own names for them."""
         if accelerated(model):
             raise InputError("the model is in the layout of faster kernels; convert it to e3nn's before saving it.")
@@ -164,7 +172,7 @@ class MaceHost(Host):
             )
 
     @staticmethod
-    def build(arguments):
+    def build(arguments: dict[str, typing.Any]) -> modules.MACE:
         """A fresh mace model from what ``describe`` gave."""
         arguments = dict(arguments)
         name = arguments.pop("class")
@@ -188,13 +196,13 @@ class MaceHost(Host):
         return model
 
     @staticmethod
-    def portable(model):
+    def portable(model: modules.MACE) -> modules.MACE:
         """The model in e3nn's layout; the model itself unless it was converted to faster kernels."""
         kernels = accelerated(model)
         return model if kernels is None else _converted(model, _to_e3nn(kernels), "cpu")
 
     @staticmethod
-    def parameter_groups(model):
+    def parameter_groups(model: modules.MACE) -> list[ParameterGroup]:
         """mace's own groups in mace's order; weight decay only where mace has it."""
         settings = argparse.Namespace(
             lr=1.0, weight_decay=1.0, amsgrad=False, beta=0.9, lr_params_factors="{}", freeze=None
@@ -206,7 +214,7 @@ class MaceHost(Host):
         ]
 
 
-def read_model(path, trust_pickle=False):
+def read_model(path: str | Path, trust_pickle: bool = False) -> modules.MACE:
     """A mace model from a ``.model`` file, built anew by the installed mace and checked against the one in the file.
 
     Parameters
@@ -257,7 +265,7 @@ def read_model(path, trust_pickle=False):
         ) from error
 
 
-def rebuilt(model):
+def rebuilt(model: modules.MACE) -> modules.MACE:
     """A fresh model with the same settings and weights; buffers that the constructor makes may be missing in the old.
 
     Raises
@@ -277,7 +285,7 @@ def rebuilt(model):
     return fresh
 
 
-def check_energies(model, other, heads=None):
+def check_energies(model: modules.MACE, other: torch.nn.Module, heads: Iterable[tuple[int, int]] | None = None) -> None:
     """InputError if two models that should agree give other energies.
 
     Parameters
@@ -291,17 +299,17 @@ def check_energies(model, other, heads=None):
         raise InputError(f"mace makes a model with other energies of this one (relative difference {difference:.1e}).")
 
 
-def readable_by_mace(model):
+def readable_by_mace(model: Model) -> Model:
     """The model, so that mace's own tools can read its settings: they count radial functions by Bessel weights."""
-    radial = model.radial_embedding
+    radial = typing.cast(modules.MACE, model).radial_embedding
     if not hasattr(radial.bessel_fn, "bessel_weights"):
         radial.bessel_fn.register_buffer("bessel_weights", torch.zeros(radial.out_dim), persistent=False)
     return model
 
 
-def accelerated(model):
+def accelerated(model: torch.nn.Module) -> Kernels | None:
     """``cueq`` or ``oeq`` if the model runs on the kernels of cuequivariance or openequivariance, else None."""
-    block = model.interactions[0]
+    block = typing.cast(modules.MACE, model).interactions[0]
     for kernels in ("cueq", "oeq"):
         config = getattr(block, f"{kernels}_config", None)
         if config is not None and config.enabled:
@@ -309,12 +317,12 @@ def accelerated(model):
     return None
 
 
-def accelerate(model, kernels, device):
+def accelerate(model: torch.nn.Module, kernels: Kernels, device: str | torch.device) -> modules.MACE:
     """The model converted to faster kernels by mace, on ``device``.
 
     Parameters
     ----------
-    model: in e3nn's layout; it is not changed
+    model: a mace model in e3nn's layout; it is not changed
     kernels: ``cueq`` (cuequivariance) or ``oeq`` (openequivariance)
 
     Raises
@@ -323,14 +331,10 @@ def accelerate(model, kernels, device):
         If mace cannot convert the model or a package is missing.
     """
     check_kernels(kernels)
-    if kernels == "cueq":
-        from mace.cli.convert_e3nn_cueq import run
-    else:
-        from mace.cli.convert_e3nn_oeq import run
-    return _converted(model, run, device)
+    return _converted(typing.cast(modules.MACE, model), _from_e3nn(kernels), device)
 
 
-def check_kernels(kernels):
+def check_kernels(kernels: Kernels) -> None:
     """InputError if the packages that ``cueq`` or ``oeq`` needs are not installed."""
     if kernels == "cueq" and not CUET_AVAILABLE:
         raise InputError("cuequivariance is not installed: pip install cuequivariance cuequivariance-torch.")
@@ -338,15 +342,27 @@ def check_kernels(kernels):
         raise InputError("openequivariance is not installed or finds no CUDA compiler: pip install openequivariance.")
 
 
-def _to_e3nn(kernels):
+def _from_e3nn(kernels: Kernels) -> Conversion:
     if kernels == "cueq":
-        from mace.cli.convert_cueq_e3nn import run
-    else:
-        from mace.cli.convert_oeq_e3nn import run
-    return run
+        from mace.cli import convert_e3nn_cueq
+
+        return convert_e3nn_cueq.run
+    from mace.cli import convert_e3nn_oeq
+
+    return convert_e3nn_oeq.run
 
 
-def _converted(model, run, device):
+def _to_e3nn(kernels: Kernels) -> Conversion:
+    if kernels == "cueq":
+        from mace.cli import convert_cueq_e3nn
+
+        return convert_cueq_e3nn.run
+    from mace.cli import convert_oeq_e3nn
+
+    return convert_oeq_e3nn.run
+
+
+def _converted(model: modules.MACE, run: Conversion, device: str | torch.device) -> modules.MACE:
     """What mace's conversion makes of the model, checked."""
     try:
         # Random numbers, too, go on as if nothing had been built: Φ then starts the same on all kernels.
@@ -362,7 +378,7 @@ def _converted(model, run, device):
     return converted
 
 
-def _is_torchscript(path):
+def _is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, found without unpickling anything."""
     if not zipfile.is_zipfile(path):
         return False
@@ -370,12 +386,12 @@ def _is_torchscript(path):
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _correlation(product):
+def _correlation(product: typing.Any) -> int:
     """Correlation order of one layer; it may differ from layer to layer."""
     return len(product.symmetric_contractions.contractions[0].weights) + 1
 
 
-def _has_reduced_basis(model):
+def _has_reduced_basis(model: typing.Any) -> bool:
     """Whether the products have mace's reduced basis: without cuequivariance mace builds the full one in silence."""
     if not getattr(model, "use_reduced_cg", False):
         return False

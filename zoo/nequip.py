@@ -1,10 +1,12 @@
 """NequIP, an E(3)-equivariant message-passing potential (arXiv 2101.03164), on e3nn."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from phi_equivariant.batching import segment_sum
+from phi_equivariant.derivatives import Batch
 from phi_equivariant.errors import InputError
 from zoo.bounds import Count, Degree, Elements, Energies, Irreps, Layers, Length, Neighbours, Widths
 from zoo.energy_model import EnergyModel
@@ -28,12 +30,12 @@ class RadialBasis(torch.nn.Module):
     num_polynomial_cutoff: p
     """
 
-    def __init__(self, r_max, num_bessel, num_polynomial_cutoff):
+    def __init__(self, r_max: float, num_bessel: int, num_polynomial_cutoff: int) -> None:
         super().__init__()
         self.r_max, self.p = float(r_max), int(num_polynomial_cutoff)
         self.wave_numbers = torch.nn.Parameter(math.pi / self.r_max * torch.arange(1.0, num_bessel + 1))
 
-    def forward(self, lengths):
+    def forward(self, lengths: torch.Tensor) -> torch.Tensor:
         """(n_edges, 1) in Å → (n_edges, num_bessel)."""
         p, x = self.p, lengths / self.r_max
         envelope = 1 + x**p * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * p * (p + 1) / 2))
@@ -54,9 +56,13 @@ class Convolution(torch.nn.Module):
     wanted: irreps l' to keep
     """
 
-    def __init__(self, irreps_in, edge_irreps, wanted):
+    couplings: torch.Tensor  # (edge_irreps.dim, Σ over groups of paths · dim_out · dim_in)
+
+    def __init__(self, irreps_in: o3.Irreps, edge_irreps: o3.Irreps, wanted: Sequence[o3.Irrep]) -> None:
         super().__init__()
-        self.irreps_in, self.groups, couplings, irreps_out = irreps_in, [], [], []
+        self.irreps_in = irreps_in
+        self.groups: list[tuple[int, int, int, int, int]] = []  # block, channels, paths, dim_out, dim_in
+        couplings, irreps_out = [], []
         for ir_out in sorted(set(wanted)):
             for block, (channels, ir_in) in enumerate(irreps_in):
                 # (edge_irreps.dim, ir_out.dim, ir_in.dim) of each path; outputs have the variance of a channel.
@@ -73,7 +79,14 @@ class Convolution(torch.nn.Module):
         self.n_weights = self.irreps_out.num_irreps
         self.register_buffer("couplings", torch.cat(couplings, dim=1))
 
-    def forward(self, features, edge_attrs, weights, sender, receiver):
+    def forward(
+        self,
+        features: torch.Tensor,
+        edge_attrs: torch.Tensor,
+        weights: torch.Tensor,
+        sender: torch.Tensor,
+        receiver: torch.Tensor,
+    ) -> torch.Tensor:
         """Features (n_atoms, irreps_in.dim), Y (n_edges, edge_irreps.dim), R (n_edges, n_weights) → (n_atoms,
         irreps_out.dim)."""
         # On edges channels stand last, so that what is done to all channels alike runs along memory.
@@ -114,7 +127,15 @@ class Interaction(torch.nn.Module):
     avg_num_neighbors: n̄
     """
 
-    def __init__(self, irreps_in, irreps_target, edge_irreps, elements, radial_MLP, avg_num_neighbors):
+    def __init__(
+        self,
+        irreps_in: o3.Irreps,
+        irreps_target: o3.Irreps,
+        edge_irreps: o3.Irreps,
+        elements: o3.Irreps,
+        radial_MLP: Sequence[int],
+        avg_num_neighbors: float,
+    ) -> None:
         super().__init__()
         products = {ir for _, a in irreps_in for _, b in edge_irreps for ir in a * b}
         scalars = o3.Irreps([(mul, ir) for mul, ir in irreps_target if ir in products and ir.l == 0])
@@ -131,7 +152,14 @@ class Interaction(torch.nn.Module):
         self.self_connection = o3.FullyConnectedTensorProduct(irreps_in, elements, self.gate.irreps_in)
         self.normalisation = float(avg_num_neighbors) ** -0.5
 
-    def forward(self, features, node_attrs, edge_attrs, edge_feats, edge_index):
+    def forward(
+        self,
+        features: torch.Tensor,
+        node_attrs: torch.Tensor,
+        edge_attrs: torch.Tensor,
+        edge_feats: torch.Tensor,
+        edge_index: torch.Tensor,
+    ) -> torch.Tensor:
         """Node features (n_atoms, irreps_in.dim) → (n_atoms, irreps_out.dim)."""
         sender, receiver = edge_index
         message = self.convolution(self.linear_up(features), edge_attrs, self.radial(edge_feats), sender, receiver)
@@ -200,11 +228,11 @@ class NequIP(EnergyModel):
         self.readout = o3.Linear(irreps, "0e")
 
     @property
-    def phi_taps(self):
+    def phi_taps(self) -> dict[str, o3.Irreps]:
         """{"submodule.name": irreps} of the node features that Φ reads."""
         return {f"interactions.{i}": layer.irreps_out for i, layer in enumerate(self.interactions)}
 
-    def atom_terms(self, data, vectors):
+    def atom_terms(self, data: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ε (n_atoms,) and the features of all layers side by side (n_atoms, any)."""
         node_attrs = data["node_attrs"] * data["node_attrs"].shape[1] ** 0.5  # of variance 1, as e3nn's maps expect
         edge_attrs = self.spherical_harmonics(vectors)  # (n_edges, (max_ell + 1)²)
@@ -216,7 +244,7 @@ class NequIP(EnergyModel):
         return self.readout(features).squeeze(-1), torch.cat(layers, dim=-1)
 
 
-def _check_irreps(hidden_irreps, parity):
+def _check_irreps(hidden_irreps: str, parity: bool) -> o3.Irreps:
     """Irreps of the node features, one block of each kind."""
     try:
         irreps = o3.Irreps(hidden_irreps).sort().irreps.simplify()
@@ -230,12 +258,12 @@ def _check_irreps(hidden_irreps, parity):
     return irreps
 
 
-def _swap(block, channels):
+def _swap(block: torch.Tensor, channels: int) -> torch.Tensor:
     """(n_atoms, channels · dim) → (n_atoms, dim · channels)."""
     return block.view(len(block), channels, -1).mT.flatten(1)
 
 
-def _rows(block, where, n_rows):
+def _rows(block: torch.Tensor, where: slice, n_rows: int) -> torch.Tensor:
     """``block`` as the rows ``where`` of an array that is zero elsewhere."""
     rows = block.new_zeros(n_rows, *block.shape[1:])
     rows[where] = block

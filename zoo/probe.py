@@ -1,11 +1,15 @@
 """A structure to probe models with: two that agree on its energy have the same weights in the same places."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
 import torch
 
 from phi_equivariant.host_energy import without_isolated
+from phi_equivariant.host_protocol import MaceLike
 
 
-def interaction_energy(model, numbers, head=0):
+def interaction_energy(model: torch.nn.Module, numbers: Sequence[int], head: int = 0) -> float:
     """E − ΣE0 in eV of a helix of one atom of each element.
 
     Parameters
@@ -15,7 +19,8 @@ def interaction_energy(model, numbers, head=0):
     head: index of the model's head
     """
     reference = next(model.parameters())
-    table, r_max = model.atomic_numbers.tolist(), float(model.r_max)
+    host = cast(MaceLike, model)
+    table, r_max = host.atomic_numbers.tolist(), float(host.r_max)
     numbers = numbers if len(numbers) > 1 else 2 * list(numbers)
     n = len(numbers)
     step = torch.arange(n, dtype=reference.dtype)
@@ -39,21 +44,22 @@ def interaction_energy(model, numbers, head=0):
     return float(without_isolated(model)(data, compute_force=False)["energy"][0].detach())
 
 
-def energy_difference(model, other, heads):
+def energy_difference(model: torch.nn.Module, other: torch.nn.Module, heads: Iterable[tuple[int, int]]) -> float:
     """Largest |E − E′|/(1 eV + |E|) over pairs of heads (index in ``model``, index in ``other``).
 
     ``other`` knows all elements of ``model``.
     """
-    numbers = model.atomic_numbers.tolist()
+    numbers = cast(MaceLike, model).atomic_numbers.tolist()
     energies = [(interaction_energy(model, numbers, i), interaction_energy(other, numbers, j)) for i, j in heads]
     differences = torch.tensor([abs(a - b) / (1.0 + abs(a)) for a, b in energies], dtype=torch.float64)
     return float(differences.max())  # nan if one is
 
 
-def _embedded(model, n_atoms, dtype):
+def _embedded(model: torch.nn.Module, n_atoms: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The fields that a model with ``embedding_specs`` reads, each at its first class or at zero."""
     fields = {}
-    for name, spec in (getattr(model, "embedding_specs", None) or {}).items():
+    specs: dict[str, dict[str, Any]] = getattr(model, "embedding_specs", None) or {}
+    for name, spec in specs.items():
         rows = 1 if spec["per"] == "graph" else n_atoms
         value = torch.full((rows, spec.get("in_dim", 1)), -float(spec.get("offset", 0)), dtype=dtype)
         fields[name] = value.squeeze(-1)

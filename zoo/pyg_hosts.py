@@ -4,12 +4,16 @@ Their own list is not used: it needs compiled packages, knows no periodic images
 ``max_num_neighbors``. Theirs is put out of the way by modules that hand on what ``pos`` carries: edges, not positions.
 """
 
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
 import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.taps import Tap
 from zoo.bounds import Count, Degree, Elements, Energies, Layers, Length
-from zoo.generic import GenericModel
+from zoo.generic import GenericModel, Graph
 from zoo.hosts import EnergyModelHost
 
 LAST_ELEMENT = 99  # their embeddings have 100 rows
@@ -18,7 +22,7 @@ LAST_ELEMENT = 99  # their embeddings have 100 rows
 class GivenEdges(torch.nn.Module):
     """Stands where a network would list its neighbours, and gives the edges that came as ``pos``."""
 
-    def forward(self, pos, batch):
+    def forward(self, pos: Any, batch: torch.Tensor) -> Any:
         """What came as ``pos``."""
         return pos
 
@@ -32,11 +36,11 @@ class SoftNorm(torch.nn.Module):
 
     epsilon = 1e-2
 
-    def __init__(self, linear):
+    def __init__(self, linear: torch.nn.Module) -> None:
         super().__init__()
         self.linear = linear
 
-    def forward(self, vectors):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """(n_atoms, 3, channels) → (n_atoms, 4, channels), ε as the fourth component."""
         mapped = self.linear(vectors)
         return torch.cat([mapped, torch.full_like(mapped[:, :1], self.epsilon)], dim=1)
@@ -135,12 +139,12 @@ class ViSNet(GenericModel):
         self.arguments = arguments
 
 
-def schnet_energies(network, graph):
+def schnet_energies(network: torch.nn.Module, graph: Graph) -> torch.Tensor:
     """ε (n_atoms, 1); the network's sums are over one atom each."""
     return network(graph.numbers, (graph.edge_index, graph.lengths), _each_alone(graph))
 
 
-def visnet_energies(network, graph):
+def visnet_energies(network: torch.nn.Module, graph: Graph) -> torch.Tensor:
     """The same of ViSNet, which wants an edge from every atom to itself and vectors that point to the sender."""
     atoms, (sender, receiver) = _each_alone(graph), graph.edge_index
     if bool((sender == receiver).any()):
@@ -166,12 +170,12 @@ class ViSNetHost(EnergyModelHost):
     model_class = ViSNet
 
 
-def _each_alone(graph):
+def _each_alone(graph: Graph) -> torch.Tensor:
     """(n_atoms,), every atom as a structure of its own."""
     return torch.arange(len(graph.numbers), device=graph.numbers.device)
 
 
-def _check_elements(atomic_numbers):
+def _check_elements(atomic_numbers: Sequence[int]) -> None:
     unknown = [int(z) for z in atomic_numbers if int(z) > LAST_ELEMENT]
     if unknown:
         raise InputError(
@@ -179,7 +183,7 @@ def _check_elements(atomic_numbers):
         )
 
 
-def _models():
+def _models() -> ModuleType:
     """``torch_geometric.nn.models``, imported late: most who use the zoo do without."""
     try:
         from torch_geometric.nn import models

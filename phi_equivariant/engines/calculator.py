@@ -138,6 +138,7 @@ class PhiCalculator(Calculator):
         """Fill ``results`` for ``atoms``."""
         with self._lock:
             super().calculate(atoms, properties, system_changes)
+            assert self.atoms is not None
             self.results, self._told = {}, None
             told = self.committee.read(self.atoms)
             out = self.committee(

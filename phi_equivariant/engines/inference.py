@@ -4,7 +4,7 @@ import difflib
 import glob
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from ase import Atoms
 from phi_equivariant.derivatives import Batch, Output
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import CONFIG_FILE, WEIGHTS_FILE
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.inputs.cells import check_cells
 from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes, embedding_specs, read_embedded
@@ -22,7 +24,7 @@ from phi_equivariant.inputs.state import QUANTITIES, StateReader, reader_of
 from phi_equivariant.kept import Memory
 from phi_equivariant.potential import PhiPotential, run_model
 from phi_equivariant.precision import read_dtype
-from phi_equivariant.weights import CONFIG_FILE, WEIGHTS_FILE, host_types, load_model
+from phi_equivariant.weights import host_types, load_model
 
 Model = torch.nn.Module | str | Path
 #: Arguments of MACECalculator that mean nothing here, with the value at which they ask for nothing.
@@ -197,7 +199,7 @@ class ModelInput:
         #: What is read of every structure, by mace's names.
         self.quantities = tuple(dict.fromkeys(("total_charge", *embedded)))
         self.lists: list[NeighbourList] = []  # one for each place in the batch
-        self._elements = {int(z): i for i, z in enumerate(model.atomic_numbers)}
+        self._elements = {int(z): i for i, z in enumerate(cast(MaceLike, model).atomic_numbers)}
 
     def read(self, atoms: Atoms, where: str = "the structure") -> dict[str, Any]:
         """What the model is told of a structure beside its atoms: {name: number, or array with a row for each atom}."""
@@ -259,7 +261,7 @@ class ModelInput:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Edges (2, n_edges) of the whole batch, their cell images and shifts (n_edges, 3)."""
         while len(self.lists) < len(structures):
-            self.lists.append(NeighbourList(float(self.model.r_max), self.skin))
+            self.lists.append(NeighbourList(float(cast(MaceLike, self.model).r_max), self.skin))
         edges, images, shifts = [], [], []
         for atoms, cell, first, neighbours in zip(structures, cells, ptr, self.lists, strict=False):
             senders, receivers, image = neighbours(atoms.positions, cell, atoms.pbc)

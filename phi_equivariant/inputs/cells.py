@@ -1,5 +1,8 @@
 """Periodic directions and cells of a batch: read once, and refused where nothing can be computed."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 
 from phi_equivariant.errors import InputError
@@ -7,7 +10,7 @@ from phi_equivariant.errors import InputError
 THINNEST = 0.5  # Å between opposite faces; below, every atom would sit on its own images
 
 
-def read_cells(data):
+def read_cells(data: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cells and periodic directions of a batch with mace's keys.
 
     Parameters
@@ -43,7 +46,7 @@ def read_cells(data):
     return cell, pbc
 
 
-def check_cells(cell, pbc, where="structure {}"):
+def check_cells(cell: torch.Tensor, pbc: torch.Tensor, where: str = "structure {}") -> None:
     """InputError unless the periodic vectors of every cell span a lattice that can be summed over.
 
     Parameters
@@ -69,7 +72,7 @@ def check_cells(cell, pbc, where="structure {}"):
             )
 
 
-def lattice_heights(vectors):
+def lattice_heights(vectors: torch.Tensor) -> torch.Tensor | None:
     """Distances in Å between the planes of a lattice of 1 to 3 vectors (m, 3) → (m,); None if it has no volume."""
     vectors = vectors.double()
     lengths = vectors.norm(dim=1)
@@ -82,12 +85,12 @@ def lattice_heights(vectors):
     return lengths / torch.linalg.inv(gram).diagonal().sqrt()
 
 
-def describe_pbc(pbc):
+def describe_pbc(pbc: Iterable[Any]) -> str:
     """``T T F`` for periodic, periodic, open."""
     return " ".join("FT"[int(periodic)] for periodic in pbc)
 
 
-def check_open(pbc, reason):
+def check_open(pbc: torch.Tensor, reason: str) -> None:
     """InputError, with the reason, unless all structures are open: pbc (n_structures, 3)."""
     periodic = pbc.any(1).nonzero()[:, 0].tolist()
     if periodic:

@@ -1,10 +1,11 @@
 """Data sets that are trained on by name: MD22, downloaded once, and the one that comes with the project."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -50,7 +51,7 @@ class Dataset:
     valid: Sequence[Atoms]
     test: Sequence[Atoms]
     e0s: dict[int, float] | None
-    provenance: dict
+    provenance: dict[str, Any]
     reports: dict[str, LabelReport]
 
 
@@ -96,8 +97,14 @@ def load_dataset(
     return Dataset(info.name, **frames, e0s=e0s, provenance=about | provenance, reports=reports)
 
 
-def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int):
-    def check(path):
+#: Frames of each split, energies of the isolated atoms, provenance.
+_Found = tuple[dict[str, NpzFrames], dict[int, float] | None, dict[str, Any]]
+
+
+def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int) -> _Found:
+    assert info.file is not None and info.frames is not None and info.train_size is not None
+
+    def check(path: Path) -> dict[str, np.ndarray]:
         return read_npz(path, info.formula, info.frames, unit="kcal/mol")
 
     url = os.environ.get("PHI_MD22_URL", MD22_URL).rstrip("/") + f"/{info.file}"
@@ -131,8 +138,10 @@ def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int)
     return frames, None, provenance
 
 
-def _load_split_files(info: DatasetInfo, data_dir: Path | None):
-    frames, digests, e0s = {}, {}, None
+def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> _Found:
+    frames: dict[str, NpzFrames] = {}
+    digests: dict[str, str] = {}
+    e0s: dict[int, float] | None = None
     extra = ("charges", "dipole", "trajectory", "atom_numbers", "atom_energies")
     for split in SPLITS:
         with as_file((files(SHIPPED) if data_dir is None else data_dir) / f"{split}.npz") as path:
@@ -163,7 +172,7 @@ def _existing(path: Path, source: str) -> Path:
     return path
 
 
-def _report(split: str, frames: NpzFrames, sources: dict) -> LabelReport:
+def _report(split: str, frames: NpzFrames, sources: Iterable[str]) -> LabelReport:
     keys = {"energy": "E", "forces": "F", "charges": "charges", "dipole": "dipole", "total_charge": "(neutral)"}
     counts = dict.fromkeys(frames.labels, len(frames))
     own = [name for name in sources if name == f"{split}.npz"]

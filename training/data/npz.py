@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 from ase import Atoms
@@ -32,7 +32,13 @@ class NpzFrames(Sequence[Atoms]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, item: Any) -> Any:
+    @overload
+    def __getitem__(self, item: int) -> Atoms: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> "NpzFrames": ...
+
+    def __getitem__(self, item: int | slice) -> "Atoms | NpzFrames":
         if isinstance(item, slice):
             return NpzFrames(self._arrays, self._to_ev, self._indices[item])
         return self._atoms(self._indices[item])

@@ -1,8 +1,11 @@
 """In which order structures are trained on, and which process gets which."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
-from training.data.batches import collate
+from training.data.batches import GraphBatch, Graphs, collate
 
 
 class EpochOrder:
@@ -13,25 +16,29 @@ class EpochOrder:
     are as many times larger: together they take the steps of a single process with that larger batch.
     """
 
-    def __init__(self, size, batch_size, seed, drop_last=True, rank=0, processes=1):
+    def __init__(
+        self, size: int, batch_size: int, seed: int, drop_last: bool = True, rank: int = 0, processes: int = 1
+    ) -> None:
         batch_size *= processes
         self.size, self.batch_size, self.drop_last = size, batch_size, drop_last
         self.part = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
         generator = torch.Generator().manual_seed(seed)
         # torch's own loader draws the order, so that the draws are those of any loader with this generator.
-        self._draw = torch.utils.data.DataLoader(
-            range(size), batch_size, shuffle=True, drop_last=drop_last, collate_fn=list, generator=generator
+        numbers: Any = range(size)  # has what a loader uses of a data set
+        self._draw: torch.utils.data.DataLoader[int] = torch.utils.data.DataLoader(
+            numbers, batch_size, shuffle=True, drop_last=drop_last, collate_fn=list, generator=generator
         )
-        self.epoch, self._order = -1, []
+        self.epoch = -1
+        self._order: list[list[int]] = []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
 
-    def next_order(self):
+    def next_order(self) -> list[list[int]]:
         """Draw one more order outside training (mace reads its loader for statistics before the first epoch)."""
         return list(self._draw)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Advance to an epoch, counted from 0."""
         if epoch < self.epoch:
             raise ValueError(f"the order of epoch {epoch} is past: now at epoch {self.epoch}")
@@ -39,7 +46,7 @@ class EpochOrder:
             self._order = [batch[self.part] for batch in self._draw]
             self.epoch += 1
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         return iter(self._order)
 
 
@@ -50,16 +57,16 @@ class WholeSet:
     each evaluation: a mean over a batch's atoms depends on the batch, and the line search needs one function.
     """
 
-    def __init__(self, dataset, batch_size):
+    def __init__(self, dataset: Graphs, batch_size: int) -> None:
         self.dataset, self.batch_size, self.num_graphs = dataset, batch_size, len(dataset)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 1
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator["WholeSet"]:
         yield self
 
-    def batches(self):
+    def batches(self) -> Iterator[tuple[list[int], GraphBatch]]:
         """(indices, batch), the last one smaller if need be."""
         for part in torch.arange(self.num_graphs).split(self.batch_size):
             indices = part.tolist()
@@ -72,28 +79,28 @@ class DealtBatches:
     Each process has the same number of them; where they do not come out even, the last ones are empty.
     """
 
-    def __init__(self, size, batch_size, rank=0, processes=1):
+    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
         batches = [range(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
         batches += [range(0)] * (-len(batches) % processes)
         self.batches = batches[rank::processes]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[range]:
         return iter(self.batches)
 
 
 class StatisticsPass:
     """Iterates the training set once per ``iter``, in the loader's next order."""
 
-    def __init__(self, dataset, order):
+    def __init__(self, dataset: Graphs, order: EpochOrder) -> None:
         self.dataset, self.order = dataset, order
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[GraphBatch]:
         for indices in self.order.next_order():
             yield collate([self.dataset[i] for i in indices])
 
-    def skip(self):
+    def skip(self) -> None:
         """Draw an order that nobody reads, where mace reads once more."""
         self.order.next_order()

@@ -43,7 +43,7 @@ class Outliers:
         self._names.append(where)
         group = (str(atoms.info.get("head")), str(atoms.info.get("config_type")))
         self._groups.append(self._met.setdefault(group, group))
-        self._energies.append(np.nan if energy is None else energy / len(atoms))
+        self._energies.append(np.nan if energy is None else float(energy) / len(atoms))
         self._forces.append(np.nan if forces is None else float(np.linalg.norm(forces, axis=1).max()))
         numbers, counts = np.unique(atoms.numbers, return_counts=True)
         fractions = tuple(zip(numbers.tolist(), (counts / len(atoms)).tolist(), strict=True))

@@ -12,6 +12,7 @@ from training.run import Data, Head
 
 def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames:
     """A data set of the registry as the only head's."""
+    assert data.dataset is not None
     found = named_files.load_dataset(data.dataset, data_dir=data.data_dir, cache=data.downloads_dir, seed=seed)
     for need in needs.labels:
         report = found.reports["train"]

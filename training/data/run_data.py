@@ -115,7 +115,7 @@ class RunData:
             pin_memory=self.machine.pin_memory and self.machine.device == "cuda",
             # Lightning and torch seed workers from here; the order of batches does not depend on it.
             generator=torch.Generator().manual_seed(self.machine.seed),
-            batch_sampler=batches,
+            batch_sampler=batches,  # type: ignore[arg-type]  # a range serves as a list
         )
 
 

@@ -9,12 +9,12 @@ HDF5 = (".h5", ".hdf5")
 LMDB = (".lmdb", ".aselmdb", ".db")
 
 
-def is_stored(path):
+def is_stored(path: str | Path) -> bool:
     """Whether a path is data that is read structure by structure: a folder, or a file of one of the endings above."""
     return Path(path).is_dir() or Path(path).suffix.lower() in (*HDF5, *LMDB)
 
 
-def stored_files(folder):
+def stored_files(folder: Path) -> list[Path]:
     """The data files of a folder, numbers in their names counted as numbers; a file is its own."""
     if folder.is_file():
         return [folder]
@@ -22,7 +22,7 @@ def stored_files(folder):
     return sorted(found, key=_natural)
 
 
-def test_sets_of_folder(folder, sharded):
+def test_sets_of_folder(folder: str | Path, sharded: bool) -> dict[str, list[Path]]:
     """{name of the test set: its files} in a folder, as mace reads and as mace_prepare_data writes them.
 
     ``<name>_test.h5`` is a test set; so are the files ``<name>_0.h5``, ``<name>_1.h5``, … together, which
@@ -36,7 +36,7 @@ def test_sets_of_folder(folder, sharded):
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--test_dir: there is no folder {folder}.")
-    sets = {}
+    sets: dict[str, list[Path]] = {}
     if sharded:
         sets = {inner.name: [inner] for inner in sorted(folder.iterdir()) if inner.is_dir() and stored_files(inner)}
     if not sets:
@@ -50,5 +50,5 @@ def test_sets_of_folder(folder, sharded):
     return sets
 
 
-def _natural(file):
+def _natural(file: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
@@ -23,10 +24,11 @@ from training.run_folder import BEST, LAST
 FORMAT = 2
 
 
-def random_state():
+def random_state() -> dict[str, Any]:
     """State of the global generators of Python, numpy and torch, as plain values and tensors."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    of_numpy: Any = np.random.get_state()  # the legacy form, a tuple
+    kind, keys, position, has_gauss, cached = of_numpy
     state = {
         "python": [version, list(words), gauss],
         "numpy": [kind, keys.tolist(), position, has_gauss, cached],
@@ -37,7 +39,7 @@ def random_state():
     return state
 
 
-def set_random_state(state):
+def set_random_state(state: Mapping[str, Any]) -> None:
     """Give the global generators a state from :func:`random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -46,6 +48,10 @@ def set_random_state(state):
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
 
 class Checkpoints(Checkpoint):
@@ -65,12 +71,19 @@ class Checkpoints(Checkpoint):
         ``epoch-<number>/``, which ``load_model`` and ``--foundation_model`` read.
     """
 
-    def __init__(self, folder, identity, start=None, keep_all=False, keep_better=False):
+    def __init__(
+        self,
+        folder: str | Path,
+        identity: Mapping[str, Any],
+        start: dict[str, Any] | None = None,
+        keep_all: bool = False,
+        keep_better: bool = False,
+    ) -> None:
         self.keep_all, self.keep_better = keep_all, keep_better
         self.folder, self.identity, self.start = Path(folder), identity, start
-        self.best = {} if start is None else dict(start["best"])  # {stage: {"loss", "epoch"}}
+        self.best: dict[int, dict[str, Any]] = {} if start is None else dict(start["best"])  # {stage: loss, epoch}
 
-    def on_fit_start(self, trainer, module):
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Go on from the checkpoint, where there is one."""
         if self.start is None:
             return
@@ -88,19 +101,19 @@ class Checkpoints(Checkpoint):
         if module.ema is not None:
             module.ema.load_state_dict(start["ema"])
         module.valid_loss = start["valid_loss"]
-        for callback in trainer.callbacks:
+        for callback in _callbacks(trainer):
             if callback.state_key in start["callbacks"]:
                 callback.load_state_dict(start["callbacks"][callback.state_key])
-        progress = trainer.fit_loop.epoch_progress.current
+        progress: Any = trainer.fit_loop.epoch_progress.current  # declared without ``processed``, which it has
         progress.processed = progress.completed = start["epochs_done"]
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Random numbers go on where they were (after Lightning's own set-up has drawn its share)."""
         if self.start is not None:
             set_random_state(self.start["random"])
             self.start = None
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Write the best weights if they are, then the state. A kill between the two repeats the epoch, exactly."""
         loss, epochs = module.valid_loss, module.current_epoch + 1
         lowest = self.best[module.stage]["loss"] if module.stage in self.best else math.inf
@@ -125,7 +138,7 @@ class Checkpoints(Checkpoint):
             "random": random_state(),
             "valid_loss": module.valid_loss,
             "best": self.best,
-            "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
+            "callbacks": {callback.state_key: callback.state_dict() for callback in _callbacks(trainer)},
             "identity": self.identity,
         }
         # Through memory: torch reports a full disk by an error of its own kind, Python by OSError.
@@ -134,7 +147,7 @@ class Checkpoints(Checkpoint):
         write_atomically(self.folder / LAST, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
-def read_last(folder, identity):
+def read_last(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The last checkpoint of a folder, checked against the run that wants to go on; None if there is none.
 
     Raises
@@ -188,7 +201,7 @@ def identity_of(resolved: Mapping[str, Any], data_digest: str) -> dict[str, Any]
     return {key: value for key, value in resolved.items() if key not in skip} | {"data": data_digest}
 
 
-def _flat(identity, other):
+def _flat(identity: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of Φ one by one where both have some."""
     if not (identity.get("phi") and other.get("phi")):
         return identity
@@ -196,7 +209,7 @@ def _flat(identity, other):
     return flat | {f"phi: {key}": value for key, value in identity["phi"].items()}
 
 
-def read_best(folder, stage):
+def read_best(folder: str | Path, stage: int) -> dict[str, torch.Tensor]:
     """{parameter: tensor} of the best weights of a stage.
 
     Raises
@@ -214,7 +227,7 @@ def read_best(folder, stage):
         ) from error
 
 
-def load_best(model, folder, stage):
+def load_best(model: torch.nn.Module, folder: str | Path, stage: int) -> None:
     """Put the best weights of a stage into a model."""
     weights = distribution.from_main(lambda: read_best(folder, stage))
     parameters = dict(model.named_parameters())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from phi_equivariant import PhiPotential, attach_phi
+from phi_equivariant import PhiModule, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.weights import load_model
@@ -44,7 +44,7 @@ class Foundation:
 
     path: str
     model: Any
-    phi: Any
+    phi: PhiModule | None
 
     @property
     def atomic_numbers(self) -> list[int]:
@@ -130,7 +130,7 @@ def _load(name: str, trust_pickle: bool) -> torch.nn.Module:
     return read_model(path, trust_pickle)
 
 
-def _check_phi(phi: Any, settings: Phi | None, path: str) -> None:
+def _check_phi(phi: PhiModule, settings: Phi | None, path: str) -> None:
     """A model that was trained with Φ goes on with the same Φ."""
     own = phi.config.to_dict()
     own.pop("init")
@@ -183,6 +183,7 @@ def _same(name: str, given: Any, value: Any) -> bool:
 
 def take_over_phi(target: torch.nn.Module, foundation: Foundation, atomic_numbers: list[int]) -> None:
     """Put the foundation's trained Φ into a fresh one whose elements are some of the foundation's."""
+    assert foundation.phi is not None
     known = foundation.model.atomic_numbers.tolist()
     rows = torch.tensor([known.index(number) for number in atomic_numbers])
     state = foundation.phi.state_dict()

@@ -1,17 +1,19 @@
 """The LightningModule of every potential: bare hosts and hosts with Φ train by the same code."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from torch_ema import ExponentialMovingAverage
 
 from training import distribution
+from training.data.batches import GraphBatch
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
-from training.fit.predict import check_finite, freeze, predict, refuse_loss, unfreeze
-from training.fit.schedules import build_schedule
+from training.fit.predict import Energies, check_finite, freeze, predict, refuse_loss, unfreeze
+from training.fit.schedules import Cosine, Plateau, build_schedule
 from training.report.error_sums import ErrorSums
 from training.run import HEAD, Optimiser, Stages
 
@@ -24,11 +26,13 @@ class ValidationSums:
     keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
     """
 
-    def __init__(self, keep=(), isolated=None):
+    def __init__(self, keep: Sequence[str] = (), isolated: Energies | None = None) -> None:
         self.errors = ErrorSums(keep, isolated)
-        self.sums, self.mace_loss, self.structures = {}, 0.0, 0
+        self.sums: dict[str, torch.Tensor | float] = {}
+        self.mace_loss: torch.Tensor | float = 0.0
+        self.structures = 0
 
-    def update(self, output, batch, objective):
+    def update(self, output: Mapping[str, Any], batch: GraphBatch, objective: Objective) -> None:
         """Add a batch."""
         loss, terms = objective(output, batch)
         size = batch.num_graphs
@@ -40,7 +44,7 @@ class ValidationSums:
         self.mace_loss = self.mace_loss + loss.detach()
         self.structures += size
 
-    def row(self):
+    def row(self) -> tuple[dict[str, float], float]:
         """{name: value} over all processes, with mace's Σ_batches loss / structures; and the number of structures."""
         found = distribution.total({"structures": self.structures, **self.sums, "loss_mace": self.mace_loss})
         structures = found.pop("structures")
@@ -68,6 +72,8 @@ class PotentialModule(pl.LightningModule):
         Names of the validation sets, in the order of their loaders.
     """
 
+    schedule: Plateau | Cosine  # from :meth:`configure_optimizers` on
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -78,54 +84,56 @@ class PotentialModule(pl.LightningModule):
         steps_per_epoch: int,
         stage_two: Objective | None = None,
         heads: Sequence[str] = (HEAD,),
-    ):
+    ) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs
         self.objectives = torch.nn.ModuleList([objective, *([] if stage_two is None else [stage_two])])
         self.stage = 1
         self.part, self.stages, self.steps_per_epoch = optimiser, stages, steps_per_epoch
         self.ema = ExponentialMovingAverage(model.parameters(), decay=optimiser.ema_decay) if optimiser.ema else None
-        self.schedule = None
         self.epochs_left = stages.max_num_epochs  # of the present stage
-        self.epochs_that_fit = None  # a time limit sets it
-        self.row = {}  # metrics of the present epoch
+        self.epochs_that_fit: int | None = None  # a time limit sets it
+        self.row: dict[str, Any] = {}  # metrics of the present epoch
         self.valid_loss = float("inf")
-        self.plotted, self.isolated = (), None  # what the validation keeps for plots, see ErrorSums
-        self._sums, self._steps = {}, 0
-        self.heads, self._validations = heads, []
+        self.plotted: Sequence[str] = ()  # what the validation keeps for plots, see ErrorSums
+        self.isolated: Energies | None = None
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._steps = 0.0
+        self.heads = heads
+        self._validations: list[ValidationSums] = []
 
     @property
-    def objective(self):
+    def objective(self) -> Objective:
         """The objective of the present stage."""
-        return self.objectives[self.stage - 1]
+        return cast(Objective, self.objectives[self.stage - 1])
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         """Learning rate of the first group of parameters."""
         return self._optimizer.param_groups[0]["lr"]
 
     @property
-    def validated(self):
+    def validated(self) -> bool:
         """Whether the present epoch was validated."""
         return "valid_loss_mace" in self.row
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """mace's optimiser over the model's parameter groups, and the schedule of its learning rates."""
         self._optimizer = build_optimizer(self.model, self.part)
         self._trainable = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self.schedule = build_schedule(self._optimizer, self.part, self.stages.of_stage_one, self.steps_per_epoch)
         return self._optimizer
 
-    def begin_stage_two(self):
+    def begin_stage_two(self) -> None:
         """The learning rate of stage two; from here on no schedule acts."""
         set_rates(self._optimizer, self.stages.swa_lr)
 
-    def on_fit_start(self):
+    def on_fit_start(self) -> None:
         """The moving average follows the weights to their device."""
         if self.ema is not None:
             self.ema.to(self.device)
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
         set_training_mode(self._optimizer, True)
         self._sums, self._steps = {}, 0
@@ -133,32 +141,32 @@ class PotentialModule(pl.LightningModule):
         if self.stages.swa:
             self.row["stage"] = self.stage
 
-    def on_train_batch_start(self, batch, batch_index):
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Set the learning rate where the schedule changes it step by step."""
         if self.stage == 1:
             self.schedule.before_step(self.epochs_left)
 
-    def training_step(self, batch, batch_index):
+    def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
         """Loss of a batch."""
         output = predict(self.model, batch, self.outputs, training=True)
         loss, terms = self.objective(output, batch, self.current_epoch)
         if not bool(torch.isfinite(loss.detach())):
-            loader = self.trainer.train_dataloader
+            loader: Any = self.trainer.train_dataloader
             indices = list(loader.batch_sampler)[batch_index]
             refuse_loss(self.model, output, batch, loader.dataset, indices, self.global_step)
         self._add(loss.detach(), terms, 1)
         return loss
 
-    def backward(self, loss):
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the parameters only: those of the positions, leaves too, would cost a tenth more."""
         loss.backward(inputs=self._trainable)
 
-    def on_train_batch_end(self, output, batch, batch_index):
+    def on_train_batch_end(self, output: Any, batch: Any, batch_index: int) -> None:
         """Update the moving average, as mace does after every step."""
         if self.ema is not None:
             self.ema.update()
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         """Close the epoch's training sums and go over to the averaged weights."""
         self._close("train")
         set_training_mode(self._optimizer, False)
@@ -168,20 +176,21 @@ class PotentialModule(pl.LightningModule):
         self._flags = freeze(self.model)
         self._validations = [ValidationSums(self.plotted, self.isolated) for _ in self.heads]
 
-    def validation_step(self, batch, batch_index, dataloader_idx=0):
+    def validation_step(self, batch: GraphBatch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Loss and errors of a batch of one head's set; forces need derivatives here too."""
         if not batch:  # other processes of a distributed run have one more
             return
         with torch.enable_grad():
             output = predict(self.model, batch, self.outputs)
-        loader = self.trainer.val_dataloaders[dataloader_idx]
+        loaders: Any = self.trainer.val_dataloaders
+        loader = loaders[dataloader_idx]
         check_finite(self.model, output, batch, loader.dataset, loader.batch_sampler.batches[batch_index])
         with torch.no_grad():
             self._validations[dataloader_idx].update(output, batch, self.objective)
 
-    def on_validation_epoch_end(self):
+    def on_validation_epoch_end(self) -> None:
         """Close the sums. Best weights, patience and plateaus go by mace's value of the last head, as in mace."""
-        self.validated_structures = 0
+        self.validated_structures = 0.0
         for head, found in zip(self.heads, self._validations, strict=True):
             row, structures = found.row()
             self.validated_structures += structures
@@ -194,33 +203,33 @@ class PotentialModule(pl.LightningModule):
             self.ema.restore()
             self.ema.collected_params = None
 
-    def on_train_epoch_end(self):
+    def on_train_epoch_end(self) -> None:
         """Step the schedule."""
         if self.stage == 1:
             self.schedule.after_epoch(self.valid_loss)
 
-    def finish_row(self):
+    def finish_row(self) -> None:
         """Close the training sums of an epoch without validation."""
         if self._sums:
             self._close("train")
 
-    def transfer_batch_to_device(self, batch, device, dataloader_index):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_index: int) -> Any:
         """Batches move themselves."""
         return batch if not batch or batch["positions"].device == device else batch.to(device)
 
-    def _add(self, loss, terms, weight):
+    def _add(self, loss: torch.Tensor, terms: Mapping[str, torch.Tensor], weight: float) -> None:
         for name, value in {"loss": loss, **{f"term_{name}": term for name, term in terms.items()}}.items():
             self._sums[name] = self._sums.get(name, 0.0) + weight * value
         self._steps += weight
 
-    def _close(self, split):
+    def _close(self, split: str) -> None:
         found = distribution.total({"steps": self._steps, **self._sums})
         steps = found.pop("steps")
         self.row |= {f"{split}_{name}": value / steps for name, value in found.items()}
         self._sums, self._steps = {}, 0
 
     @contextlib.contextmanager
-    def weights_to_test(self):
+    def weights_to_test(self) -> Iterator[None]:
         """A block in which the model has the moving average where there is one."""
         if self.ema is None:
             yield
@@ -229,7 +238,7 @@ class PotentialModule(pl.LightningModule):
             yield
         self.ema.collected_params = None
 
-    def averaged_weights(self):
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
         """{parameter: tensor} of the weights to test: the moving average where there is one."""
         names = [name for name, _ in self.model.named_parameters()]
         values = self.ema.shadow_params if self.ema is not None else list(self.model.parameters())

@@ -70,7 +70,7 @@ class Predictor:
         self.numbers = [int(number) for number in torch.as_tensor(model.atomic_numbers)]
         self.r_max = float(torch.as_tensor(model.r_max))
         host = model.host if isinstance(model, PhiPotential) else model
-        heads = list(getattr(model, "heads", None) or ["Default"])
+        heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
         head = heads[0] if head is None and len(heads) == 1 else head
         if head not in heads:
             raise InputError(f"--head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")

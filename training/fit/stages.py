@@ -2,7 +2,9 @@
 
 import logging
 import math
+from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from training import run
@@ -23,39 +25,40 @@ class Stages(Callback):
         mace's ``swa``, ``start_swa``, ``swa_lr``, ``patience``, ``eval_interval`` and ``max_num_epochs``.
     """
 
-    def __init__(self, part: run.Stages):
+    def __init__(self, part: run.Stages) -> None:
         self.part = part
         self.start = part.start_swa if part.swa else None  # first epoch of stage two
         self.stage, self.lowest, self.waited, self.diverged = 1, math.inf, 0, False
 
     @property
-    def epochs(self):
+    def epochs(self) -> int:
         """Number of epochs of the run."""
-        brought_forward = 0 if self.start is None else self.part.start_swa - self.start
+        planned = self.part.start_swa
+        brought_forward = 0 if self.start is None or planned is None else planned - self.start
         return self.part.max_num_epochs - brought_forward
 
     @property
-    def over(self):
+    def over(self) -> bool:
         """Whether no further epoch shall be trained, however many are left."""
         impatient = self.waited >= self.part.patience and (self.start is None or self.stage == 2)
         return impatient or self.diverged
 
-    def reason(self):
+    def reason(self) -> str:
         """Why the run is over."""
         if self.diverged:
             return "stopped: the validation loss is not finite; a smaller --lr may help"
         return f"stopped: {self.waited} validations without a better loss"
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
         return {name: getattr(self, name) for name in ("start", "stage", "lowest", "waited", "diverged")}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         for name, value in state.items():
             setattr(self, name, value)
 
-    def on_train_epoch_start(self, trainer, module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Change the stage where it is time, and say whether this epoch is to be validated."""
         epoch = trainer.current_epoch
         self._share_time(epoch, module.epochs_that_fit)
@@ -73,15 +76,16 @@ class Stages(Callback):
         due = epoch % self.part.eval_interval == 0 or epoch + 1 >= self.epochs
         trainer.check_val_every_n_epoch = 1 if due else epoch + 2  # Lightning's remainder of epoch + 1
 
-    def _share_time(self, epoch, epochs_that_fit):
+    def _share_time(self, epoch: int, epochs_that_fit: int | None) -> None:
         """Under a time limit that the run will not fit into, stage two gets its share of the epochs that fit."""
-        if self.stage == 1 and self.start is not None and epochs_that_fit is not None:
+        planned = self.part.start_swa
+        if self.stage == 1 and self.start is not None and planned is not None and epochs_that_fit is not None:
             total = epoch + epochs_that_fit
             if total < self.part.max_num_epochs:
-                share = self.part.start_swa / self.part.max_num_epochs
+                share = planned / self.part.max_num_epochs
                 self.start = min(self.start, max(epoch, 1, round(share * total)))
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Count epochs without a better validation loss."""
         if not module.validated:
             return
@@ -93,6 +97,6 @@ class Stages(Callback):
             self.waited += 1
         if self.over:
             trainer.should_stop = True
-        elif self.waited >= self.part.patience and self.start > trainer.current_epoch + 1:
+        elif self.start is not None and self.waited >= self.part.patience and self.start > trainer.current_epoch + 1:
             self.start = trainer.current_epoch + 1
             logger.info(f"{self.waited} validations without a better loss: stage two begins")

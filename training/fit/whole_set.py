@@ -1,7 +1,10 @@
 """Training by L-BFGS: one step per epoch, over the whole training set."""
 
+from typing import Any
+
 import torch
 
+from training.data.order import WholeSet
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import predict, refuse_loss
 
@@ -13,12 +16,12 @@ class WholeSetModule(PotentialModule):
     freed before the next one is made, so memory is that of a batch.
     """
 
-    def on_train_batch_start(self, batch, batch_index):
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """The metrics are those before the step."""
         super().on_train_batch_start(batch, batch_index)
         self._first = True
 
-    def training_step(self, whole, batch_index):
+    def training_step(self, whole: WholeSet, batch_index: int) -> torch.Tensor:
         """Loss of the training set; its gradient waits for :meth:`backward`."""
         total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in self._trainable]
         for indices, batch in whole.batches():
@@ -35,13 +38,13 @@ class WholeSetModule(PotentialModule):
             if self._first:
                 self._add(loss.detach(), terms, share)
         self._first, self._gradients = False, gradients
-        return total
+        return torch.as_tensor(total)
 
-    def backward(self, loss):
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Hand the gradient over."""
         for parameter, gradient in zip(self._trainable, self._gradients, strict=True):
             parameter.grad = gradient
 
-    def transfer_batch_to_device(self, batch, device, dataloader_index):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_index: int) -> Any:
         """Validation batches move themselves; the training set moves batch by batch."""
         return super().transfer_batch_to_device(batch, device, dataloader_index) if isinstance(batch, dict) else batch

@@ -55,8 +55,8 @@ def _reasons(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
     if not output.plot:
         yield ("plot_frequency", "plot_interaction_e"), "nothing is plotted with --plot False"
     if not output.wandb:
-        names = tuple(name for name in run.given if name.startswith("wandb_"))
-        yield names, "nothing is sent to Weights and Biases without --wandb"
+        of_wandb = tuple(name for name in run.given if name.startswith("wandb_"))
+        yield of_wandb, "nothing is sent to Weights and Biases without --wandb"
     heads = [head.name for head in run.heads]
     if unknown := output.unknown_heads(heads):
         yield ("skip_evaluate_heads",), f"no head is called {', '.join(unknown)}; they are {', '.join(heads)}"

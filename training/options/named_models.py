@@ -100,11 +100,11 @@ def build_host(
     """A fresh host of a named size with one head, as :func:`training.mace_hosts.build_host` makes those of mace."""
     neighbours, (scale,), (shift,) = mace_hosts.statistics(data, training)
     size = architecture(host.model).arguments
-    given = {name: getattr(host, option) for name, option in SETTINGS.items() if name in size}
+    given: dict[str, Any] = {name: getattr(host, option) for name, option in SETTINGS.items() if name in size}
     arguments = {name: value for name, value in given.items() if value is not None}
     if "avg_num_neighbors" in size:
         arguments["avg_num_neighbors"] = neighbours
     energies = training.energies[training.names[0]]
-    statistics = {"E0s": energies, "scale": scale, "shift": shift}
+    statistics: dict[str, Any] = {"E0s": energies, "scale": scale, "shift": shift}
     model = create_model(host.model, training.atomic_numbers, with_phi=False, **statistics, **arguments)
     return model, mace_hosts.derivatives(loss)

@@ -89,8 +89,9 @@ class Parser:
             "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="say the version and end"
         )
         parser.prog = PROGRAM
-        parser.error = self._refuse  # type: ignore[method-assign]
-        parser.format_help = lambda: help_text(parser)  # type: ignore[method-assign]
+        # The parser is mace's own object: its methods can be replaced, but not those of a class of ours inherited.
+        parser.error = self._refuse  # type: ignore[method-assign]  # see above
+        parser.format_help = lambda: help_text(parser)  # type: ignore[method-assign]  # see above
         self.parser = parser
 
     @staticmethod

@@ -2,10 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
@@ -40,7 +41,7 @@ def open_trackers(
     opened: list[WandbLogger | TensorBoardLogger] = []
     if output.wandb:
         directory = folder if output.wandb_dir is None else output.wandb_dir
-        logger = WandbLogger(
+        wandb = WandbLogger(
             name=output.wandb_name or output.name,
             project=output.wandb_project or None,
             entity=output.wandb_entity or None,
@@ -49,12 +50,12 @@ def open_trackers(
             resume="allow",
             config={name: values[name] for name in output.wandb_log_hypers},
         )
-        logger.experiment.summary["params"] = json.dumps(resolved)
-        opened.append(logger)
+        wandb.experiment.summary["params"] = json.dumps(resolved)
+        opened.append(wandb)
     if output.tensorboard:
-        logger = TensorBoardLogger(folder, name="tensorboard", version="")
-        logger.experiment.add_text("options", f"```\n{json.dumps(resolved, indent=1)}\n```")
-        opened.append(logger)
+        tensorboard = TensorBoardLogger(folder, name="tensorboard", version="")
+        tensorboard.experiment.add_text("options", f"```\n{json.dumps(resolved, indent=1)}\n```")
+        opened.append(tensorboard)
     return opened
 
 
@@ -68,16 +69,16 @@ def _kept_id(folder: Path) -> str:
 class Tracking(Callback):
     """Send every epoch's row to the trackers, and the errors of the final test when they are known."""
 
-    def __init__(self, trackers):
-        self.trackers = trackers
+    def __init__(self, trackers: Sequence[WandbLogger | TensorBoardLogger]) -> None:
+        self.trackers = list(trackers)
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """After History, which completes the row."""
         row = {name: value for name, value in module.row.items() if name not in NOT_METRICS}
         for tracker in self.trackers:
             tracker.log_metrics(row, step=module.row["epoch"] + 1)
 
-    def finish(self, sets, epochs):
+    def finish(self, sets: Mapping[str, Mapping[str, Any]], epochs: int) -> None:
         """Send ``{set: {"errors": table}}`` and close."""
         final = {
             f"{name}_{kind}_{quantity}": found[kind]
@@ -93,7 +94,7 @@ class Tracking(Callback):
                 tracker.log_metrics({f"final/{name}": value for name, value in final.items()}, step=epochs)
         self.close("success")
 
-    def close(self, status):
+    def close(self, status: str) -> None:
         """Write what is buffered; ``status`` is ``success`` or ``failed``."""
         for tracker in self.trackers:
             tracker.finalize(status)

@@ -10,6 +10,7 @@ interrupted run goes on where it was. About 50 core-minutes.
 import argparse
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -30,21 +31,21 @@ ISOLATED_ATOMS = {1: 2, 6: 3, 7: 4, 8: 3}
 LONGEST_BOND = 2.0  # Å, between atoms bonded in the SMILES string: beyond it the molecule has broken
 
 
-def conformer(seed):
+def conformer(seed: int) -> tuple[Atoms, np.ndarray]:
     """A force-field minimum of the molecule and the pairs of atoms that are bonded in it."""
     from rdkit import Chem
-    from rdkit.Chem import AllChem
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     molecule = Chem.AddHs(Chem.MolFromSmiles(SMILES))
-    if AllChem.EmbedMolecule(molecule, randomSeed=seed + 1) != 0:
+    if rdDistGeom.EmbedMolecule(molecule, randomSeed=seed + 1) != 0:
         raise RuntimeError(f"rdkit found no conformer with seed {seed + 1}")
-    AllChem.MMFFOptimizeMolecule(molecule, maxIters=2000)
+    rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=2000)
     bonds = np.array([(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in molecule.GetBonds()])
     atoms = Atoms([a.GetAtomicNum() for a in molecule.GetAtoms()], molecule.GetConformer().GetPositions())
     return atoms, bonds
 
 
-def label(atoms):
+def label(atoms: Atoms) -> dict[str, Any]:
     """Energy (eV), forces (eV/Å), Mulliken charges (e) and dipole (e·Å) at positions rounded to float32."""
     from tblite.ase import TBLite
 
@@ -59,7 +60,7 @@ def label(atoms):
     }
 
 
-def run_trajectory(task):
+def run_trajectory(task: tuple[int, Path]) -> Path:
     """Sample one trajectory, label its frames and save them; returns the file."""
     from tblite.ase import TBLite
 
@@ -82,14 +83,14 @@ def run_trajectory(task):
         if lengths.max() > LONGEST_BOND:
             raise RuntimeError(f"trajectory {seed}: a bond of {lengths.max():.2f} Å, the molecule has broken")
         frames.append(label(atoms))
-    arrays = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    arrays: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     temporary = path.with_suffix(".part.npz")
     np.savez(temporary, z=atoms.numbers, trajectory=np.full(len(frames), seed), **arrays)
     temporary.replace(path)
     return path
 
 
-def isolated_atom_energies():
+def isolated_atom_energies() -> dict[int, float]:
     """GFN2 energies (eV) of the free atoms in their ground states."""
     from tblite.ase import TBLite
 
@@ -101,7 +102,7 @@ def isolated_atom_energies():
     return energies
 
 
-def main():
+def main() -> None:
     """Sample what is missing in the working folder and write train.npz, valid.npz and test.npz beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for finished trajectories")
@@ -118,7 +119,7 @@ def main():
             print(f"{done}/{len(tasks)} {path}", flush=True)
     for split, seeds in TRAJECTORIES.items():
         parts = [dict(np.load(args.work / f"{seed:03d}.npz")) for seed in seeds]
-        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != "z"}
+        arrays: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != "z"}
         np.savez_compressed(
             args.out / f"{split}.npz",
             z=parts[0]["z"],
