@@ -4,6 +4,7 @@ mpirun -np 2 python tests/support/lammps_cases.py FILE.npz CASE ...
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ def water(n=3, seed=3, cell=((9.3, 0, 0), (1.1, 8.1, 0), (0.4, -0.7, 8.7))):
     """A few water molecules in a triclinic cell, in LAMMPS' orientation, smaller than what two layers see."""
     random = np.random.default_rng(seed)
     atoms = Atoms(cell=cell, pbc=True)
-    for centre in random.permutation(np.stack(np.meshgrid(*[[0.1, 0.6]] * 3), -1).reshape(-1, 3))[:n]:
+    for centre in np.array([(0.4, 0.1, 0.1), (0.7, 0.6, 0.1), (0.7, 0.1, 0.6)])[:n]:
         one = molecule("H2O")
         one.rotate(random.uniform(0, 360), random.normal(size=3))
         one.positions += (centre + random.uniform(0, 0.1, 3)) @ np.asarray(cell)
@@ -72,7 +73,7 @@ def _dipoles():
 
 
 CASES = {
-    "mace": Case(potential, run=("velocity all create 4000 1 loop geom", "fix n all nve", "run 25")),
+    "mace": Case(potential, run=("velocity all set 150 0 0", "fix n all nve", "run 25")),
     "nequip open": Case(lambda: potential(host=nequip_host()), apart, -1.0, "real"),
     "bare": Case(nequip_host, lines=("processors 1 1 *",)),
     "graph": Case(lambda: potential(operator="graph", low_pass=0.5)),
@@ -165,5 +166,34 @@ def main(place, names):
         np.savez(Path(place), **results)
 
 
+def refused(place):
+    """What is said of inputs and models that cannot be, on all processes alike."""
+    from phi_equivariant.errors import InputError
+    from phi_equivariant.lammps import LammpsPotential, load_lammps
+
+    lammps, said = load_lammps(), {}
+    usual = CASES["mace"]
+    attempts = {
+        "cutoff": (dataclasses.replace(usual, cutoff=3.0), ELEMENTS),
+        "units": (dataclasses.replace(usual, units="lj"), ELEMENTS),
+        "num_modes": (dataclasses.replace(usual, model=lambda: potential(num_modes=3)), ELEMENTS),
+        "fix": (usual, ELEMENTS),
+        "types": (usual, ["O", "H"]),
+    }
+    for name, (case, elements) in attempts.items():
+        program = start(lammps, case, ["unfix phi"] if name == "fix" else [])
+        try:
+            LammpsPotential(made(case), elements).attach(program)
+        except InputError as error:
+            said[name] = str(error)
+        rank = program.extract_setting("world_rank")
+        program.close()
+    if rank == 0:
+        Path(place).write_text(json.dumps(said))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    if sys.argv[2:] == ["refused"]:
+        refused(sys.argv[1])
+    else:
+        main(sys.argv[1], sys.argv[2:])

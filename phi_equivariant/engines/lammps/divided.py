@@ -70,6 +70,7 @@ class Divided:
     def __call__(self, domain: Domain) -> Evaluation:
         """Evaluate; all processes together."""
         ghosts = self._ghosts(domain)
+        domain.check_all_there(len(ghosts.tags))
         if self.values is None:
             self.values = self._read_values(ghosts.gather(domain.numbers[: domain.n_own, None])[:, 0])
         passed = self.host(domain, ghosts, self.values)
@@ -119,8 +120,11 @@ class Divided:
         assert self.values is not None
         reference = next(phi.parameters())
         own = slice(0, domain.n_own)
-        flat = [values.detach().reshape(domain.n_own, -1).cpu().double().numpy() for values in heads.values()]
         widths = [values.shape[1:].numel() for values in heads.values()]
+        flat = [
+            values.detach().reshape(domain.n_own, width).cpu().double().numpy()
+            for values, width in zip(heads.values(), widths, strict=True)
+        ]
         rows = ghosts.gather(np.concatenate([domain.positions[own], domain.numbers[own, None], *flat], axis=1))
         columns = np.split(rows, np.cumsum([3, 1, *widths])[:-1], axis=1)
         number: dict[str, Any] = {"dtype": reference.dtype, "device": reference.device}

@@ -21,6 +21,7 @@ class Domain:
     numbers: (n_own + n_ghosts,), atomic numbers; tags: likewise, LAMMPS' atom IDs
     n_own: number of the process' own atoms
     cell: (3, 3), rows are the cell vectors in Å; pbc: (3,)
+    n_atoms: number of atoms that there should be on all processes
     """
 
     positions: Array
@@ -29,6 +30,16 @@ class Domain:
     n_own: int
     cell: Array
     pbc: Array
+    n_atoms: int
+
+    def check_all_there(self, number: int) -> None:
+        """InputError unless all processes together own as many atoms as there should be."""
+        if number != self.n_atoms:
+            raise InputError(
+                f"atoms were lost: there were {self.n_atoms} and are {number} on all processes together. The "
+                "simulation has probably blown up, or atoms left a box with fixed boundaries: look at the starting "
+                "structure, the time step and 'boundary'."
+            )
 
     @classmethod
     def read(cls, lammps: Any, elements: Sequence[int]) -> "Domain":
@@ -56,12 +67,13 @@ class Domain:
         lengths = np.subtract(high, low)
         cell = np.array([[lengths[0], 0, 0], [xy, lengths[1], 0], [xz, yz, lengths[2]]])
         return cls(
-            positions,
-            np.asarray(elements)[types - 1],
-            tags.astype(np.int64),
-            n_own,
-            cell,
-            np.array(periodic, dtype=bool),
+            positions=positions,
+            numbers=np.asarray(elements)[types - 1],
+            tags=tags.astype(np.int64),
+            n_own=n_own,
+            cell=cell,
+            pbc=np.array(periodic, dtype=bool),
+            n_atoms=int(lammps.get_natoms()),
         )
 
 

@@ -28,6 +28,7 @@ class Whole:
 
     def __call__(self, domain: Domain) -> Evaluation:
         """Evaluate the own atoms, which are all there are."""
+        domain.check_all_there(domain.n_own)
         order = domain.tags[: domain.n_own].argsort(kind="stable")
         atoms = Atoms(
             numbers=domain.numbers[order],
