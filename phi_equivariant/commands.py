@@ -43,6 +43,11 @@ def evaluate() -> int:
     return _run("phi-mace-eval", "training.evaluate:main")
 
 
+def lammps() -> int:
+    """``phi-lammps``."""
+    return _run("phi-lammps", "phi_equivariant.engines.lammps.cli:main")
+
+
 def zoo() -> int:
     """``phi-zoo``."""
     return _run("phi-zoo", "zoo.cli:main")

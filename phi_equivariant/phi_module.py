@@ -125,8 +125,37 @@ class PhiModule(torch.nn.Module):
         ``sqe`` in a batch with periodic structures source_charges (n_atoms,) in e, before anything has flown, and
         flow_dipole (n_structures, 3) in e·Å, Σ over edges of what has flown times the edge's vector.
         """
+        return self.of_heads(self.read_heads(layers, structures.species), structures, order)
+
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the edges of structures matter: to a Laplacian of their graph, or to charge that flows."""
+        flows = self.charge_model is not None and self.charge_model.conductance is not None
+        return flows or not self.operator.inverse
+
+    def read_heads(self, layers: Sequence[torch.Tensor], species: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All that Φ takes from the host's features, {name: (n_atoms, …)}; each row is a function of its atom's alone.
+
+        Parameters
+        ----------
+        layers: (n_atoms, irreps.dim) of each tapped layer
+        species: (n_atoms,), index of each atom's element
+        """
+        found: dict[str, torch.Tensor] = {}
+        if self.alpha_net is not None:
+            found["fields"] = self.alpha_net(layers, species)  # (n_atoms, n_fields, channels)
+            if self.config.multipoles:
+                found["dipoles"] = self.alpha_net.dipoles(layers)  # (n_atoms, channels, 3)
+        if self.charge_model is not None:
+            found |= self.charge_model.heads(layers, species)
+        return found
+
+    def of_heads(
+        self, heads: dict[str, torch.Tensor], structures: Structures, order: int = 1
+    ) -> dict[str, torch.Tensor | None]:
+        """What :meth:`forward` gives, from what :meth:`read_heads` read of all atoms of the structures."""
         self.operator.check(structures)
-        fields = self._solve(layers, structures, order)
+        fields = self._solve(heads, structures, order)
         uniform = self.operator.uniform_part(structures)
         if uniform is not None:
             fields = fields.without_uniform_part(uniform, structures)
@@ -150,16 +179,14 @@ class PhiModule(torch.nn.Module):
             out["atomic_dipoles"] = fields.dipoles
         return out
 
-    def _solve(self, layers: Sequence[torch.Tensor], structures: Structures, order: int) -> Fields:
+    def _solve(self, given: dict[str, torch.Tensor], structures: Structures, order: int) -> Fields:
         """φ and ρ with Lφ = ρ."""
-        config, net = self.config, self.alpha_net
-        heads = None if net is None else net(layers, structures.species)  # (n_atoms, n_fields, channels)
-        dipoles = net.dipoles(layers) if net is not None and config.multipoles else None  # (n_atoms, channels, 3)
+        config, heads, dipoles = self.config, given.get("fields"), given.get("dipoles")
         if self.charge_model is not None:
             order = order if torch.is_grad_enabled() else 0
             bound = self.charge_model.bind(self.operator, structures)
             return fields_by_charge_model(
-                self.charge_model, layers, heads, bound, config, dipoles, order, not self.training
+                self.charge_model, given, heads, bound, config, dipoles, order, not self.training
             )
         assert heads is not None  # only charge models do without
         operator = self.operator.at(structures, matrix=self.response is not None)

@@ -1,7 +1,7 @@
 """Lφ = ρ of a batch: the two parameterisations, where L is applied and where its inverse P is, and charge models."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -130,7 +130,7 @@ def fields_by_potential(
 
 def fields_by_charge_model(
     model: ChargeModel,
-    layers: Sequence[torch.Tensor],
+    given: Mapping[str, torch.Tensor],
     heads: torch.Tensor | None,
     potential_of: Bound,
     config: PhiConfig,
@@ -142,7 +142,7 @@ def fields_by_charge_model(
 
     Parameters
     ----------
-    model: ``ChargeModel``; layers: features of each tapped layer
+    model: ``ChargeModel``; given: what its heads read
     heads: (n_atoms, 1, channels) in e, without channel 0 where the model does not start from charges; None for none
     potential_of: P
     config: ``PhiConfig``
@@ -162,7 +162,7 @@ def fields_by_charge_model(
     start = charges[:, 0] if model.takes_charges else None
     others = charges[:, 1:] if model.takes_charges else charges
     permanent = None if dipoles is None else dipoles[:, 0]
-    response, flow = model(layers, potential_of, start, permanent, order, repeated)
+    response, flow = model(given, potential_of, start, permanent, order, repeated)
     potential, charges, energy = response.potential[:, None], response.charges[:, None], response.node_energy
     if config.channels > 1:
         if dipoles is None:

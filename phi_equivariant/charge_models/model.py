@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class ChargeModel(torch.nn.Module):
 
     def forward(
         self,
-        layers: Sequence[torch.Tensor],
+        of_heads: Mapping[str, torch.Tensor],
         bound: Bound,
         charges: torch.Tensor | None,
         dipoles: torch.Tensor | None,
@@ -81,7 +81,7 @@ class ChargeModel(torch.nn.Module):
 
         Parameters
         ----------
-        layers: features of each tapped layer
+        of_heads: what ``heads`` read of every atom, by name
         bound: what ``bind`` made
         charges: q⁰ (n_atoms,) in e, if it ``takes_charges``
         dipoles: permanent μ⁰ (n_atoms, 3) in e·Å
@@ -96,7 +96,8 @@ class ChargeModel(torch.nn.Module):
             None but with ``sqe`` in a batch with periodic structures
         """
         structures = bound.structures
-        given = {**self.heads(layers, structures.species), "charges": charges, "dipoles": dipoles}
+        named = {name: of_heads[name] for name in self.heads.names}
+        given = {**named, "charges": charges, "dipoles": dipoles}
         given = {name: values for name, values in given.items() if values is not None}
         without = set() if self.polarizable or dipoles is not None else {"dipoles", "gradient"}
         names = [field.name for field in dataclasses.fields(Response) if field.name not in without]

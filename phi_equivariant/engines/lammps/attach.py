@@ -1,0 +1,226 @@
+"""A potential as forces of LAMMPS' ``fix external``: checks, the callback, and what the fix reports."""
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.data
+import numpy as np
+import torch
+
+from phi_equivariant.engines.inference import Model, ready_models
+from phi_equivariant.engines.lammps.divided import Divided
+from phi_equivariant.engines.lammps.domain import Array, Domain, Evaluation, Evaluator
+from phi_equivariant.engines.lammps.mpi import end_all, load_mpi
+from phi_equivariant.engines.lammps.units import read_units
+from phi_equivariant.engines.lammps.whole import Whole
+from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.cells import check_cells
+from phi_equivariant.potential import PhiPotential
+
+FIX = "phi"
+LINE = f"fix {FIX} all external pf/callback 1 1"
+_PROPERTIES_FIX = f"{FIX}_atoms"
+
+
+class LammpsPotential:
+    """A model that LAMMPS asks for forces, on one process or many.
+
+    Parameters
+    ----------
+    model: ``PhiPotential``, a host, the folder of a saved one, or a name of the zoo
+    elements: symbols of LAMMPS' types, in order
+    total_charge: in e
+    info: what else the host is told of the structure, by the names of ``atoms.info`` (``total_spin``, …)
+    device: where to compute; ``cuda`` takes the devices of a machine in turn, one for each process
+    dtype: ``float32`` or ``float64``; the model's own where None
+    head: name of the host's head, for hosts with several
+    skin: Å by which neighbour lists reach beyond the cut-off
+    on_failure: what is called with an exception that occurs during a run; where None, it is kept for :meth:`check` on
+        one process, and ends all processes, with its message, on many
+
+    Raises
+    ------
+    InputError
+        For elements that the model does not have, and as ``PhiCalculator``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        elements: Sequence[str],
+        total_charge: float = 0.0,
+        info: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        head: str | None = None,
+        skin: float = 0.5,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        (self.model,) = ready_models(model, _device_of_process(device), dtype)
+        self.numbers = _numbers(elements, self.model)
+        self.elements = list(elements)
+        self.info = {"total_charge": total_charge, **(info or {})}
+        self.head, self.skin, self.on_failure = head, skin, on_failure
+        self.evaluation: Evaluation | None = None  # of the last step
+        self._evaluator: Evaluator | None = None
+        self._failure: BaseException | None = None
+        self._last_step: int | None = None
+        self._at_last_exchange: Array | None = None
+
+    def attach(self, lammps: Any) -> None:
+        """Become the forces of the fix ``phi`` of a LAMMPS object, after ``fix phi all external pf/callback 1 1``.
+
+        The fix then reports energy and virial, f_phi the total energy, f_phi[1] the host's, f_phi[2] Φ's, in LAMMPS'
+        units, and f_phi[3] the sum of charges before projection. With Φ, atoms have the properties d_phi_charge in e
+        and d_phi_potential in V, and where the model has dipoles d2_phi_dipole in e·Å.
+
+        Raises
+        ------
+        InputError
+            For units other than metal and real, a fix that is not there, other types than elements, atoms without IDs,
+            and on many processes a communication cut-off that is too small, or a model that runs on one process only.
+        """
+        self.lammps = lammps
+        self.units = read_units(lammps.extract_global("units"))
+        _check_input(lammps, self.elements)
+        self.n_processes = lammps.extract_setting("world_size")
+        if self._evaluator is None:
+            self._evaluator = self._make_evaluator()
+        self.cutoff = math.inf
+        if self.n_processes > 1:
+            self.cutoff = self._communication_cutoff()
+            self._check_reach(0.0)
+        lammps.set_fix_external_callback(FIX, self._callback, None)
+        lammps.fix_external_set_vector_length(FIX, 3)
+        lammps.command(f"fix_modify {FIX} energy yes virial yes")
+        self._last_step, self._properties = None, {}
+        if isinstance(self.model, PhiPotential):
+            config = self.model.phi.config
+            self._properties = {"phi_charge": "d_phi_charge", "phi_potential": "d_phi_potential"}
+            if config.multipoles or config.polarizable:
+                self._properties["phi_dipole"] = "d2_phi_dipole"
+            if not lammps.has_id("fix", _PROPERTIES_FIX):
+                words = [name + (" 3" if name.startswith("d2") else "") for name in self._properties.values()]
+                lammps.command(f"fix {_PROPERTIES_FIX} all property/atom {' '.join(words)}")
+
+    def check(self) -> None:
+        """Raise what went wrong during a run on one process, whose forces since then are NaN."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _make_evaluator(self) -> Evaluator:
+        if self.n_processes == 1:
+            return Whole(self.model, self.info, self.head, self.skin)
+        comm = self.lammps.get_mpi_comm() or load_mpi().COMM_WORLD
+        return Divided(self.model, self.info, comm, self.head, self.skin)
+
+    def _callback(self, _: object, step: int, n_own: int, tags: Array, positions: Array, forces: Array) -> None:
+        """Forces of one step, as ``fix external`` asks for them; an exception that left here would be ignored."""
+        try:
+            if self._failure is None:
+                self._fill(step, forces)
+                return
+        except BaseException as error:  # a process that went on would leave the others waiting
+            if self.on_failure is not None:
+                self.on_failure(error)
+            elif self.n_processes > 1:
+                end_all(error, "Φ in LAMMPS")
+            self._failure = error
+        forces[:] = np.nan
+        self.lammps.force_timeout()  # at the end of this step
+
+    def _fill(self, step: int, forces: Array) -> None:
+        assert self._evaluator is not None
+        domain = Domain.read(self.lammps, self.numbers)
+        check_cells(torch.tensor(domain.cell)[None], torch.tensor(domain.pbc)[None])
+        if self.n_processes > 1:
+            self._check_reach(self._moved(domain))
+        found = self.evaluation = self._evaluator(domain)
+        unit = self.units.energy
+        forces[:] = found.forces / unit
+        if not math.isfinite(found.energy):
+            raise InputError(f"the energy is {found.energy} at step {step}; the simulation has probably blown up.")
+        self.lammps.fix_external_set_energy_global(FIX, found.energy / unit)
+        xx, yy, zz = np.diag(found.virial)
+        virial = [xx, yy, zz, found.virial[0, 1], found.virial[0, 2], found.virial[1, 2]]
+        self.lammps.fix_external_set_virial_global(FIX, [float(value / unit) for value in virial])
+        for place, value in enumerate((found.host_energy / unit, found.phi_energy / unit, found.net_charge)):
+            self.lammps.fix_external_set_vector(FIX, place + 1, value)
+        for name, values in found.of_atoms.items():
+            if domain.n_own:
+                self.lammps.numpy.extract_atom(self._properties[name])[: domain.n_own] = values
+
+    def _moved(self, domain: Domain) -> float:
+        """How far an atom of this process has moved since LAMMPS last exchanged atoms, in Å."""
+        before = self._at_last_exchange
+        if self.lammps.extract_setting("neigh_ago") == 0 or before is None or before.shape != domain.positions.shape:
+            self._at_last_exchange = domain.positions
+            return 0.0
+        return float(np.sqrt(np.square(domain.positions - before).sum(1).max(initial=0.0)))
+
+    def _check_reach(self, moved: float) -> None:
+        """InputError unless a process has copies of all atoms that its own can see, though all moved by so much."""
+        assert self._evaluator is not None
+        if self.cutoff - 2 * moved < self._evaluator.reach:
+            since = f" and atoms have moved by {moved:.2f} Å since copies were made" if moved else ""
+            raise InputError(
+                f"the communication cut-off is {self.cutoff:g} Å{since}, but the model sees {self._evaluator.reach:g} "
+                f"Å far: add the line 'comm_modify cutoff {self._evaluator.reach + 2.0:g}' before '{LINE}' (what the "
+                "model sees and the skin of 'neighbor', 2 Å here)."
+            )
+
+    def _communication_cutoff(self) -> float:
+        """LAMMPS' communication cut-off in Å, from what its command ``info`` writes on the first process."""
+        comm = self.lammps.get_mpi_comm() or load_mpi().COMM_WORLD
+        with tempfile.TemporaryDirectory() as folder:  # that of the first process is what is written in
+            place = comm.bcast(f"{folder}/info")
+            self.lammps.command(f"info communication out overwrite {place}")
+            text = Path(place).read_text(encoding="utf-8", errors="replace") if comm.rank == 0 else ""
+            text = comm.bcast(text)
+        found = [float(number) for number in re.findall(r"ommunication cutoff\s*=\s*([-+\d.eE]+)", text)]
+        if not found:
+            raise InputError(f"LAMMPS' info does not tell the communication cut-off; it says: {text.strip()!r}.")
+        return max(found)
+
+
+def _check_input(lammps: Any, elements: Sequence[str]) -> None:
+    """InputError for what an input lacks."""
+    if not lammps.has_id("fix", FIX):
+        raise InputError(f"LAMMPS has no fix {FIX}: add the line '{LINE}' after the atoms are there.")
+    n_types = lammps.extract_setting("ntypes")
+    if n_types != len(elements):
+        raise InputError(
+            f"LAMMPS has {n_types} types of atoms, and elements are {' '.join(elements)}; give one for each type, in "
+            "order."
+        )
+    if not lammps.extract_setting("tag_enable"):
+        raise InputError("atoms have no IDs; remove 'atom_modify id no' from the input.")
+
+
+def _numbers(elements: Sequence[str], model: torch.nn.Module) -> list[int]:
+    """Atomic numbers of symbols that the model knows."""
+    known = [int(z) for z in model.atomic_numbers]
+    numbers = []
+    for symbol in elements:
+        number = ase.data.atomic_numbers.get(symbol)
+        if not number:
+            raise InputError(f"elements holds {symbol!r}, which is not an element; write symbols such as O and H.")
+        if number not in known:
+            symbols = " ".join(ase.data.chemical_symbols[z] for z in known)
+            raise InputError(f"elements holds {symbol}, but the model was made for {symbols}.")
+        numbers.append(number)
+    return numbers
+
+
+def _device_of_process(device: str) -> str:
+    """``cuda`` as one of the devices of this machine, in turn for its processes."""
+    if device != "cuda" or torch.cuda.device_count() < 2:
+        return device
+    mpi = load_mpi()
+    here = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+    return f"cuda:{here.rank % torch.cuda.device_count()}"

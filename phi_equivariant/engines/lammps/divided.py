@@ -1,0 +1,191 @@
+"""Many processes: the host on each one's atoms, Φ on what all of them gathered, and one pass back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from phi_equivariant.engines.inference import ModelInput
+from phi_equivariant.engines.lammps.domain import PROPERTIES, Array, Domain, Evaluation
+from phi_equivariant.engines.lammps.ghosts import Ghosts
+from phi_equivariant.engines.lammps.host_pass import HostRunner
+from phi_equivariant.engines.neighbours import NeighbourList
+from phi_equivariant.errors import InputError
+from phi_equivariant.kept import Memory
+from phi_equivariant.phi_module import PhiModule
+from phi_equivariant.potential import PhiPotential
+from phi_equivariant.structures import Structures
+
+
+class Divided:
+    """E = Σ_own atoms e_i + E_Φ(heads of all atoms, positions), exact on any number of processes.
+
+    Each process runs the host on its own atoms and reads Φ's heads h_i. All gather heads and positions, compute E_Φ,
+    its derivatives ∂E_Φ/∂h_i, held fixed from there on, and its direct forces. Then one pass back through the host,
+
+        F = −∂/∂r [Σ_own e_i + Σ_own (∂E_Φ/∂h_i)·h_i] − ∂E_Φ/∂r|_h,
+
+    and what falls on copies goes to their owners. The virial comes likewise from one strain.
+
+    Parameters
+    ----------
+    model: ``PhiPotential`` or a host
+    info: what a model is told of a structure, by the names of ``atoms.info``
+    comm: mpi4py's communicator of all processes
+    head, skin: as of ``PhiCalculator``
+
+    Raises
+    ------
+    InputError
+        For a model with ``num_modes``, or one that embeds something of every atom.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, info: Mapping[str, Any], comm: Any, head: str | None, skin: float
+    ) -> None:
+        self.model, self.comm, self.info = model, comm, dict(info)
+        self.phi: PhiModule | None = model.phi if isinstance(model, PhiPotential) else None
+        if self.phi is not None and self.phi.config.num_modes is not None:
+            raise InputError(
+                f"the model has num_modes={self.phi.config.num_modes}, whose window takes all eigenvalues of the whole "
+                "structure; run on one process (mpirun -np 1), or train with low_pass or all modes."
+            )
+        self.make = ModelInput(model, head, skin)
+        if of_atoms := [name for name, spec in self.make.specs.items() if spec["per"] == "atom"]:
+            raise InputError(f"the host embeds {of_atoms[0]} of every atom, which LAMMPS does not hold.")
+        embedded = {name: value for name, value in self.info.items() if name != "total_charge"}
+        self.host = HostRunner(model, self.make, embedded)
+        self.neighbours = NeighbourList(float(model.r_max), skin)
+        self.memory = Memory()
+        self.ghosts: Ghosts | None = None
+        self.values: dict[str, torch.Tensor] | None = None
+
+    @property
+    def reach(self) -> float:
+        """Å around its own atoms in which a process must have copies of all others."""
+        return self.host.reach
+
+    def __call__(self, domain: Domain) -> Evaluation:
+        """Evaluate; all processes together."""
+        ghosts = self._ghosts(domain)
+        domain.check_all_there(len(ghosts.tags))
+        if self.values is None:
+            self.values = self._read_values(ghosts.gather(domain.numbers[: domain.n_own, None])[:, 0])
+        passed = self.host(domain, ghosts, self.values)
+        numbers, direct = np.zeros(12), np.zeros((domain.n_own, 3))
+        cotangents: dict[str, torch.Tensor] = {}
+        of_atoms: dict[str, Array] = {}
+        if self.phi is not None:
+            with self.memory.used():
+                numbers[1:], direct, cotangents, of_atoms = self._of_all(self.phi, domain, ghosts, passed.heads)
+            if self.comm.rank > 0:  # the same on all
+                numbers[:] = 0.0
+        forces, virial = (values.detach().cpu().double().numpy() for values in passed.backward(cotangents))
+        numbers[0] = 0.0 if passed.energy is None else float(passed.energy)
+        numbers[3:] += virial.ravel()
+        forces = forces[: domain.n_own] + direct + ghosts.to_owners(forces[domain.n_own :])
+        total = np.zeros_like(numbers)
+        # Not a sum on each: all must have the same bits, or minimisers go different ways.
+        self.comm.Reduce(numbers, total, root=0)
+        self.comm.Bcast(total, root=0)
+        return Evaluation(
+            host_energy=float(total[0]),
+            phi_energy=float(total[1]),
+            net_charge=float(total[2]),
+            forces=forces,
+            virial=total[3:].reshape(3, 3),
+            of_atoms=of_atoms,
+        )
+
+    def _ghosts(self, domain: Domain) -> Ghosts:
+        own, copies = domain.tags[: domain.n_own], domain.tags[domain.n_own :]
+        if self.ghosts is None or not self.ghosts.fit(own, copies):
+            self.ghosts = Ghosts(self.comm, own, copies)
+        return self.ghosts
+
+    def _read_values(self, numbers: Array) -> dict[str, torch.Tensor]:
+        """What the model is told of the structure with these atoms, as tensors of a batch."""
+        reference = next(self.model.parameters())
+        read = self.make.read(Atoms(numbers=numbers, info=self.info))
+        return {
+            name: torch.tensor([value], dtype=reference.dtype, device=reference.device) for name, value in read.items()
+        }
+
+    def _of_all(
+        self, phi: PhiModule, domain: Domain, ghosts: Ghosts, heads: Mapping[str, torch.Tensor]
+    ) -> tuple[Array, Array, dict[str, torch.Tensor], dict[str, Array]]:
+        """E_Φ, net charge and virial (11,); of the own atoms direct forces, ∂E_Φ/∂heads and properties."""
+        assert self.values is not None
+        reference = next(phi.parameters())
+        own = slice(0, domain.n_own)
+        widths = [values.shape[1:].numel() for values in heads.values()]
+        flat = [
+            values.detach().reshape(domain.n_own, width).cpu().double().numpy()
+            for values, width in zip(heads.values(), widths, strict=True)
+        ]
+        rows = ghosts.gather(np.concatenate([domain.positions[own], domain.numbers[own, None], *flat], axis=1))
+        columns = np.split(rows, np.cumsum([3, 1, *widths])[:-1], axis=1)
+        number: dict[str, Any] = {"dtype": reference.dtype, "device": reference.device}
+        positions = torch.tensor(columns[0], **number).requires_grad_()
+        gathered = {
+            name: torch.tensor(part, **number).reshape(-1, *values.shape[1:]).requires_grad_()
+            for (name, values), part in zip(heads.items(), columns[2:], strict=True)
+        }
+        strain = positions.new_zeros((3, 3)).requires_grad_()
+        with torch.enable_grad():
+            structures = self._structures(phi, columns[0], columns[1][:, 0].astype(int), domain, positions, strain)
+            out = phi.of_heads(gathered, structures, order=0)
+            energy = out["phi_energy"]
+            assert energy is not None
+            leaves = [positions, strain, *gathered.values()]
+            slopes = [
+                torch.zeros_like(leaf) if slope is None else slope
+                for leaf, slope in zip(
+                    leaves, torch.autograd.grad(energy.sum(), leaves, allow_unused=True), strict=True
+                )
+            ]
+        mine = torch.as_tensor(ghosts.own_rows, device=reference.device)
+        net = out["net_charge"]
+        assert net is not None
+        numbers = np.concatenate([[float(energy), float(net)], -slopes[1].cpu().double().numpy().ravel()])
+        found = {name: out.get(key) for name, key in PROPERTIES.items()}
+        return (
+            numbers,
+            -slopes[0][mine].cpu().double().numpy(),
+            {name: slope[mine] for name, slope in zip(heads, slopes[2:], strict=True)},
+            {name: value.detach()[mine].cpu().double().numpy() for name, value in found.items() if value is not None},
+        )
+
+    def _structures(
+        self,
+        phi: PhiModule,
+        where: Array,
+        numbers: Array,
+        domain: Domain,
+        positions: torch.Tensor,
+        strain: torch.Tensor,
+    ) -> Structures:
+        """All atoms as Φ's structure, strained."""
+        assert self.values is not None
+        epsilon = 0.5 * (strain + strain.T)
+        cell = positions.new_tensor(domain.cell)
+        edge_index = shifts = None
+        if phi.reads_edges:
+            senders, receivers, images = self.neighbours(where, domain.cell, domain.pbc)
+            edge_index = torch.as_tensor(np.stack([senders, receivers]), device=positions.device)
+            shifts = positions.new_tensor(images @ domain.cell)
+            shifts = shifts + shifts @ epsilon
+        n, device = len(where), positions.device
+        return Structures(
+            positions=positions + positions @ epsilon,
+            species=self.host.species(numbers),
+            batch=torch.zeros(n, dtype=torch.long, device=device),
+            ptr=torch.tensor([0, n], device=device),
+            edge_index=edge_index,
+            shifts=shifts,
+            total_charge=self.values["total_charge"].reshape(-1),
+            cell=(cell + cell @ epsilon)[None],
+            pbc=torch.as_tensor(domain.pbc, device=device)[None],
+        )
