@@ -135,7 +135,9 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(data.dataset)
     allow_slabs = phi is None or operator_class(phi.config).periodicities >= {1, 2}
     names = [head.name for head in heads]
-    can = {"allow_slabs": allow_slabs, "allow_charged": allow_charged, "ions": phi is not None}
+    allow_fields = phi is not None and not run.task.compare
+    can = {"allow_slabs": allow_slabs, "allow_charged": allow_charged, "allow_fields": allow_fields}
+    can["ions"] = phi is not None
     reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, **can, replay=run.replay)
     if data.dataset:
         found = [from_registry(heads[0], data, machine.seed, needs)]
