@@ -26,6 +26,10 @@ ELEMENTS = [1, 6, 7, 8]
 CONFIGS = {
     "coulomb exact": PhiConfig(operator="coulomb", poisson="exact"),
     "coulomb exact, 4 channels": PhiConfig(operator="coulomb", poisson="exact", channels=4),
+    "qeq": PhiConfig(charge_model="qeq"),
+    "sqe": PhiConfig(charge_model="sqe"),
+    "polarizable": PhiConfig(polarizable=True),
+    "sqe, polarizable": PhiConfig(charge_model="sqe", polarizable=True),
     "coulomb learned": PhiConfig(operator="coulomb", poisson="learned"),
     "graph exact": PhiConfig(operator="graph", poisson="exact"),
     "graph learned": PhiConfig(operator="graph", poisson="learned"),

@@ -22,6 +22,16 @@ ROWS = {
     f"{WIDE}, coulomb": (WIDE, PhiConfig()),
     f"{WIDE}, coulomb, multipoles 1": (WIDE, PhiConfig(multipoles=1)),
     "16x0e, graph": ("16x0e", PhiConfig(operator="graph")),
+    **{
+        f"{irreps}, {name}": (irreps, PhiConfig(**settings))
+        for irreps in ("16x0e", WIDE)
+        for name, settings in {
+            "qeq": {"charge_model": "qeq"},
+            "sqe": {"charge_model": "sqe"},
+            "polarizable": {"polarizable": True},
+            "sqe, polarizable": {"charge_model": "sqe", "polarizable": True},
+        }.items()
+    },
 }
 MOVE = 0.003  # Å, standard deviation of every coordinate's step
 

@@ -89,7 +89,9 @@ def build(run: Run, data: RunData) -> Built:
     set_reader(model, data.state)  # what it is evaluated on is read as this was
     describe_model(model)  # what cannot be saved must not be trained
     stage_two = build_objective(run.loss, run.phi, stage=2) if run.stages.swa else None
-    return Built(model, build_objective(run.loss, run.phi), stage_two, outputs, order)
+    objective = build_objective(run.loss, run.phi)
+    polarizability = any("polarizability" in one.labels() for one in (objective, stage_two) if one is not None)
+    return Built(model, objective, stage_two, {**outputs, "polarizability": polarizability}, order)
 
 
 def _build_host(run: Run, data: RunData, order: EpochOrder) -> tuple[torch.nn.Module, dict[str, bool]]:

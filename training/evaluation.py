@@ -128,6 +128,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     torch.set_default_dtype(getattr(torch, asked.default_dtype))
     wanted = Wanted(
         stress=asked.compute_stress,
+        polarizability=asked.compute_polarizability,
         contributions=asked.return_contributions,
         node_energies=asked.return_node_energies,
         descriptors=asked.return_descriptors,

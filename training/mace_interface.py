@@ -155,13 +155,15 @@ def graph(
         for key, value in data.to_dict().items()
         if value is not None and (key not in UNUSED_FIELDS or key in wanted)
     }
+    dtype = torch.get_default_dtype()
     for name, label in TARGETS.items():
         if f"{name}_weight" not in fields:  # mace does not know it
             shape = ((len(configuration.positions),) if label.per_atom else (1,) if label.shape else ()) + label.shape
             value = configuration.properties.get(name)
-            dtype = torch.get_default_dtype()
             fields[name] = torch.zeros(shape) if value is None else torch.tensor(value, dtype=dtype).view(shape)
             fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
+    field = configuration.properties.get("external_field")  # V/Å
+    fields["external_field"] = torch.tensor(np.zeros((1, 3)) if field is None else field, dtype=dtype).view(1, 3)
     # A total energy of -10^7 eV has no digits for the interaction in float32.
     energy = configuration.properties.get("energy")
     fields["energy"] = torch.tensor(0.0 if energy is None else float(energy), dtype=torch.float64)

@@ -151,6 +151,12 @@ LABELS: dict[str, Label] = {
             ),
             periodic=(0,),
         ),
+        Label(
+            "polarizability", "REF_polarizability", "polarizability", False, (3, 3), "polarizabilities", "squares",
+            (Measure("polarizability", "e·Å²/V", "α", ".4f", title="polarizability", plotted="e·Å²/V"),),
+            periodic=(0,), seldom=True,
+        ),
+        Label("external_field", "external_field", "external_field", False, (3,), "external fields", seldom=True),
         Label("total_charge", "total_charge", "total_charge", False, (), "total charges"),
         Label("total_spin", "total_spin", "total_spin", False, (), "total spins", seldom=True),
         Label("elec_temp", "elec_temp", "elec_temp", False, (), "el. temperatures", seldom=True),

@@ -6,14 +6,24 @@ from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.errors import ConvergenceError
 
-MOMENTS_TO = 64  # atoms up to which factorising is faster than conjugate gradients where dipoles respond
+# Atoms up to which factorising is faster than conjugate gradients where dipoles respond: without their matrix at hand,
+# and with it where one factor is all that is needed.
+MOMENTS_TO, KNOWN_MOMENTS_TO = 64, 250
 
 
-def is_small(energy: ChargeEnergy, dense: bool | None, charges_to: int = 0) -> bool:
-    """Whether to factorise: as ``dense`` says, where that is None up to ``charges_to`` atoms, or ``MOMENTS_TO``."""
+def is_small(energy: ChargeEnergy, dense: bool | None, charges_to: int = 0, moments_to: int = MOMENTS_TO) -> bool:
+    """Whether to factorise: as ``dense`` says, where that is None up to ``charges_to`` atoms.
+
+    Where dipoles respond, up to ``moments_to`` atoms if the operator has their matrix, else up to ``MOMENTS_TO``.
+    """
     if not energy.operator.dense:
         return False
-    return energy.layout.n_max <= (charges_to if energy.width == 1 else MOMENTS_TO) if dense is None else dense
+    if dense is not None:
+        return dense
+    n = energy.layout.n_max
+    if energy.width == 1:
+        return n <= charges_to
+    return n <= MOMENTS_TO or (n <= moments_to and energy.operator.joint_matrix() is not None)
 
 
 @torch.no_grad()
@@ -27,7 +37,11 @@ def hessian_matrix(energy: ChargeEnergy) -> torch.Tensor:
         if energy.hardness is not None:
             matrix = matrix + torch.diag_embed(layout.pad(energy.hardness.detach()))
     else:
-        matrix = _joint(energy).reshape(layout.n_structures, size, size)
+        known = energy.operator.joint_matrix()
+        matrix = _joint(energy).reshape(layout.n_structures, size, size) if known is None else known
+        if energy.hardness is not None and known is not None:
+            own = torch.nn.functional.pad(energy.hardness.detach()[:, None], (0, 3))
+            matrix = matrix + torch.diag_embed(layout.pad(own).flatten(1))
     return matrix + torch.diag_embed((~layout.mask).to(matrix.dtype).repeat_interleave(width, dim=1))
 
 

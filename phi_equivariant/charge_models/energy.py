@@ -28,6 +28,10 @@ class BoundOperator(Protocol):
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
 
+    def joint_matrix(self) -> torch.Tensor | None:
+        """``joint`` as a matrix (n_structures, 4 n_max, 4 n_max) without derivatives, an atom's moments side by side;
+        None where it has to be made of products."""
+
     def diagonal(self) -> torch.Tensor:
         """P_ii (n_atoms,) in V/e, for preconditioners: it need not be exact, but positive."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import cholesky, flat, hessian_matrix, is_small, unflat
+from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, hessian_matrix, is_small, unflat
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
 from phi_equivariant.solvers.implicit import with_derivatives
@@ -98,7 +98,7 @@ def polarise(
         return (-elastic.slope(moments, energy.fields(moments))[:, 1:],)
 
     with torch.no_grad():
-        if is_small(energy, dense):
+        if is_small(energy, dense, moments_to=KNOWN_MOMENTS_TO):
             solve, last = _factorised(elastic), None
         else:
             solve = _iterated(elastic)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import cholesky, flat, is_small, unflat
+from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, is_small, unflat
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.induced import Elastic
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
@@ -58,7 +58,7 @@ def equilibrate(
         return on_charges(level[batch]) - slope, layout.sum(moments[:, 0]) - total_charge
 
     with torch.no_grad():
-        if is_small(energy, dense, FACTORISED_TO):
+        if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(elastic, on_charges), None
         else:
             solve = _iterated(elastic, preconditioner, on_charges)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import cholesky, flat, hessian_matrix, is_small, unflat
+from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, hessian_matrix, is_small, unflat
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.flow import FlowGraph
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
@@ -65,7 +65,7 @@ def split_charges(
         return levels - slope, moments + give(levels) - start
 
     with torch.no_grad():
-        if is_small(energy, dense, FACTORISED_TO):
+        if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(energy, graph), None
         else:
             solve = _iterated(energy, give)
@@ -92,21 +92,44 @@ def split_charges(
 
 
 def _factorised(energy: ChargeEnergy, graph: FlowGraph) -> Solve:
-    """(1 + GK)⁻¹ = C⁻ᵀ (1 + CᵀGC)⁻¹ Cᵀ with K = CCᵀ."""
-    layout, width = energy.layout, energy.width
-    lower = cholesky(hessian_matrix(energy), "charges", layout)
-    response = graph.matrix()  # G (n_structures, n_max, n_max)
-    if energy.polarisability is not None:
-        alpha = layout.pad(energy.polarisability[:, None] * graph.half.new_tensor([0.0, 1.0, 1.0, 1.0]))
-        charge = graph.half.new_zeros((width, width))
-        charge[0, 0] = 1.0
-        response = torch.kron(response, charge) + torch.diag_embed(alpha.flatten(1))
-    matrix = lower.mT @ response @ lower
-    inner = cholesky(matrix + torch.eye(matrix.shape[-1]).to(matrix), "charges", layout)
+    """(1 + GK)⁻¹ = C⁻ᵀ (1 + CᵀGC)⁻¹ Cᵀ with K = CCᵀ, of charges; dipoles that respond are eliminated before.
+
+    With K in blocks A, B and T, m = S(r_m/α − Bᵀq), S = (T + 1/α)⁻¹, and for q the same with A − BSBᵀ.
+    """
+    layout, laplacian = energy.layout, graph.matrix()
+    whole = hessian_matrix(energy)
+    alpha = energy.polarisability
+    if alpha is None:
+        of_charges = _of_charges(whole, laplacian, energy)
+        return lambda missing, scale: unflat(of_charges(flat(missing, layout)), layout)
+    n = layout.n_max
+    blocks = whole.reshape(-1, n, 4, n, 4)
+    stiffness = torch.diag_embed(layout.pad((1 / alpha.detach())[:, None].expand(-1, 3)).flatten(1))
+    lower = cholesky(blocks[:, :, 1:, :, 1:].reshape(-1, 3 * n, 3 * n) + stiffness, "induced dipoles", layout)
+    across = blocks[:, :, 1:, :, 0].reshape(-1, 3 * n, n)  # Bᵀ
+    half = torch.linalg.solve_triangular(lower, across, upper=False)
+    of_charges = _of_charges(blocks[:, :, 0, :, 0] - half.mT @ half, laplacian, energy)
 
     def solve(missing: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        found = torch.cholesky_solve(lower.mT @ flat(missing, layout), inner)
-        return unflat(torch.linalg.solve_triangular(lower.mT, found, upper=True), layout)
+        pulled = flat(missing[:, 1:] / alpha[:, None], layout)  # r_m/α
+        alone = torch.cholesky_solve(pulled, lower)
+        charges = of_charges(flat(missing[:, :1], layout) - laplacian @ (across.mT @ alone))
+        dipoles = alone - torch.cholesky_solve(across @ charges, lower)
+        return torch.cat([unflat(charges, layout), unflat(dipoles, layout)], dim=1)
+
+    return solve
+
+
+def _of_charges(
+    matrix: torch.Tensor, laplacian: torch.Tensor, energy: ChargeEnergy
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(1 + L_gK)⁻¹ of columns (n_structures, n_max, c): K and L_g (n_structures, n_max, n_max)."""
+    lower = cholesky(matrix, "charges", energy.layout)
+    inner = lower.mT @ laplacian @ lower
+    inner = cholesky(inner + torch.eye(inner.shape[-1]).to(inner), "charges", energy.layout)
+
+    def solve(columns: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve_triangular(lower.mT, torch.cholesky_solve(lower.mT @ columns, inner), upper=True)
 
     return solve
 

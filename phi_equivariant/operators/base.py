@@ -120,6 +120,11 @@ class Part(abc.ABC):
         """Potential of charges and dipoles, and its gradient; see ``Bound.joint``."""
         raise NotImplementedError(f"{type(self).__name__} has no dipoles.")
 
+    def joint_matrix(self) -> torch.Tensor | None:
+        """``joint`` as a matrix without derivatives, (n_structures, 4 n_max, 4 n_max), an atom's charge and dipole side
+        by side, zero where there is no atom; None where products are no slower."""
+        return None
+
     def dipole_diagonal(self) -> torch.Tensor:
         """k_e/(6√π σ³), ∇φ of a dipole where it is, per dipole: (n_atoms,) in V/(e·Å²), without that of its images."""
         return own_gradient_kernel(2 * self.width_squared)

@@ -9,6 +9,7 @@ from phi_equivariant.structures import Structures
 
 _TILE = 2**16  # pairs of atoms at a time: half a megabyte for each of the arrays that a tile takes
 _JOINT_TILE = 2**15  # the same with dipoles
+_KEPT_TO = 1000  # atoms up to which the matrix of charges and dipoles is kept: 16 N² numbers
 
 
 class FreeSpaceMatrix(Part):
@@ -27,6 +28,7 @@ class FreeSpaceMatrix(Part):
         super().__init__(structures)
         self.width_squared = width_squared
         self._matrices: dict[bool, torch.Tensor] = {}  # with and without what derivatives need
+        self._joint: torch.Tensor | None = None
 
     def matrix(self) -> torch.Tensor:
         """P of every structure."""
@@ -59,11 +61,45 @@ class FreeSpaceMatrix(Part):
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
         layout = self.structures.layout
+        if not torch.is_grad_enabled() and layout.n_max <= _KEPT_TO:
+            return self._joint_without_derivatives(charges, dipoles)
         positions = layout.pad(self.structures.positions)
         terms = _joint(
             positions, positions, self._gamma_squared(self._is_pair()), layout.pad(charges), layout.pad(dipoles)
         )
         return layout.unpad(terms[0]), layout.unpad(terms[1])
+
+    def joint_matrix(self) -> torch.Tensor:
+        """The same as a matrix, without derivatives."""
+        if self._joint is None:
+            with torch.no_grad():
+                self._joint = self._make_joint_matrix()
+        return self._joint
+
+    def _make_joint_matrix(self) -> torch.Tensor:
+        layout, pairs = self.structures.layout, self._is_pair()
+        place, n = layout.pad(self.structures.positions), layout.n_max
+        difference = place[:, :, None] - place[:, None, :]  # (n_structures, n_max, n_max, 3)
+        three = kernels(difference.square().sum(-1), self._gamma_squared(pairs))
+        zeroth, slope, curvature = (kernel.where(pairs, kernel.new_zeros(())) for kernel in three)
+        along = slope[..., None] * difference
+        matrix = zeroth.new_empty((len(zeroth), n, 4, n, 4))
+        matrix[:, :, 0, :, 0] = zeroth
+        matrix[:, :, 0, :, 1:], matrix[:, :, 1:, :, 0] = -along, along.movedim(-1, 2)
+        for a in range(3):
+            for b in range(3):
+                block = -curvature * difference[..., a] * difference[..., b]
+                matrix[:, :, 1 + a, :, 1 + b] = block - slope if a == b else block
+        return matrix.reshape(len(zeroth), 4 * n, 4 * n)
+
+    def _joint_without_derivatives(
+        self, charges: torch.Tensor, dipoles: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        layout = self.structures.layout
+        moments = torch.cat([charges[:, None], dipoles.transpose(1, 2)], dim=1)  # (n_atoms, 4, c)
+        found = self.joint_matrix() @ layout.pad(moments).flatten(1, 2)
+        found = layout.unpad(found.unflatten(1, (-1, 4)))
+        return found[:, 0], found[:, 1:].transpose(1, 2)
 
     def _is_pair(self) -> torch.Tensor:
         mask = self.structures.layout.mask

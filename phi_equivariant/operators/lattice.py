@@ -122,8 +122,12 @@ class LatticeSum(Part):
 
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
-        inputs = self.structures.positions, self.width_squared, self.structures.cell, charges, dipoles
-        near, slope = sum_of_parts(_near_joint, self.near.chunks(), *inputs)
+        if torch.is_grad_enabled():
+            inputs = self.structures.positions, self.width_squared, self.structures.cell, charges, dipoles
+            near, slope = sum_of_parts(_near_joint, self.near.chunks(), *inputs)
+        else:
+            first, second, _ = self.near.pairs
+            near, slope = add_joint_pairs(first, second, *self._fixed_kernels, charges, dipoles)
         potential, gradient = self.smooth.joint(charges, dipoles)
         potential = potential + near + self._own()[:, None] * charges + self._background(charges)
         own = own_gradient_kernel(2 * self.width_squared) - own_gradient_kernel(self._of_atoms(self.splitting) ** 2)
@@ -135,7 +139,10 @@ class LatticeSum(Part):
         n = layout.n_max
         first, second, _ = self.near.pairs
         flat = layout.index[first] * n + layout.slot[second]
-        kernel = _kernel(self.near, structures.positions, self.width_squared, structures.cell)
+        if torch.is_grad_enabled():
+            kernel = _kernel(self.near, structures.positions, self.width_squared, structures.cell)
+        else:
+            kernel = self._fixed_kernel
         near = kernel.new_zeros(len(structures) * n * n).index_add(0, flat, kernel).reshape(-1, n, n)
         width_squared = layout.pad(self.width_squared)
         background = width_squared[:, :, None] + width_squared[:, None, :] - self.splitting.square()[:, None, None]
@@ -157,6 +164,15 @@ class LatticeSum(Part):
         about = self.structures.positions, self.width_squared, self.structures.cell
         with torch.no_grad():
             return torch.cat([_kernel(chunk, *about) for chunk in self.near.chunks()])
+
+    @functools.cached_property
+    def _fixed_kernels(self) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Vectors (n_pairs, 3) and the kernels (n_pairs,) of dipoles, where no derivative is wanted."""
+        about = self.structures.positions, self.width_squared, self.structures.cell
+        with torch.no_grad():
+            found = [_joint_kernels(chunk, *about) for chunk in self.near.chunks()]
+        zeroth, slope, curvature = (torch.cat(kernels) for kernels in zip(*(three for _, three in found), strict=True))
+        return torch.cat([vectors for vectors, _ in found]), (zeroth, slope, curvature)
 
     def _of_atoms(self, values: torch.Tensor) -> torch.Tensor:
         """(n_structures,) → (n_atoms,)."""
@@ -201,11 +217,18 @@ def _near_joint(
 ) -> tuple[torch.Tensor, ...]:
     """What pairs add to the potential of charges and dipoles, and to its gradient."""
     first, second, _ = near.pairs
+    vectors, three = _joint_kernels(near, positions, width_squared, cell)
+    return add_joint_pairs(first, second, vectors, three, charges, dipoles)
+
+
+def _joint_kernels(
+    near: NearPairs, positions: torch.Tensor, width_squared: torch.Tensor, cell: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The vector of every pair, and g, g₁ and g₂ without those of the smooth part."""
     vectors = near.vectors(positions, cell)
     squared = vectors.square().sum(1)
     exact, smooth = (kernels(squared, one) for one in (near.gamma_squared(width_squared), near.splitting.square()))
-    three = exact[0] - smooth[0], exact[1] - smooth[1], exact[2] - smooth[2]
-    return add_joint_pairs(first, second, vectors, three, charges, dipoles)
+    return vectors, (exact[0] - smooth[0], exact[1] - smooth[1], exact[2] - smooth[2])
 
 
 def cell_volume(cell: torch.Tensor) -> torch.Tensor:

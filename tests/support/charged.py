@@ -48,6 +48,10 @@ class BoundCoulomb:
         ((_, part),) = self._bound.parts
         return part.matrix()
 
+    def joint_matrix(self):
+        ((_, part),) = self._bound.parts
+        return part.joint_matrix()
+
     def dipole_diagonal(self):
         return COULOMB_CONSTANT / (6 * math.sqrt(math.pi) * self.width**3)
 

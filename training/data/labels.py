@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from phi_equivariant.errors import InputError, did_you_mean
+from phi_equivariant.inputs.state import QUANTITIES
 from training.quantities import LABELS, TARGETS, Label
 
 #: Options that say where labels stand.
@@ -17,7 +18,7 @@ KEY_OPTIONS = tuple(f"{name}_key" for name in LABELS)
 #: Label -> key where the labels are in their canonical places already.
 CANONICAL = {name: label.canonical for name, label in LABELS.items()}
 # Keys of mace that name other entries of atoms.info: accepted and left where they are.
-OTHER_KEYS = ("head", "polarizability")
+OTHER_KEYS = ("head",)
 
 
 def resolve_keys(keys: Mapping[str, str | None] | None) -> dict[str, str]:
@@ -133,7 +134,7 @@ class LabelReport:
         lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]
         for name, label in LABELS.items():
             count = self.counts.get(name, 0)
-            if (count or not label.seldom) and name in TARGETS:  # the notes tell of others
+            if (count or not label.seldom) and name not in QUANTITIES:  # of which the notes tell
                 key = f"{name}_key: {self.keys.get(name, label.default_key)}"
                 lines.append(f"  {label.plural:<13} {self._share(name, count):>7}   {key}{self._remark(label, count)}")
         return lines + [f"  {note}" for note in self.notes]

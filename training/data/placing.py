@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.external_field import check_directions
 from phi_equivariant.inputs.headers import letters
 from phi_equivariant.inputs.state import QUANTITIES, StateReader, check_charge_labels
 from training.data.geometry import check_geometry
@@ -60,6 +61,8 @@ class LabelPlacer:
         try:
             state: State = {name: self.reader.find(atoms, name) for name in self.quantities}
             found |= {name: one[0] for name, one in state.items() if one is not None}
+            if "external_field" in found:
+                check_directions(found["external_field"][None], np.asarray(atoms.cell)[None], atoms.pbc[None])
             if "charges" in found and LABELS["charges"].weight(atoms, {}) != 0:
                 check_charge_labels(found["charges"], found.get("total_charge", 0.0))
         except InputError as error:

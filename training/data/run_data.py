@@ -136,7 +136,9 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(data.dataset)
     periodicities = ALL_PERIODICITIES if phi is None else operator_class(phi.config).periodicities_with(phi.config)
     names = [head.name for head in heads]
-    can = {"periodicities": periodicities, "allow_charged": allow_charged, "ions": phi is not None}
+    allow_fields = phi is not None and not run.task.compare
+    can = {"periodicities": periodicities, "allow_charged": allow_charged, "allow_fields": allow_fields}
+    can["ions"] = phi is not None
     reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, **can, replay=run.replay)
     if data.dataset:
         found = [from_registry(heads[0], data, machine.seed, needs)]

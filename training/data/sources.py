@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
@@ -39,7 +40,8 @@ class HeadReader:
     embeddings : mace's ``embedding_specs``
     names : of all heads of the run
     needs : what the loss asks of the data
-    periodicities, allow_charged : what the model can take: numbers of periodic directions, a net charge
+    periodicities, allow_charged, allow_fields : what the model can take: numbers of periodic directions, a net charge,
+        external fields
     ions : whether a total charge must be one that the atoms can have
     replay : what of the trained model's data is trained on
     """
@@ -53,13 +55,14 @@ class HeadReader:
         needs: Needs,
         periodicities: Collection[int],
         allow_charged: bool,
+        allow_fields: bool,
         ions: bool,
         replay: Replay,
     ) -> None:
         self.seed, self.needs, self.multi_processed_test = seed, needs, data.multi_processed_test
         self.embeddings, self.names = embeddings, names
         self.embedded = [name for name, spec in embeddings.items() if spec["per"] == "graph"]
-        self.periodicities, self.allow_charged = periodicities, allow_charged
+        self.periodicities, self.allow_charged, self.allow_fields = periodicities, allow_charged, allow_fields
         self.ions, self.replay, self.replay_elements = ions, replay, data.atomic_numbers
 
     def train_and_valid(self, head: Head) -> HeadFrames:
@@ -162,7 +165,7 @@ class HeadReader:
         """Entries of a structure beside its labels: a charge that the model can carry, what the host embeds."""
         if len(self.names) > 1 and self._is_another_heads(head, atoms):
             return
-        self._refuse_charged(atoms, where)
+        self._refuse(atoms, where)
         place_embeddings(atoms, self.embeddings, where)
 
     def _is_another_heads(self, head: Head, atoms: Atoms) -> bool:
@@ -193,7 +196,7 @@ class HeadReader:
         def check(atoms: Atoms, where: str) -> None:
             check_geometry(atoms, where, known, self.periodicities)
             check_weights(atoms.info, where)
-            self._refuse_charged(atoms, where)
+            self._refuse(atoms, where)
             place_embeddings(atoms, self.embeddings, where)
 
         parts = [open_stored(file, head.keys, check, self.embedded, self.ions) for file in files]
@@ -220,13 +223,15 @@ class HeadReader:
         found = ", ".join(name for name in LABELS if report.counts.get(name)) or "no labels"
         return stored, f"The first structures of {_shown(shown)} have {found} (mace_prepare_data has keys of its own)."
 
-    def _refuse_charged(self, atoms: Atoms, where: str) -> None:
-        """The graph operator's charges sum to zero: a charged structure has no place there."""
-        if not self.allow_charged and atoms.info.get("total_charge", 0.0) != 0.0:
-            raise InputError(
-                f"total_charge: {where} has {atoms.info['total_charge']:g} e, and the charges of operator: graph sum "
-                "to zero by construction. Use operator: coulomb, or neutral structures."
-            )
+    def _refuse(self, atoms: Atoms, where: str) -> None:
+        """The graph operator's charges sum to zero, and a bare host has none for a field to act on."""
+        charge, reason = atoms.info.get("total_charge", 0.0), ""
+        if not self.allow_charged and charge != 0.0:
+            reason = f"total_charge: {where} has {charge:g} e; charges of operator: graph sum to zero by construction"
+        if not self.allow_fields and np.any(atoms.info.get("external_field", 0.0)):
+            reason = f"external_field: {where} is in one, and a bare host has no charges for it to act on"
+        if reason:
+            raise InputError(f"{reason}. Use operator: coulomb, or leave such structures out.")
 
 
 def _about(seen: Mapping[int, Atoms], placer: LabelPlacer, files: str) -> tuple[StateCount, list[str]]:

@@ -43,7 +43,7 @@ def evaluate(
     ----------
     model : with mace's call signature
     loader : batches and the structures that they come from; empty ones are passed over
-    outputs : which of forces, virials and stress the model computes
+    outputs : which of forces, virials, stress and polarizability the model computes
     device : where the model is
     keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
     on_batch : called with the number of structures of each batch when it is done
@@ -127,6 +127,7 @@ def predict(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], outputs: Mapping[str, bool], training: bool = False
 ) -> dict[str, torch.Tensor | None]:
     """Call a model with mace's call signature."""
+    more = {"compute_polarizability": True} if outputs.get("polarizability") else {}  # of potentials with Φ
     return run_model(
         model,
         batch,
@@ -134,6 +135,7 @@ def predict(
         compute_force=outputs["forces"],
         compute_virials=outputs["virials"],
         compute_stress=outputs["stress"],
+        **more,
     )
 
 

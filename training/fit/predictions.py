@@ -25,7 +25,7 @@ OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
 #: Everything that may be written behind the prefix: what an earlier evaluation has left is taken out.
 WRITTEN = (
     *(OF_STRUCTURE | OF_ATOM | OF_STRUCTURE_WITH_PHI | OF_ATOM_WITH_PHI),
-    *("stress", "dipole", "surface_potential_step", "atomic_dipoles"),
+    *("stress", "dipole", "polarizability", "surface_potential_step", "atomic_dipoles"),
     *("node_energies", "descriptors", "BO_contributions"),
 )
 
@@ -38,6 +38,7 @@ class Wanted:
     """Which quantities beside energy, forces and those of Φ are written, as mace_eval_configs names them."""
 
     stress: bool = False
+    polarizability: bool = False
     contributions: bool = False
     node_energies: bool = False
     descriptors: bool = False
@@ -77,6 +78,11 @@ class Predictor:
         self.head, self.heads = head, heads
         self.embeddings = getattr(host, "embedding_specs", None) or {}
         self.has_phi = isinstance(model, PhiPotential)
+        if self.wanted.polarizability and not self.has_phi:
+            raise InputError(
+                "--compute_polarizability: the model is a bare host, which has no charges. Leave it out, or take a "
+                "model with Φ whose charges or dipoles respond."
+            )
         if self.has_phi and self.wanted.contributions:
             raise InputError(
                 "--return_contributions: the energy of a model with Φ is not a sum over body orders; host_energy and "
@@ -101,7 +107,10 @@ class Predictor:
 
     def __call__(self, batch: GraphBatch) -> dict[str, Any]:
         """The model's output for a batch: forces always, no graph for parameters."""
-        output = run_model(self.model, batch, training=False, compute_force=True, compute_stress=self.wanted.stress)
+        more = {"compute_polarizability": True} if self.wanted.polarizability else {}
+        output = run_model(
+            self.model, batch, training=False, compute_force=True, compute_stress=self.wanted.stress, **more
+        )
         if self.wanted.contributions and "contributions" not in output:
             raise InputError("--return_contributions: mace's ScaleShiftMACE does not give them, only its MACE does.")
         return output
@@ -116,7 +125,7 @@ class Predictor:
         if self.has_phi:
             of_structure |= OF_STRUCTURE_WITH_PHI
             of_atom |= OF_ATOM_WITH_PHI
-            if self.model.phi.config.multipoles:
+            if self.model.phi.config.multipoles or self.model.phi.config.polarizable:
                 of_atom["atomic_dipoles"] = "atomic_dipoles"
         if self.wanted.contributions:
             of_structure["contributions"] = "BO_contributions"
@@ -131,6 +140,7 @@ class Predictor:
             "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.stress else None),
             "dipole": ((~periodic.any(-1)).tolist(), output["dipole"] if self.has_phi else None),
             "surface_potential_step": (is_slab(periodic).tolist(), output.get("surface_potential_step")),
+            "polarizability": ((~periodic.any(-1)).tolist(), output.get("polarizability")),
         }
         defined = {name: (has, _numbers(values)) for name, (has, values) in partly.items() if values is not None}
         ptr = batch["ptr"].tolist()

@@ -40,6 +40,7 @@ class Asked:
     trust_pickle: bool
     skip_bad: bool
     compute_stress: bool
+    compute_polarizability: bool
     return_contributions: bool
     return_node_energies: bool
     return_descriptors: bool
@@ -94,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add("--trust_pickle", action="store_true", help="read a .model file: a pickle, which can run any code")
     add("--skip_bad", action="store_true", help="report structures that cannot be evaluated and leave them out")
     add("--compute_stress", action="store_true", help="stress of crystals")
+    add("--compute_polarizability", action="store_true", help="polarisability of open structures, e·Å²/V (with Φ)")
     add("--return_contributions", action="store_true", help="energies by body order (bare hosts of class MACE)")
     add("--return_node_energies", action="store_true", help="energy of each atom")
     add("--return_descriptors", action="store_true", help="the host's node features")

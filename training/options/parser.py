@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from phi_equivariant.errors import InputError, did_you_mean
 from training import run
-from training.quantities import OF_PHI
+from training.quantities import LABELS, OF_PHI
 
 PROGRAM = "phi-mace-train"
 EXAMPLE = """example:
@@ -52,10 +52,10 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
     for name, default in {**defaults, "time_limit": None}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     known = {action.dest for action in options_of(parser)}
-    for name, label in OF_PHI.items():
+    for name, label in LABELS.items():
         if f"{name}_key" not in known:
             parser.add_argument(f"--{name}_key", default=label.default_key)
-        if f"{name}_weight" not in known:
+        if name in OF_PHI and f"{name}_weight" not in known:
             parser.add_argument(f"--{name}_weight", type=float)
     # In mace the weight of dipoles acts only with its dipole losses; here on any, so that it must be asked for.
     parser.set_defaults(**{f"{name}_weight": 0.0 for name in OF_PHI})

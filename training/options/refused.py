@@ -42,8 +42,6 @@ IDLE: dict[str, str] = {
         (
             "compute_polarizability",
             "compute_atomic_dipole",
-            "polarizability_key",
-            "polarizability_weight",
             "swa_polarizability_weight",
         ),
         _DIPOLE_ONLY,

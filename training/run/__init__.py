@@ -113,6 +113,12 @@ class Run:
     def __post_init__(self) -> None:
         if self.phi is None:
             self._check_bare_host()
+        if self.loss.polarizability_weight and self.phi is not None and not self.phi.config.responds:
+            raise InputError(
+                "--polarizability_weight: with charge_model: direct and polarizable: false nothing responds to a "
+                "field, and the polarisability is zero. Leave it out, or choose charge_model: qeq, sqe or "
+                "polarizable: true."
+            )
         if self.stages.start_swa is not None and self.loss.loss == "forces_only":
             raise InputError(
                 "--swa: stage two raises the weight of the energy, which --loss forces_only does not train."

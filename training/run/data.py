@@ -26,6 +26,8 @@ class Data(Part):
     virials_key: str = option("name of the virials, eV")
     dipole_key: str = option("name of the dipoles, e·Å")
     charges_key: str = option("name of the atoms' charges, e")
+    polarizability_key: str = option("name of the polarisabilities ∂μ/∂F, e·Å²/V")
+    external_field_key: str = option("name of the structures' external fields, V/Å")
     total_charge_key: str = option("name of the structures' total charges, e")
     total_spin_key: str = option("name of the structures' spins")
     elec_temp_key: str = option("name of the electronic temperatures")

@@ -19,6 +19,9 @@ class Loss(Part):
     virials_weight: float = option("weight of the virials, as in mace")
     dipole_weight: float = option("weight of the dipole loss, mean over structures, 1/(e·Å)²")
     charges_weight: float = option("weight of the charge loss, mean over atoms, 1/e²")
+    polarizability_weight: float = option(
+        "weight of the polarisability loss, mean over structures, 1/(e·Å²/V)²: for charges or dipoles that respond"
+    )
     huber_delta: float = option("delta of mace's huber and universal losses")
     swa_energy_weight: float = option("weight of the energies in stage two")
     swa_forces_weight: float = option("weight of the forces in stage two")
