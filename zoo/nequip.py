@@ -239,7 +239,8 @@ class NequIP(EnergyModel):
         node_attrs = data["node_attrs"] * data["node_attrs"].shape[1] ** 0.5  # of variance 1, as e3nn's maps expect
         edge_attrs = self.spherical_harmonics(vectors)  # (n_edges, (max_ell + 1)²)
         edge_feats = self.radial_basis(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))  # (n_edges, num_bessel)
-        features, layers = self.embedding(node_attrs), []
+        features = self.embedding(node_attrs)
+        layers: list[torch.Tensor] = []
         exchange = data.get("exchange_ghosts")  # where other processes have the features of some atoms
         for interaction in self.interactions:
             if layers and exchange is not None:

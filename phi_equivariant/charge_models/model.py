@@ -97,8 +97,8 @@ class ChargeModel(torch.nn.Module):
         """
         structures = bound.structures
         named = {name: of_heads[name] for name in self.heads.names}
-        given = {**named, "charges": charges, "dipoles": dipoles}
-        given = {name: values for name, values in given.items() if values is not None}
+        offered = {**named, "charges": charges, "dipoles": dipoles}
+        given = {name: values for name, values in offered.items() if values is not None}
         without = set() if self.polarizable or dipoles is not None else {"dipoles", "gradient"}
         names = [field.name for field in dataclasses.fields(Response) if field.name not in without]
         flows = self.conductance is not None and any(structures.n_periodic)

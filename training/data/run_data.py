@@ -137,9 +137,10 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     periodicities = ALL_PERIODICITIES if phi is None else operator_class(phi.config).periodicities_with(phi.config)
     names = [head.name for head in heads]
     allow_fields = phi is not None and not run.task.compare
-    can = {"periodicities": periodicities, "allow_charged": allow_charged, "allow_fields": allow_fields}
-    can["ions"] = phi is not None
-    reader = HeadReader(data, machine.seed, run.host.embeddings, names, needs, **can, replay=run.replay)
+    reader = HeadReader(
+        data, machine.seed, run.host.embeddings, names, needs, periodicities, allow_charged, allow_fields,
+        ions=phi is not None, replay=run.replay,
+    )  # fmt: skip
     if data.dataset:
         found = [from_registry(heads[0], data, machine.seed, needs)]
     else:
