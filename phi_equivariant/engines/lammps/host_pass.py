@@ -64,9 +64,9 @@ class HostRunner:
         self.by_mace = _is_mace(self.host)
         self.exchanges = self.by_mace or bool(getattr(self.host, "exchanges_ghosts", False))
         self.layers = 1 if self.exchanges else layers_seen(model, make, info)
-        self.reach = self.layers * float(model.r_max)
-        self.neighbours = NeighbourList(float(model.r_max), make.skin)
-        self.elements = {int(z): i for i, z in enumerate(model.atomic_numbers)}
+        self.reach = self.layers * float(torch.as_tensor(model.r_max))
+        self.neighbours = NeighbourList(float(torch.as_tensor(model.r_max)), make.skin)
+        self.elements = {int(z): i for i, z in enumerate(torch.as_tensor(model.atomic_numbers))}
 
     def species(self, numbers: Array) -> torch.Tensor:
         """Index of each atom's element, (n_atoms,), on the model's device."""

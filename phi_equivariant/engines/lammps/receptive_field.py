@@ -31,12 +31,12 @@ def layers_seen(model: torch.nn.Module, make: ModelInput, info: Mapping[str, Any
         If the features depend on more of the chain than can be, or on atoms that nothing connects.
     """
     host = model.host if isinstance(model, PhiPotential) else model
-    r_max = float(model.r_max)
+    r_max = float(torch.as_tensor(model.r_max))
     random = np.random.default_rng(0)
     n = _LONGEST + 1
     chain = np.c_[0.7 * r_max * np.arange(n), random.uniform(-0.15, 0.15, (n, 2)) * r_max]
     far = np.array([[0, 0, 0], [0.5, 0.2, 0.1]]) * r_max + [0, 0, 5 * r_max]
-    numbers = np.resize(np.asarray(model.atomic_numbers.tolist()), n + 2)
+    numbers = np.resize(torch.as_tensor(model.atomic_numbers).numpy(force=True), n + 2)
     data = make([Atoms(numbers, np.concatenate([chain, far]), info=dict(info))])
     data["positions"] = data["positions"].requires_grad_()
     seen = []
