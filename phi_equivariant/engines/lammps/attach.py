@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ase.data
 import numpy as np
@@ -18,6 +18,7 @@ from phi_equivariant.engines.lammps.mpi import end_all, load_mpi
 from phi_equivariant.engines.lammps.units import read_units
 from phi_equivariant.engines.lammps.whole import Whole
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.inputs.cells import check_cells
 from phi_equivariant.potential import PhiPotential
 
@@ -204,7 +205,7 @@ def _check_input(lammps: Any, elements: Sequence[str]) -> None:
 
 def _numbers(elements: Sequence[str], model: torch.nn.Module) -> list[int]:
     """Atomic numbers of symbols that the model knows."""
-    known = [int(z) for z in model.atomic_numbers]
+    known = [int(z) for z in cast(MaceLike, model).atomic_numbers]
     numbers = []
     for symbol in elements:
         number = ase.data.atomic_numbers.get(symbol)

@@ -1,7 +1,7 @@
 """Many processes: the host on each one's atoms, Φ on what all of them gathered, and one pass back."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from phi_equivariant.engines.lammps.ghosts import Ghosts
 from phi_equivariant.engines.lammps.host_pass import HostRunner
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.kept import Memory
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.potential import PhiPotential
@@ -57,7 +58,7 @@ class Divided:
             raise InputError(f"the host embeds {of_atoms[0]} of every atom, which LAMMPS does not hold.")
         embedded = {name: value for name, value in self.info.items() if name != "total_charge"}
         self.host = HostRunner(model, self.make, embedded)
-        self.neighbours = NeighbourList(float(model.r_max), skin)
+        self.neighbours = NeighbourList(float(cast(MaceLike, model).r_max), skin)
         self.memory = Memory()
         self.ghosts: Ghosts | None = None
         self.values: dict[str, torch.Tensor] | None = None
