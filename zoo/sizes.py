@@ -85,6 +85,18 @@ ARCHITECTURES = {
     "phi-mace-medium": _mace("64x0e+64x1o", "MACE, 64 channels, l = 1, two layers"),
     "phi-nequip-small": _nequip("20x0e+20x1o+20x2e", "NequIP, 20 channels, l = 2, four layers"),
     "phi-nequip-medium": _nequip("32x0e+32x1o+32x2e", "NequIP, 32 channels, l = 2, four layers"),
+    "phi-painn-small": Architecture(
+        "PaiNN, 64 scalars and vectors, three layers",
+        "painn",
+        {
+            "r_max": 5.0,
+            "hidden_channels": 64,
+            "num_interactions": 3,
+            "num_bessel": 20,
+            "num_polynomial_cutoff": 6,
+            "train_scale_shift": False,
+        },
+    ),
     "phi-schnet-small": _pyg(
         "schnet",
         "SchNet of PyTorch Geometric, 64 channels, three layers",
