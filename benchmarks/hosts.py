@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from phi_equivariant.files import write_atomically
-from training import mace_hosts, mace_interface
+from training import mace_hosts, mace_interface, mace_statistics
 from training.build import load
 from training.data.batches import GraphStream
 from training.data.run_data import make_graph
@@ -68,7 +68,7 @@ class Row:
         mace_interface.set_seeds(run.machine.seed)
         self.order = run_data.order()
         statistics = run_data.statistics_pass(self.order)
-        training = mace_hosts.TrainingSet(statistics, run_data.atomic_numbers, run_data.settings, run_data.e0s)
+        training = mace_statistics.TrainingSet(statistics, run_data.atomic_numbers, run_data.settings, run_data.e0s)
         self.model, outputs = mace_hosts.build_host(run.host, run.data, run.loss, training)
         if name != "mace":
             self.model = nequip_like(self.model, settings, run_data, run)

@@ -16,8 +16,8 @@ import zoo
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("phi_equivariant", "zoo", "training")
-#: Of the trainer's two, one has options, structures and losses, the other hosts.
-MACE = {"zoo/mace_host.py", "training/mace_interface.py", "training/mace_hosts.py"}
+#: In the trainer one has options, structures and losses, one statistics of the training set, one hosts.
+MACE = {"zoo/mace_host.py", "training/mace_interface.py", "training/mace_statistics.py", "training/mace_hosts.py"}
 #: Modules above their package: they open the command lines, or import by names that are written in them.
 DOORS, LAZY = {"phi_equivariant/commands.py"}, {"phi_equivariant/lazy.py"}
 LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy", "safetensors", "phi_equivariant"}
@@ -130,7 +130,7 @@ def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path, hiding):
 #: Rooms of the trainer, from the ground up: a module imports from its own room and from those below.
 FLOORS = (
     {"run", "messages", "quantities"},
-    {"distribution", "mace_interface", "mace_hosts", "mace_model"},
+    {"distribution", "mace_interface", "mace_statistics", "mace_hosts", "mace_model"},
     {"data", "report", "run_folder"},
     {"fit"},
     {"options"},

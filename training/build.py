@@ -8,7 +8,7 @@ from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import set_reader
 from phi_equivariant.weights import describe_model
-from training import distribution, mace_hosts, mace_interface, mace_model
+from training import distribution, mace_hosts, mace_interface, mace_model, mace_statistics
 from training.data import run_data
 from training.data.order import EpochOrder
 from training.data.run_data import RunData
@@ -96,7 +96,7 @@ def build(run: Run, data: RunData) -> Built:
 
 def _build_host(run: Run, data: RunData, order: EpochOrder) -> tuple[torch.nn.Module, dict[str, bool]]:
     """A fresh host or one with trained weights, in the layout of the kernels that were asked for."""
-    training = mace_hosts.TrainingSet(data.statistics_pass(order), data.atomic_numbers, data.settings, data.e0s)
+    training = mace_statistics.TrainingSet(data.statistics_pass(order), data.atomic_numbers, data.settings, data.e0s)
     if named_models.is_named(run.host.model):
         host, outputs = named_models.build_host(run.host, run.data, run.loss, training)
     elif data.foundation is None:

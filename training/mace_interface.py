@@ -6,7 +6,6 @@ import functools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -194,34 +193,6 @@ def _unpack(
     fields["unit_shifts"] = torch.tensor(images, dtype=dtype)
     fields["shifts"] = torch.tensor(images @ cell, dtype=dtype)
     fields["pbc"] = torch.tensor(pbc)[None]
-
-
-def average_energies(frames: Iterable[Atoms], atomic_numbers: Iterable[int]) -> dict[int, float]:
-    """Isolated-atom energies {Z: eV} that fit the energies of labelled structures best (least squares)."""
-    key = LABELS["energy"].canonical
-    records: list[Any] = [
-        SimpleNamespace(properties={"energy": atoms.info[key]}, atomic_numbers=atoms.numbers) for atoms in frames
-    ]
-    found = mace_data.compute_average_E0s(records, mace_tools.AtomicNumberTable(list(atomic_numbers)))
-    return {int(number): float(energy) for number, energy in found.items()}
-
-
-def estimated_energies(
-    model: torch.nn.Module,
-    energies: Mapping[int, float],
-    frames: Iterable[Atoms],
-    atomic_numbers: Iterable[int],
-    device: str = "cpu",
-    embeddings: Mapping[str, Any] | None = None,
-) -> dict[int, float]:
-    """A trained model's isolated-atom energies {Z: eV}, corrected so that its energies fit the labels best.
-
-    The model is moved to the device.
-    """
-    table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    labelled = list(configurations(frames, embeddings=embeddings))
-    found = mace_data.estimate_e0s_from_foundation(model, dict(energies), labelled, table, device)
-    return {int(number): float(energy) for number, energy in found.items()}
 
 
 class LmdbDatabase:

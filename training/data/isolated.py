@@ -8,7 +8,7 @@ from typing import Any
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training import mace_interface
+from training import mace_statistics
 from training.data.parts import HeadFrames, of_head
 from training.quantities import LABELS
 
@@ -79,7 +79,7 @@ def isolated_energies(
     elif choice == "average":
         labelled = _LabelledEnergies(frames)
         labelled.check(choice)
-        found = mace_interface.average_energies(labelled, elements)
+        found = mace_statistics.average_energies(labelled, elements)
         frames.head.notes.extend(labelled.notes(choice, elements))
     elif foundation is None:
         raise InputError(f"--E0s: {choice}{of} takes the energies of a trained model: give --foundation_model.")
@@ -88,7 +88,7 @@ def isolated_energies(
     else:
         labelled = _LabelledEnergies(frames)
         labelled.check(choice)
-        found = mace_interface.estimated_energies(
+        found = mace_statistics.estimated_energies(
             foundation.potential, foundation.energies, labelled, elements, device, embeddings
         )
         frames.head.notes.extend(labelled.notes(choice, elements))

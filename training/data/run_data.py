@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +13,16 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.registry import operator_class
 from training import distribution, mace_interface
-from training.data.batches import GraphList, Graphs, GraphStream, collate, name_of
+from training.data.batches import Graphs, GraphStream, collate
 from training.data.geometry import ALL_PERIODICITIES
+from training.data.graph_sets import graph_set
 from training.data.isolated import isolated_energies
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
-from training.data.parts import HeadFrames, on_disk, state_reader
+from training.data.parts import HeadFrames, state_reader
 from training.data.registered import from_registry
 from training.data.replay import repeat_new_structures
 from training.data.sources import HeadReader
-from training.data.spool import SpooledGraphs
 from training.run import Data, Head, Host, Machine, Run
 
 
@@ -194,8 +193,8 @@ def _run_data(
     for frames in found:
         name = frames.head.name
         make = functools.partial(make_graph, head=frames.head, heads=names, numbers=numbers, host=run.host)
-        train[name] = _graphs(frames.train, make, sha)
-        valid[name] = _graphs(frames.valid, make, sha)
+        train[name] = graph_set(frames.train, make, sha)
+        valid[name] = graph_set(frames.valid, make, sha)
         for set_name, structures in frames.tests.items():
             test[set_name], test_heads[set_name] = GraphStream(structures, make), name
         lines += [f"head {name}:"] if several else []
@@ -231,26 +230,3 @@ def make_graph(atoms: Atoms, head: Head, heads: list[str], numbers: list[int], h
     specs = host.embeddings
     (configuration,) = mace_interface.configurations([atoms], head.config_type_weights, head.name, specs)
     return mace_interface.graph(configuration, numbers, host.r_max, heads, kept=tuple(specs))
-
-
-def _graphs(parts: list[Any], make: Callable[[Atoms], dict[str, torch.Tensor]], sha: Any) -> Graphs:
-    """The data set of a head's parts, each with graphs in memory or on disk; ``sha`` learns what is in it."""
-    sets: list[Any] = []
-    for part in parts:
-        if on_disk(part):
-            sets.append(SpooledGraphs(part, make))
-            sha.update(part.fingerprint().encode())
-        else:
-            graphs = GraphList(map(make, part), [name_of(atoms) for atoms in part])
-            _digest(graphs, sha)
-            sets.append(graphs)
-    return sets[0] if len(sets) == 1 else torch.utils.data.ConcatDataset(sets)
-
-
-def _digest(graphs: GraphList, sha: Any) -> None:
-    """What the structures are, whatever the cut-off: mace makes up a cell for an open one, as large as that needs."""
-    for graph in graphs.graphs:
-        made = ("edge_index", "shifts", "unit_shifts", *(() if graph["pbc"].any() else ("cell",)))
-        for key, value in sorted(graph.items()):
-            if isinstance(value, torch.Tensor) and key not in made:
-                sha.update(value.numpy().tobytes())

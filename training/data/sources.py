@@ -23,7 +23,7 @@ from training.data.parts import HeadFrames, Part, of_head, on_disk, picked, rand
 from training.data.placing import LabelPlacer
 from training.data.replay import check_downloaded, select
 from training.data.stored import open_stored
-from training.data.stored_files import HDF5, is_stored, stored_files, test_sets_of_folder
+from training.data.stored_files import is_hdf5, is_stored, test_sets_of_folder
 from training.data.structures import read_structures
 from training.quantities import LABELS
 from training.run import Data, Head, Replay
@@ -95,7 +95,7 @@ class HeadReader:
         met = {atoms.info.get("config_type", "Default") for part in train if not on_disk(part) for atoms in part}
         if met and (absent := sorted(set(map(str, head.config_type_weights)) - met - {"Default"})):
             head.notes.append(f"config_type_weights: no training structure has the config_type {', '.join(absent)}")
-        if head.config_type_weights not in ({}, {"Default": 1.0}) and any(map(_is_hdf5, head.train_files)):
+        if head.config_type_weights not in ({}, {"Default": 1.0}) and any(map(is_hdf5, head.train_files)):
             head.notes.append("config_type_weights: those of HDF5 files were applied by mace_prepare_data")
         return frames
 
@@ -242,10 +242,6 @@ def _about(seen: Mapping[int, Atoms], placer: LabelPlacer, files: str) -> tuple[
         periodic[int(atoms.pbc.sum())] += 1
         outliers.add(atoms, f"structure {index}")
     return states, [*states.lines(), describe_periodicity(periodic), *outliers.lines()]
-
-
-def _is_hdf5(file: str) -> bool:
-    return is_stored(file) and any(inner.suffix.lower() in HDF5 for inner in stored_files(Path(file)))
 
 
 def _shown(files: Iterable[str | Path]) -> str:

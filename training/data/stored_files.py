@@ -14,6 +14,11 @@ def is_stored(path: str | Path) -> bool:
     return Path(path).is_dir() or Path(path).suffix.lower() in (*HDF5, *LMDB)
 
 
+def is_hdf5(path: str | Path) -> bool:
+    """Whether HDF5 files are among such data."""
+    return is_stored(path) and any(file.suffix.lower() in HDF5 for file in stored_files(Path(path)))
+
+
 def stored_files(folder: Path) -> list[Path]:
     """The data files of a folder, numbers in their names counted as numbers; a file is its own."""
     if folder.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from phi_equivariant.errors import InputError, did_you_mean
-from training import mace_hosts
+from training import mace_hosts, mace_statistics
 from training.run import Data, Host, Loss
 from zoo.architectures import ARCHITECTURES, architecture, check_installed, create_model
 
@@ -95,10 +95,10 @@ def _read(option: str, value: Any, like: Any) -> Any:
 
 
 def build_host(
-    host: Host, data: Data, loss: Loss, training: mace_hosts.TrainingSet
+    host: Host, data: Data, loss: Loss, training: mace_statistics.TrainingSet
 ) -> tuple[torch.nn.Module, dict[str, bool]]:
     """A fresh host of a named size with one head, as :func:`training.mace_hosts.build_host` makes those of mace."""
-    neighbours, (scale,), (shift,) = mace_hosts.statistics(data, training)
+    neighbours, (scale,), (shift,) = mace_statistics.statistics(data, training)
     size = architecture(host.model).arguments
     given: dict[str, Any] = {name: getattr(host, option) for name, option in SETTINGS.items() if name in size}
     arguments = {name: value for name, value in given.items() if value is not None}
