@@ -35,7 +35,8 @@ class LammpsPotential:
     model: ``PhiPotential``, a host, the folder of a saved one, or a name of the zoo
     elements: symbols of LAMMPS' types, in order
     total_charge: in e
-    info: what else the host is told of the structure, by the names of ``atoms.info`` (``total_spin``, …)
+    info: what else the host is told of the structure, by the names of ``atoms.info`` (``total_spin``,
+        ``external_field``)
     device: where to compute; ``cuda`` takes the devices of a machine in turn, one for each process
     dtype: ``float32`` or ``float64``; the model's own where None
     head: name of the host's head, for hosts with several
