@@ -68,7 +68,7 @@ class LammpsPotential:
         self.info = {"total_charge": total_charge, **(info or {})}
         self.head, self.skin, self.on_failure = head, skin, on_failure
         self.evaluation: Evaluation | None = None  # of the last step
-        self._evaluator: Evaluator | None = None
+        self.evaluator: Evaluator | None = None  # once attached
         self._failure: BaseException | None = None
         self._last_step: int | None = None
         self._at_last_exchange: Array | None = None
@@ -90,8 +90,8 @@ class LammpsPotential:
         self.units = read_units(lammps.extract_global("units"))
         _check_input(lammps, self.elements)
         self.n_processes = lammps.extract_setting("world_size")
-        if self._evaluator is None:
-            self._evaluator = self._make_evaluator()
+        if self.evaluator is None:
+            self.evaluator = self._make_evaluator()
         self.cutoff = math.inf
         if self.n_processes > 1:
             self.cutoff = self._communication_cutoff()
@@ -137,12 +137,12 @@ class LammpsPotential:
         self.lammps.force_timeout()  # at the end of this step
 
     def _fill(self, step: int, forces: Array) -> None:
-        assert self._evaluator is not None
+        assert self.evaluator is not None
         domain = Domain.read(self.lammps, self.numbers)
         check_cells(torch.tensor(domain.cell)[None], torch.tensor(domain.pbc)[None])
         if self.n_processes > 1:
             self._check_reach(self._moved(domain))
-        found = self.evaluation = self._evaluator(domain)
+        found = self.evaluation = self.evaluator(domain)
         unit = self.units.energy
         forces[:] = found.forces / unit
         if not math.isfinite(found.energy):
@@ -167,12 +167,12 @@ class LammpsPotential:
 
     def _check_reach(self, moved: float) -> None:
         """InputError unless a process has copies of all atoms that its own can see, though all moved by so much."""
-        assert self._evaluator is not None
-        if self.cutoff - 2 * moved < self._evaluator.reach:
+        assert self.evaluator is not None
+        if self.cutoff - 2 * moved < self.evaluator.reach:
             since = f" and atoms have moved by {moved:.2f} Å since copies were made" if moved else ""
             raise InputError(
-                f"the communication cut-off is {self.cutoff:g} Å{since}, but the model sees {self._evaluator.reach:g} "
-                f"Å far: add the line 'comm_modify cutoff {self._evaluator.reach + 2.0:g}' before '{LINE}' (what the "
+                f"the communication cut-off is {self.cutoff:g} Å{since}, but the model sees {self.evaluator.reach:g} "
+                f"Å far: add the line 'comm_modify cutoff {self.evaluator.reach + 2.0:g}' before '{LINE}' (what the "
                 "model sees and the skin of 'neighbor', 2 Å here)."
             )
 

@@ -1,5 +1,6 @@
 """Many processes: the host on each one's atoms, Φ on what all of them gathered, and one pass back."""
 
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -65,6 +66,8 @@ class Divided:
         self.ghosts: Ghosts | None = None
         self.values: dict[str, torch.Tensor] | None = None
         self.field: torch.Tensor | None = None  # external, (1, 3) in V/Å
+        #: Wall time on this process in s since it was made, by part of a step; waiting for others counts.
+        self.seconds = {"host": 0.0, "solve": 0.0, "back": 0.0}
 
     @property
     def reach(self) -> float:
@@ -73,12 +76,15 @@ class Divided:
 
     def __call__(self, domain: Domain) -> Evaluation:
         """Evaluate; all processes together."""
+        clock = time.perf_counter
+        begin = clock()
         ghosts = self._ghosts(domain)
         domain.check_all_there(len(ghosts.tags))
         if self.values is None:
             self.values = self._read_values(ghosts.gather(domain.numbers[: domain.n_own, None])[:, 0])
             self.field = self._read_field(domain)
         passed = self.host(domain, ghosts, self.values)
+        after_host = clock()
         numbers, direct = np.zeros(12), np.zeros((domain.n_own, 3))
         cotangents: dict[str, torch.Tensor] = {}
         of_atoms: dict[str, Array] = {}
@@ -87,6 +93,7 @@ class Divided:
                 numbers[1:], direct, cotangents, of_atoms = self._of_all(self.phi, domain, ghosts, passed.heads)
             if self.comm.rank > 0:  # the same on all
                 numbers[:] = 0.0
+        after_solve = clock()
         forces, virial = (values.detach().cpu().double().numpy() for values in passed.backward(cotangents))
         numbers[0] = 0.0 if passed.energy is None else float(passed.energy)
         numbers[3:] += virial.ravel()
@@ -95,6 +102,12 @@ class Divided:
         # Not a sum on each: all must have the same bits, or minimisers go different ways.
         self.comm.Reduce(numbers, total, root=0)
         self.comm.Bcast(total, root=0)
+        for part, spent in (
+            ("host", after_host - begin),
+            ("solve", after_solve - after_host),
+            ("back", clock() - after_solve),
+        ):
+            self.seconds[part] += spent
         return Evaluation(
             host_energy=float(total[0]),
             phi_energy=float(total[1]),
