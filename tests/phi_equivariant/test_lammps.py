@@ -241,6 +241,21 @@ def test_a_process_that_fails_ends_all_with_its_message(tmp_path, saved):
     assert "atom 1 among them" in done.stderr and "not finite" in done.stderr
 
 
+@pytest.mark.slow
+def test_copies_that_have_grown_stale_end_the_run(tmp_path, saved):
+    """Between two exchanges of atoms all drift by more than the communication cut-off has to spare."""
+    text = (
+        CELL
+        + "comm_modify cutoff 4.5\nneigh_modify delay 100 every 100\n"
+        + FIX
+        + "group half type 1\nvelocity half set 200 0 0\nvelocity all set -100 0 0 sum yes\nfix n all nve\n"
+        + "timestep 0.0005\nrun 20\n"
+    )
+    done = command(2, tmp_path, saved, text=text)
+    assert done.returncode != 0
+    assert "add the line 'comm_modify cutoff 6'" in done.stderr and "come nearer by" in done.stderr
+
+
 def test_lost_atoms_are_counted(tmp_path, saved):
     text = (
         CELL.replace("p p p", "f f f")

@@ -25,6 +25,7 @@ from phi_equivariant.potential import PhiPotential
 FIX = "phi"
 LINE = f"fix {FIX} all external pf/callback 1 1"
 _PROPERTIES_FIX = f"{FIX}_atoms"
+_ROUNDING = 1e-6  # Å
 
 
 class LammpsPotential:
@@ -158,18 +159,23 @@ class LammpsPotential:
                 self.lammps.numpy.extract_atom(self._properties[name])[: domain.n_own] = values
 
     def _moved(self, domain: Domain) -> float:
-        """How far an atom of this process has moved since LAMMPS last exchanged atoms, in Å."""
+        """By how much an atom of this process and a copy may have come nearer since LAMMPS last made copies, in Å.
+
+        With a box that changes copies move further than their atoms, which is why they are looked at apart.
+        """
         before = self._at_last_exchange
         if self.lammps.extract_setting("neigh_ago") == 0 or before is None or before.shape != domain.positions.shape:
             self._at_last_exchange = domain.positions
             return 0.0
-        return float(np.sqrt(np.square(domain.positions - before).sum(1).max(initial=0.0)))
+        moved = np.sqrt(np.square(domain.positions - before).sum(1))
+        return float(moved[: domain.n_own].max(initial=0.0) + moved[domain.n_own :].max(initial=0.0))
 
     def _check_reach(self, moved: float) -> None:
-        """InputError unless a process has copies of all atoms that its own can see, though all moved by so much."""
+        """InputError unless a process has copies of all atoms that its own can see, though pairs came nearer by so
+        much."""
         assert self.evaluator is not None
-        if self.cutoff - 2 * moved < self.evaluator.reach:
-            since = f" and atoms have moved by {moved:.2f} Å since copies were made" if moved else ""
+        if self.cutoff - moved < self.evaluator.reach - _ROUNDING:
+            since = f" and pairs may have come nearer by {moved:.2f} Å since copies were made" if moved else ""
             raise InputError(
                 f"the communication cut-off is {self.cutoff:g} Å{since}, but the model sees {self.evaluator.reach:g} "
                 f"Å far: add the line 'comm_modify cutoff {self.evaluator.reach + 2.0:g}' before '{LINE}' (what the "
