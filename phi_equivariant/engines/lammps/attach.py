@@ -25,6 +25,7 @@ from phi_equivariant.potential import PhiPotential
 FIX = "phi"
 LINE = f"fix {FIX} all external pf/callback 1 1"
 _PROPERTIES_FIX = f"{FIX}_atoms"
+_ROUNDING = 1e-6  # Å
 
 
 class LammpsPotential:
@@ -35,7 +36,8 @@ class LammpsPotential:
     model: ``PhiPotential``, a host, the folder of a saved one, or a name of the zoo
     elements: symbols of LAMMPS' types, in order
     total_charge: in e
-    info: what else the host is told of the structure, by the names of ``atoms.info`` (``total_spin``, …)
+    info: what else the host is told of the structure, by the names of ``atoms.info`` (``total_spin``,
+        ``external_field``)
     device: where to compute; ``cuda`` takes the devices of a machine in turn, one for each process
     dtype: ``float32`` or ``float64``; the model's own where None
     head: name of the host's head, for hosts with several
@@ -67,7 +69,7 @@ class LammpsPotential:
         self.info = {"total_charge": total_charge, **(info or {})}
         self.head, self.skin, self.on_failure = head, skin, on_failure
         self.evaluation: Evaluation | None = None  # of the last step
-        self._evaluator: Evaluator | None = None
+        self.evaluator: Evaluator | None = None  # once attached
         self._failure: BaseException | None = None
         self._last_step: int | None = None
         self._at_last_exchange: Array | None = None
@@ -89,8 +91,8 @@ class LammpsPotential:
         self.units = read_units(lammps.extract_global("units"))
         _check_input(lammps, self.elements)
         self.n_processes = lammps.extract_setting("world_size")
-        if self._evaluator is None:
-            self._evaluator = self._make_evaluator()
+        if self.evaluator is None:
+            self.evaluator = self._make_evaluator()
         self.cutoff = math.inf
         if self.n_processes > 1:
             self.cutoff = self._communication_cutoff()
@@ -136,12 +138,12 @@ class LammpsPotential:
         self.lammps.force_timeout()  # at the end of this step
 
     def _fill(self, step: int, forces: Array) -> None:
-        assert self._evaluator is not None
+        assert self.evaluator is not None
         domain = Domain.read(self.lammps, self.numbers)
         check_cells(torch.tensor(domain.cell)[None], torch.tensor(domain.pbc)[None])
         if self.n_processes > 1:
             self._check_reach(self._moved(domain))
-        found = self.evaluation = self._evaluator(domain)
+        found = self.evaluation = self.evaluator(domain)
         unit = self.units.energy
         forces[:] = found.forces / unit
         if not math.isfinite(found.energy):
@@ -157,21 +159,26 @@ class LammpsPotential:
                 self.lammps.numpy.extract_atom(self._properties[name])[: domain.n_own] = values
 
     def _moved(self, domain: Domain) -> float:
-        """How far an atom of this process has moved since LAMMPS last exchanged atoms, in Å."""
+        """By how much an atom of this process and a copy may have come nearer since LAMMPS last made copies, in Å.
+
+        With a box that changes copies move further than their atoms, which is why they are looked at apart.
+        """
         before = self._at_last_exchange
         if self.lammps.extract_setting("neigh_ago") == 0 or before is None or before.shape != domain.positions.shape:
             self._at_last_exchange = domain.positions
             return 0.0
-        return float(np.sqrt(np.square(domain.positions - before).sum(1).max(initial=0.0)))
+        moved = np.sqrt(np.square(domain.positions - before).sum(1))
+        return float(moved[: domain.n_own].max(initial=0.0) + moved[domain.n_own :].max(initial=0.0))
 
     def _check_reach(self, moved: float) -> None:
-        """InputError unless a process has copies of all atoms that its own can see, though all moved by so much."""
-        assert self._evaluator is not None
-        if self.cutoff - 2 * moved < self._evaluator.reach:
-            since = f" and atoms have moved by {moved:.2f} Å since copies were made" if moved else ""
+        """InputError unless a process has copies of all atoms that its own can see, though pairs came nearer by so
+        much."""
+        assert self.evaluator is not None
+        if self.cutoff - moved < self.evaluator.reach - _ROUNDING:
+            since = f" and pairs may have come nearer by {moved:.2f} Å since copies were made" if moved else ""
             raise InputError(
-                f"the communication cut-off is {self.cutoff:g} Å{since}, but the model sees {self._evaluator.reach:g} "
-                f"Å far: add the line 'comm_modify cutoff {self._evaluator.reach + 2.0:g}' before '{LINE}' (what the "
+                f"the communication cut-off is {self.cutoff:g} Å{since}, but the model sees {self.evaluator.reach:g} "
+                f"Å far: add the line 'comm_modify cutoff {self.evaluator.reach + 2.0:g}' before '{LINE}' (what the "
                 "model sees and the skin of 'neighbor', 2 Å here)."
             )
 

@@ -30,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--elements", nargs="+", required=True, metavar="X", help="element of each type, in order")
     made.add_argument("--total_charge", type=float, default=0.0, metavar="Q", help="in e (default: 0)")
     made.add_argument("--total_spin", type=float, metavar="M", help="spin multiplicity, for hosts that embed it")
+    made.add_argument(
+        "--external_field",
+        type=float,
+        nargs=3,
+        metavar=("FX", "FY", "FZ"),
+        help="in V/Å, not along periodic directions",
+    )
     made.add_argument("--dtype", choices=("float32", "float64"), help="precision (default: the model's own)")
     made.add_argument("--device", default="cpu", help="cpu, cuda (one device a process in turn), cuda:1 (default: cpu)")
     made.add_argument("--head", help="head of the host, for hosts with several")
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.model,
             options.elements,
             options.total_charge,
-            {} if options.total_spin is None else {"total_spin": options.total_spin},
+            {name: value for name in ("total_spin", "external_field") if (value := getattr(options, name)) is not None},
             options.device,
             options.dtype,
             options.head,

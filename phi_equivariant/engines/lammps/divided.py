@@ -1,5 +1,6 @@
 """Many processes: the host on each one's atoms, Φ on what all of them gathered, and one pass back."""
 
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from phi_equivariant.engines.lammps.host_pass import HostRunner
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_protocol import MaceLike
+from phi_equivariant.inputs.external_field import NAME as FIELD
+from phi_equivariant.inputs.external_field import read_field
 from phi_equivariant.kept import Memory
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.potential import PhiPotential
@@ -56,12 +59,15 @@ class Divided:
         self.make = ModelInput(model, head, skin)
         if of_atoms := [name for name, spec in self.make.specs.items() if spec["per"] == "atom"]:
             raise InputError(f"the host embeds {of_atoms[0]} of every atom, which LAMMPS does not hold.")
-        embedded = {name: value for name, value in self.info.items() if name != "total_charge"}
+        embedded = {name: value for name, value in self.info.items() if name not in ("total_charge", FIELD)}
         self.host = HostRunner(model, self.make, embedded)
         self.neighbours = NeighbourList(float(cast(MaceLike, model).r_max), skin)
         self.memory = Memory()
         self.ghosts: Ghosts | None = None
         self.values: dict[str, torch.Tensor] | None = None
+        self.field: torch.Tensor | None = None  # external, (1, 3) in V/Å
+        #: Wall time on this process in s since it was made, by part of a step; waiting for others counts.
+        self.seconds = {"host": 0.0, "solve": 0.0, "back": 0.0}
 
     @property
     def reach(self) -> float:
@@ -70,11 +76,15 @@ class Divided:
 
     def __call__(self, domain: Domain) -> Evaluation:
         """Evaluate; all processes together."""
+        clock = time.perf_counter
+        begin = clock()
         ghosts = self._ghosts(domain)
         domain.check_all_there(len(ghosts.tags))
         if self.values is None:
             self.values = self._read_values(ghosts.gather(domain.numbers[: domain.n_own, None])[:, 0])
+            self.field = self._read_field(domain)
         passed = self.host(domain, ghosts, self.values)
+        after_host = clock()
         numbers, direct = np.zeros(12), np.zeros((domain.n_own, 3))
         cotangents: dict[str, torch.Tensor] = {}
         of_atoms: dict[str, Array] = {}
@@ -83,6 +93,7 @@ class Divided:
                 numbers[1:], direct, cotangents, of_atoms = self._of_all(self.phi, domain, ghosts, passed.heads)
             if self.comm.rank > 0:  # the same on all
                 numbers[:] = 0.0
+        after_solve = clock()
         forces, virial = (values.detach().cpu().double().numpy() for values in passed.backward(cotangents))
         numbers[0] = 0.0 if passed.energy is None else float(passed.energy)
         numbers[3:] += virial.ravel()
@@ -91,6 +102,12 @@ class Divided:
         # Not a sum on each: all must have the same bits, or minimisers go different ways.
         self.comm.Reduce(numbers, total, root=0)
         self.comm.Bcast(total, root=0)
+        for part, spent in (
+            ("host", after_host - begin),
+            ("solve", after_solve - after_host),
+            ("back", clock() - after_solve),
+        ):
+            self.seconds[part] += spent
         return Evaluation(
             host_energy=float(total[0]),
             phi_energy=float(total[1]),
@@ -109,10 +126,18 @@ class Divided:
     def _read_values(self, numbers: Array) -> dict[str, torch.Tensor]:
         """What the model is told of the structure with these atoms, as tensors of a batch."""
         reference = next(self.model.parameters())
-        read = self.make.read(Atoms(numbers=numbers, info=self.info))
+        info = {name: value for name, value in self.info.items() if name != FIELD}
+        read = self.make.read(Atoms(numbers=numbers, info=info))
+        read.pop(FIELD, None)  # which is held against the cell
         return {
             name: torch.tensor([value], dtype=reference.dtype, device=reference.device) for name, value in read.items()
         }
+
+    def _read_field(self, domain: Domain) -> torch.Tensor | None:
+        field = read_field(Atoms(cell=domain.cell, pbc=domain.pbc, info=self.info))
+        reference = next(self.model.parameters())
+        found = torch.tensor(field[None], dtype=reference.dtype, device=reference.device)
+        return found if bool((found != 0).any()) else None
 
     def _of_all(
         self, phi: PhiModule, domain: Domain, ghosts: Ghosts, heads: Mapping[str, torch.Tensor]
@@ -189,4 +214,5 @@ class Divided:
             total_charge=self.values["total_charge"].reshape(-1),
             cell=(cell + cell @ epsilon)[None],
             pbc=torch.as_tensor(domain.pbc, device=device)[None],
+            external_field=self.field,
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from phi_equivariant.engines.lammps.ghosts import Ghosts
 from phi_equivariant.engines.lammps.receptive_field import layers_seen
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.host_energy import isolated_of_atoms, run_host, without_isolated
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.potential import PhiPotential
 from phi_equivariant.taps import irreps_of
 
@@ -64,9 +65,9 @@ class HostRunner:
         self.by_mace = _is_mace(self.host)
         self.exchanges = self.by_mace or bool(getattr(self.host, "exchanges_ghosts", False))
         self.layers = 1 if self.exchanges else layers_seen(model, make, info)
-        self.reach = self.layers * float(torch.as_tensor(model.r_max))
-        self.neighbours = NeighbourList(float(torch.as_tensor(model.r_max)), make.skin)
-        self.elements = {int(z): i for i, z in enumerate(torch.as_tensor(model.atomic_numbers))}
+        self.reach = self.layers * float(cast(MaceLike, model).r_max)
+        self.neighbours = NeighbourList(float(cast(MaceLike, model).r_max), make.skin)
+        self.elements = {int(z): i for i, z in enumerate(cast(MaceLike, model).atomic_numbers)}
 
     def species(self, numbers: Array) -> torch.Tensor:
         """Index of each atom's element, (n_atoms,), on the model's device."""

@@ -1,7 +1,7 @@
 """How far a host sees: the number of cut-offs that lie between an atom and the farthest atom its features know of."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from ase import Atoms
 
 from phi_equivariant.engines.inference import ModelInput
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.potential import PhiPotential, run_model
 
 _LONGEST = 12
@@ -31,12 +32,12 @@ def layers_seen(model: torch.nn.Module, make: ModelInput, info: Mapping[str, Any
         If the features depend on more of the chain than can be, or on atoms that nothing connects.
     """
     host = model.host if isinstance(model, PhiPotential) else model
-    r_max = float(torch.as_tensor(model.r_max))
+    r_max = float(cast(MaceLike, model).r_max)
     random = np.random.default_rng(0)
     n = _LONGEST + 1
     chain = np.c_[0.7 * r_max * np.arange(n), random.uniform(-0.15, 0.15, (n, 2)) * r_max]
     far = np.array([[0, 0, 0], [0.5, 0.2, 0.1]]) * r_max + [0, 0, 5 * r_max]
-    numbers = np.resize(torch.as_tensor(model.atomic_numbers).numpy(force=True), n + 2)
+    numbers = np.resize(np.asarray(cast(MaceLike, model).atomic_numbers.tolist()), n + 2)
     data = make([Atoms(numbers, np.concatenate([chain, far]), info=dict(info))])
     data["positions"] = data["positions"].requires_grad_()
     seen = []
