@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test check install
+.PHONY: train test test-slow check install
 
 # One thread: at this size a second one gains little, and on a machine that does other work it costs a lot.
 train: install
@@ -10,6 +10,10 @@ train: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# What takes longer, of a minute or two each.
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 # Rules of style, layout and types, as they are in pyproject.toml.
 check: install
