@@ -94,6 +94,7 @@ def test_bare_hosts_in_threads():
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_models_are_loaded_in_threads(tmp_path):
     """Torch's default precision belongs to the process: builders wait for each other."""
     folders = [tmp_path / f"{seed}" for seed in range(3)]

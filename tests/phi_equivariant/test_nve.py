@@ -31,6 +31,7 @@ def test_slope_and_its_error_for_correlated_fluctuations():
     assert slopes.std() == pytest.approx(np.sqrt(39 / (1 - 0.95**2) / np.sum((times - times.mean()) ** 2)), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_a_short_run_goes_on_from_its_file_and_drifts_no_more_than_the_bare_hosts(tmp_path, monkeypatch):
     monkeypatch.setattr(nve, "EQUILIBRATION", 0)

@@ -153,6 +153,7 @@ def test_full_disk_loses_nothing(molecules, tmp_path, capsys, victim):
     assert len(json.loads((folder / "metrics.json").read_text())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.honours("compare", "compare_pde_weight")
 def test_comparison_of_three_rows(molecules, tmp_path, capsys):
     """Same epochs, seed and data for each; finished rows are kept, a missing one is trained, the table is the same."""
@@ -186,6 +187,7 @@ def test_comparison_of_three_rows(molecules, tmp_path, capsys):
     assert yaml.safe_load((folder / "mace" / "config.yaml").read_text())["compare"] is False  # it repeats the row
 
 
+@pytest.mark.slow
 @pytest.mark.honours("time_limit")
 def test_comparison_shares_a_time_limit(molecules, tmp_path, monkeypatch):
     """No row gets more epochs than the one before, and all of them are tested."""

@@ -170,7 +170,7 @@ def test_resolved_configuration_repeats_the_run(molecules, tmp_path):
 def test_a_diverging_run_says_so(molecules, tmp_path, capsys):
     """A loss that is never finite is an error that names the learning rate, not an empty model."""
     line = words(tmp_path, train_file=molecules, name="run", lr=1e300, max_num_epochs=3, clip_grad="None")
-    assert "--lr: " in refused(capsys, line)
+    assert "lower the learning rate" in refused(capsys, line)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

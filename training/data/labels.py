@@ -10,7 +10,6 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from phi_equivariant.errors import InputError, did_you_mean
-from phi_equivariant.inputs.state import QUANTITIES
 from training.quantities import LABELS, TARGETS, Label
 
 #: Options that say where labels stand.
@@ -129,6 +128,8 @@ class LabelReport:
 
     def lines(self) -> list[str]:
         """Lines for the log."""
+        from phi_equivariant.inputs.state import QUANTITIES  # with torch, which options do without
+
         atoms = f", {self.isolated_atoms} isolated atoms for E0s" if self.isolated_atoms else ""
         sample = "" if self.looked_at is None else f"; labels of {self.looked_at} of them:"
         lines = [f"{self.split}: {self.frames} structures from {', '.join(self.sources)}{atoms}{sample}"]

@@ -194,8 +194,6 @@ def test_statistics_of_the_training_set_scale_the_host(molecules):
     "given, message",
     [
         ({"num_interactions": 1, "use_last_readout_only": "True"}, "no readout would be left"),
-        ({"use_edge_irreps_first": "True"}, "--use_edge_irreps_first acts with --edge_irreps only"),
-        ({"use_embedding_readout": "True"}, "--use_embedding_readout acts with --embedding_specs only"),
         ({"hidden_irreps": "4x0e+2x1o"}, "mace refuses these options"),
         ({"freeze": -1}, "--freeze: expected 0"),
     ],

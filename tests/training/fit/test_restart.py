@@ -95,6 +95,7 @@ KILLS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.honours("restart_latest")
 def test_killed_and_restarted_equals_uninterrupted(uninterrupted, tmp_path):
     """SIGKILL at five random moments of both stages, and once more after training, until the run is through."""
@@ -145,6 +146,7 @@ def test_interrupted_while_testing(uninterrupted, tmp_path, monkeypatch, capsys)
     assert metrics(run(tmp_path, restart_latest=True, **how)) == before
 
 
+@pytest.mark.slow
 def test_cosine_schedule_restarts_exactly(uninterrupted, tmp_path):
     """The schedule's progress is part of the checkpoint: three epochs at once equal one and then two."""
     how = {"scheduler": "CosineAnnealingLR", "warmup_epochs": 1, "max_num_epochs": 3, **FAST}
@@ -156,6 +158,7 @@ def test_cosine_schedule_restarts_exactly(uninterrupted, tmp_path):
     assert [row["lr"] for row in metrics(cut)] == [row["lr"] for row in metrics(whole)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "how"),
     [(3, {"optimizer": "schedulefree", "ema": True}), (2, {"lbfgs": True, "clip_grad": "None", "batch_size": 18})],
