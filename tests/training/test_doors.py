@@ -17,7 +17,7 @@ from training.run import options
 
 ROOT = Path(__file__).parents[2]
 #: Console script → the function that it calls.
-COMMANDS = {"phi-mace-train": "train", "phi-mace-eval": "evaluate"}
+COMMANDS = {"phi-mace-train": "train", "phi-mace-eval": "evaluate", "phi-lammps": "lammps"}
 HEAVY = ("torch", "mace", "lightning", "e3nn", "matplotlib", "pydantic")
 
 
@@ -41,7 +41,7 @@ def test_help_and_version_need_neither_torch_nor_mace(command):
         text, loaded = done.stdout.split("LOADED")
         assert not set(HEAVY) & {name.split(".")[0] for name in loaded.split()}, words
         if words == ["--version"]:
-            assert text == f"phi-equivariant {version('phi-equivariant')}\n"
+            assert text == f"{command} {version('phi-equivariant')}\n"
         if status:
             assert done.stderr.startswith(f"{command}: ") and done.stderr.count("\n") == 1
 
@@ -99,4 +99,4 @@ def test_installed_scripts_call_the_guarded_functions():
     if not script.is_file() or "phi_equivariant.commands" not in script.read_text():
         pytest.skip("the commands are not installed from this project")
     done = subprocess.run([script, "--version"], capture_output=True, text=True)
-    assert done.stdout == f"phi-equivariant {version('phi-equivariant')}\n"
+    assert done.stdout == f"phi-mace-train {version('phi-equivariant')}\n"

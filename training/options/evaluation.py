@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=_Format,
     )
-    made.add_argument("--version", action="version", version=version())
+    made.add_argument("--version", action="version", version=version(PROGRAM))
     add = made.add_argument
     add("--configs", required=True, help="structures: any file that ase reads")
     add(

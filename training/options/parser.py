@@ -66,7 +66,7 @@ class _Version(argparse.Action):
     """``--version``: the library's, and no run."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(version())
+        print(version(PROGRAM))
         parser.exit()
 
 
@@ -157,9 +157,9 @@ class Parser:
         return frozenset(name for name, value in found.items() if value != saved.get(name)), frozenset(found)
 
 
-def version() -> str:
-    """What ``--version`` says."""
-    return f"phi-equivariant {importlib.metadata.version('phi-equivariant')}"
+def version(program: str) -> str:
+    """What ``--version`` of a command says."""
+    return f"{program} {importlib.metadata.version('phi-equivariant')}"
 
 
 def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

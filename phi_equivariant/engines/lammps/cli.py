@@ -5,8 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 from phi_equivariant.version import __version__
 
 _EPILOG = """The input is an ordinary one with one line more, after the atoms are there and before the first run:
@@ -16,9 +17,17 @@ _EPILOG = """The input is an ordinary one with one line more, after the atoms ar
 What else is on the command line (-var T 300, -log FILE, -screen none, ...) goes to LAMMPS."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith(("?", ".")) else "."
+        self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help.\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         "phi-lammps",
         description="Run a LAMMPS input with a trained potential: [mpirun -np N] phi-lammps -in FILE --model RUN ...",
         epilog=_EPILOG,
@@ -46,7 +55,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the status is 0, 2 for wrong input on one process, and 1 after all processes were ended."""
-    options, of_lammps = parser().parse_known_args(arguments)
+    made = parser()
+    options, of_lammps = made.parse_known_args(arguments)
+    known = [word for action in made._actions for word in action.option_strings]
+    for word in of_lammps:
+        if word.startswith("--"):  # LAMMPS has options of one dash only
+            hint = did_you_mean(word, known, "What LAMMPS takes begins with one dash.")
+            made.error(f"there is no option {word}. {hint}")
+    if not options.input.is_file():
+        made.error(f"there is no input {options.input}")
     from phi_equivariant.engines.lammps.mpi import end_all, load_lammps, load_mpi
 
     try:
