@@ -17,10 +17,12 @@ TITLES = {
     "carbon_chain": "carbon chains, charge 0 and +1",
     "ala3": "Ac-Ala3-NHMe",
 }
+ERRORS = ("errors", "test", "energy_per_atom", "rmse"), ("errors", "test", "forces", "rmse")
 #: Column → (place in a run's file, factor, format).
 COLUMNS = {
-    "energy, meV/atom": (("errors", "test", "energy_per_atom", "rmse"), 1, ".2f"),
-    "forces, meV/Å": (("errors", "test", "forces", "rmse"), 1, ".1f"),
+    "energy, meV/atom": (ERRORS[0], 1, ".2f"),
+    "forces, meV/Å": (ERRORS[1], 1, ".1f"),
+    "root mean square charge, e": (("rms_charge",), 1, ".2f"),
     "charge of the cation, e": (("ion_charge", "mean"), 1, ".2f"),
     "charges: r": (("charges", "correlation"), 1, ".2f"),
     "charges: slope": (("charges", "slope"), 1, ".2f"),
@@ -88,6 +90,33 @@ def table(name, rows, found):
     return "\n".join([*(lines if found else lines[:2]), *([""] if found else []), *notes, *([""] if notes else [])])
 
 
+def differences(found, all_rows):
+    """Markdown of row − bare host of the same seed, in per cent of the bare host's mean, with its standard error."""
+    names = [name for name in TITLES if BARE in found.get(name, {})]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row in all_rows:
+        if row == BARE or row in COMPARED or row in COMPARED.values():  # another host
+            continue
+        cells = [
+            " / ".join(_difference(found[name].get(row, []), found[name][BARE], place) for place in ERRORS)
+            for name in names
+        ]
+        if any(set(cell) - set("– /") for cell in cells):
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(runs, bare, place):
+    bare = {run["seed"]: run for run in bare}
+    runs = [run for run in runs if run["seed"] in bare]
+    if not runs:
+        return "–"
+    of_bare = values_of([bare[run["seed"]] for run in runs], place)
+    each = 100 * (values_of(runs, place) - of_bare) / of_bare.mean()
+    error = f" ± {each.std(ddof=1) / np.sqrt(len(each)):.0f}" if len(each) > 1 else ""
+    return f"{each.mean():+.0f}{error}".replace("-", "−")
+
+
 def figure(path, found, all_rows):
     """Errors relative to those of the bare host of the same width and seed, one column per data set."""
 
@@ -127,6 +156,7 @@ def report(results, rows_by_set, all_rows, page, figure_path):
     found = load(results)
     text = "\n".join(table(name, rows, found.get(name, {})) for name, rows in rows_by_set.items())
     write_between(page, "ablation", text.rstrip())
+    write_between(page, "ablation differences", differences(found, all_rows))
     if found:
         figure(figure_path, found, all_rows)
     print(text)
