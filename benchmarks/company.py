@@ -18,8 +18,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from phi_equivariant import PhiPotential
-from training import mace_interface
-from training.data.batches import GraphBatch, collate
+from phi_equivariant.inputs.graphs import GraphBatch, collate
+from training.data.graphs import GraphMaker
 from zoo import create_model
 
 R_MAX, ELEMENTS = 4.5, [6, 7]
@@ -27,8 +27,7 @@ R_MAX, ELEMENTS = 4.5, [6, 7]
 
 def batch_of(structures: Sequence[Atoms]) -> GraphBatch:
     """Structures as the trainer batches them."""
-    configurations = mace_interface.configurations(structures)
-    return collate([mace_interface.graph(one, ELEMENTS, R_MAX) for one in configurations])
+    return collate(list(map(GraphMaker(ELEMENTS, R_MAX), structures)))
 
 
 def step(model: PhiPotential, batches: Sequence[GraphBatch]) -> float:

@@ -9,7 +9,6 @@ epoch is kept in ``--out``: the same command goes on where it was stopped.
 """
 
 import argparse
-import functools
 import json
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ import torch
 from phi_equivariant.files import write_atomically
 from training import mace_hosts, mace_interface, mace_statistics
 from training.build import load
-from training.data.batches import GraphStream
-from training.data.run_data import make_graph
+from training.data.graphs import GraphMaker, GraphStream
+from training.data.placing import Accepted
 from training.data.structures import read_structures
 from training.fit import losses
 from training.fit.lightning_module import PotentialModule
@@ -154,11 +153,9 @@ def nequip_like(mace_model, settings, run_data, run):
 def test_sets(arguments, run, run_data):
     """{title: loader}: the held-out frames, and the test files."""
     (held_out,), (head,) = run_data.loader("valid").values(), run_data.settings
-    make = functools.partial(
-        make_graph, head=head, heads=run_data.heads, numbers=run_data.atomic_numbers, host=run.host
-    )
+    make = GraphMaker(run_data.atomic_numbers, run.host.r_max, run_data.heads, head.name)
     for path in arguments.test_files:
-        found = read_structures(path, head.keys, "test", elements=run_data.atomic_numbers)
+        found = read_structures(path, head.keys, "test", Accepted(run_data.atomic_numbers))
         run_data.test[path.stem] = GraphStream(found.frames, make)
     return {"held out": held_out, **run_data.loader("test")}
 

@@ -1,10 +1,9 @@
 """What the trainer takes from mace beside its hosts (``mace_hosts``): options, structures, losses."""
 
 import argparse
-import dataclasses
 import functools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.empty_space import Compact, compact, mostly_empty
+from phi_equivariant.inputs.empty_space import compact, mostly_empty
+from phi_equivariant.inputs.graphs import Edges
 
 # isort: split
 from e3nn import o3
@@ -21,21 +21,8 @@ from mace import data as mace_data
 from mace import tools as mace_tools
 from mace.tools import scripts_utils
 
-from training.quantities import LABELS, TARGETS
-from training.run import HEAD, Loss
+from training.run import Loss
 from training.run.option import Part
-
-#: Fields of a mace graph that only other architectures (PolarMACE, dielectric models) read.
-UNUSED_FIELDS = (
-    "density_coefficients",
-    "rcell",
-    "volume",
-    "fermi_level",
-    "external_field",
-    "elec_temp",
-    "polarizability",
-    "polarizability_weight",
-)  # but those that are labels of ours
 
 
 def version() -> str:
@@ -101,98 +88,19 @@ def set_seeds(seed: int) -> None:
     mace_tools.set_seeds(seed)
 
 
-def configurations(
-    frames: Iterable[Atoms],
-    config_type_weights: Mapping[str, float] | None = None,
-    head: str = HEAD,
-    embeddings: Mapping[str, Any] | None = None,
-) -> Iterator[Any]:
-    """mace configurations of ase.Atoms whose labels are under the canonical keys (lazily, one at a time).
+def neighbours(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float) -> Edges:
+    """All pairs within a cut-off, as mace finds and orders them, and the cell with the vectors that mace makes up.
 
-    Parameters
-    ----------
-    frames : iterable of ase.Atoms
-    config_type_weights : dict or None
-        Weights of structures by ``info["config_type"]``.
-    head : str
-        Head of the model that these structures belong to.
-    embeddings : dict or None
-        mace's ``embedding_specs``; their entries stand under the specifications' own names.
+    positions (n_atoms, 3) and cell (3, 3) in Å, pbc (3,), r_max in Å. Empty space costs nothing.
     """
-    keys = mace_data.KeySpecification({"head": "head"})
-    for label in LABELS.values():
-        (keys.arrays_keys if label.per_atom else keys.info_keys)[label.name] = label.canonical
-    for name, spec in (embeddings or {}).items():
-        (keys.arrays_keys if spec["per"] == "atom" else keys.info_keys).setdefault(name, name)
-    weights = dict(config_type_weights or {})
-    for atoms in frames:
-        yield mace_data.config_from_atoms(atoms, key_specification=keys, config_type_weights=weights, head_name=head)
-
-
-def graph(
-    configuration: Any,
-    atomic_numbers: Iterable[int],
-    r_max: float,
-    heads: Iterable[str] = (HEAD,),
-    kept: Sequence[str] = (),
-) -> dict[str, torch.Tensor]:
-    """A structure with its neighbour list and labels, as mace's models and losses read it.
-
-    ``kept`` names fields of :data:`UNUSED_FIELDS` that this model reads after all.
-    """
-    table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    positions, cell, pbc = configuration.positions, np.array(configuration.cell, float), np.array(configuration.pbc)
-    tight = compact(positions, cell, pbc, r_max) if mostly_empty(positions, cell, pbc, r_max) else None
-    if tight is not None:
-        configuration = dataclasses.replace(
-            configuration, positions=tight.positions, cell=tight.cell, pbc=(True, True, True)
-        )
-    data = mace_data.AtomicData.from_config(configuration, z_table=table, cutoff=r_max, heads=list(heads))
-    wanted = {*kept, *TARGETS, *(f"{name}_weight" for name in TARGETS)}
-    fields = {
-        key: value
-        for key, value in data.to_dict().items()
-        if value is not None and (key not in UNUSED_FIELDS or key in wanted)
-    }
-    dtype = torch.get_default_dtype()
-    for name, label in TARGETS.items():
-        if f"{name}_weight" not in fields:  # mace does not know it
-            shape = ((len(configuration.positions),) if label.per_atom else (1,) if label.shape else ()) + label.shape
-            value = configuration.properties.get(name)
-            fields[name] = torch.zeros(shape) if value is None else torch.tensor(value, dtype=dtype).view(shape)
-            fields[f"{name}_weight"] = torch.tensor(configuration.property_weights.get(name, 0.0), dtype=dtype)
-    field = configuration.properties.get("external_field")  # V/Å
-    fields["external_field"] = torch.tensor(np.zeros((1, 3)) if field is None else field, dtype=dtype).view(1, 3)
-    # A total energy of -10^7 eV has no digits for the interaction in float32.
-    energy = configuration.properties.get("energy")
-    fields["energy"] = torch.tensor(0.0 if energy is None else float(energy), dtype=torch.float64)
-    if tight is not None:
-        _unpack(fields, tight, positions, cell, pbc, r_max)
-    for key in ("shifts", "unit_shifts"):
-        if not fields[key].any():
-            # An open structure: one row of zeros stands for all edges, which would fill most of the memory.
-            fields[key] = fields[key].new_zeros(1, 3).expand(len(fields[key]), 3)
-    return fields
-
-
-def _unpack(
-    fields: dict[str, torch.Tensor],
-    tight: Compact,
-    positions: np.ndarray,
-    cell: np.ndarray,
-    pbc: np.ndarray,
-    r_max: float,
-) -> None:
-    """Give a graph that was made without empty space its own positions, cell and images."""
-    dtype = torch.get_default_dtype()
-    sender, receiver = fields["edge_index"].numpy()
-    images = fields["unit_shifts"].double().numpy() + tight.wraps[receiver] - tight.wraps[sender]
+    if not mostly_empty(positions, cell, pbc, r_max):
+        ends, _, images, whole = mace_data.get_neighborhood(positions, r_max, tuple(pbc.tolist()), np.array(cell))
+        return Edges(ends, images, whole)
+    tight = compact(positions, cell, pbc, r_max)
+    (sender, receiver), _, images, _ = mace_data.get_neighborhood(tight.positions, r_max, (True,) * 3, tight.cell)
     made_up = np.eye(3) * (np.abs(positions).max() + 1) * 5 * r_max  # mace's vectors of open directions
-    cell = np.where(pbc[:, None], cell, made_up)
-    fields["positions"], fields["cell"] = torch.tensor(positions, dtype=dtype), torch.tensor(cell, dtype=dtype)
-    fields["unit_shifts"] = torch.tensor(images, dtype=dtype)
-    fields["shifts"] = torch.tensor(images @ cell, dtype=dtype)
-    fields["pbc"] = torch.tensor(pbc)[None]
+    images = images + tight.wraps[receiver] - tight.wraps[sender]
+    return Edges(np.stack([sender, receiver]), images, np.where(pbc[:, None], cell, made_up))
 
 
 class LmdbDatabase:

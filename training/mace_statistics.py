@@ -18,7 +18,7 @@ from mace import modules
 from mace import tools as mace_tools
 from mace.tools import scripts_utils
 
-from training.mace_interface import configurations, namespace
+from training.mace_interface import namespace
 from training.quantities import LABELS
 from training.run import Data, Head
 
@@ -69,24 +69,6 @@ def average_energies(frames: Iterable[Atoms], atomic_numbers: Iterable[int]) -> 
         SimpleNamespace(properties={"energy": atoms.info[key]}, atomic_numbers=atoms.numbers) for atoms in frames
     ]
     found = mace_data.compute_average_E0s(records, mace_tools.AtomicNumberTable(list(atomic_numbers)))
-    return {int(number): float(energy) for number, energy in found.items()}
-
-
-def estimated_energies(
-    model: torch.nn.Module,
-    energies: Mapping[int, float],
-    frames: Iterable[Atoms],
-    atomic_numbers: Iterable[int],
-    device: str = "cpu",
-    embeddings: Mapping[str, Any] | None = None,
-) -> dict[int, float]:
-    """A trained model's isolated-atom energies {Z: eV}, corrected so that its energies fit the labels best.
-
-    The model is moved to the device.
-    """
-    table = mace_tools.AtomicNumberTable(list(atomic_numbers))
-    labelled = list(configurations(frames, embeddings=embeddings))
-    found = mace_data.estimate_e0s_from_foundation(model, dict(energies), labelled, table, device)
     return {int(number): float(energy) for number, energy in found.items()}
 
 

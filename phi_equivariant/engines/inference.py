@@ -2,7 +2,7 @@
 
 import difflib
 import glob
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes, embedding_specs, read_embedded
 from phi_equivariant.inputs.external_field import NAME as FIELD
 from phi_equivariant.inputs.external_field import field_of, read_field
+from phi_equivariant.inputs.graphs import Edges, collate, graph
 from phi_equivariant.inputs.state import QUANTITIES, StateReader, reader_of
 from phi_equivariant.kept import Memory
 from phi_equivariant.potential import PhiPotential, run_model
@@ -220,55 +221,26 @@ class ModelInput:
         """
         self._check(structures)
         reference = next(self.model.parameters())
-        number: dict[str, Any] = {"dtype": reference.dtype, "device": reference.device}
-        whole: dict[str, Any] = {"dtype": torch.long, "device": reference.device}
-        counts = [len(atoms) for atoms in structures]
-        ptr = np.concatenate([[0], np.cumsum(counts)])
-        cells = np.stack([np.asarray(atoms.cell) for atoms in structures])
-        edges, images, shifts = self._edges(structures, cells, ptr)
-        species = torch.tensor([self._elements[z] for atoms in structures for z in atoms.numbers.tolist()], **whole)
-        batch = {
-            "positions": torch.tensor(np.concatenate([atoms.positions for atoms in structures]), **number),
-            "node_attrs": torch.nn.functional.one_hot(species, len(self._elements)).to(reference.dtype),
-            "edge_index": torch.tensor(edges, **whole),
-            "shifts": torch.tensor(shifts, **number),
-            "unit_shifts": torch.tensor(images, **number),
-            "cell": torch.tensor(cells.reshape(-1, 3), **number),
-            "pbc": torch.tensor(np.stack([atoms.pbc for atoms in structures]), device=reference.device),
-            "batch": torch.tensor(np.repeat(np.arange(len(structures)), counts), **whole),
-            "ptr": torch.tensor(ptr, **whole),
-            "head": torch.full((len(structures),), self.head, **whole),
-            **self._values(structures, number),
-        }
+        several = len(structures) > 1
+        names = [f"structure {index}" if several else "the structure" for index in range(len(structures))]
+        batch = collate(
+            [
+                graph(atoms, self._elements, edges, self.read(atoms, name), self.head, reference.dtype)
+                for atoms, name, edges in zip(structures, names, self._edges(structures), strict=True)
+            ]
+        ).to(reference.device)
+        check_classes(getattr(self.model, "host", self.model), batch)
         check_edges(batch)
         return batch
 
-    def _values(self, structures: Sequence[Atoms], number: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Total charges and all that the host embeds, as tensors of the batch."""
-        names = [f"structure {index}" if len(structures) > 1 else "the structure" for index in range(len(structures))]
-        values = [self.read(atoms, name) for atoms, name in zip(structures, names, strict=True)]
-        found = {}
-        for name, first in values[0].items():
-            of_each = [value[name] for value in values]
-            found[name] = torch.tensor(np.concatenate(of_each) if isinstance(first, np.ndarray) else of_each, **number)
-            if isinstance(first, np.ndarray) and first.ndim == 1:
-                found[name] = found[name][:, None]  # as mace has it
-        check_classes(getattr(self.model, "host", self.model), found)
-        return found
-
-    def _edges(
-        self, structures: Sequence[Atoms], cells: np.ndarray, ptr: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Edges (2, n_edges) of the whole batch, their cell images and shifts (n_edges, 3)."""
+    def _edges(self, structures: Sequence[Atoms]) -> Iterator[Edges]:
+        """Of every structure, from the list that is kept for its place in the batch."""
         while len(self.lists) < len(structures):
             self.lists.append(NeighbourList(float(cast(MaceLike, self.model).r_max), self.skin))
-        edges, images, shifts = [], [], []
-        for atoms, cell, first, neighbours in zip(structures, cells, ptr, self.lists, strict=False):
-            senders, receivers, image = neighbours(atoms.positions, cell, atoms.pbc)
-            edges.append(np.stack([senders, receivers]) + first)
-            images.append(image)
-            shifts.append(image @ cell)
-        return np.concatenate(edges, axis=1), np.concatenate(images), np.concatenate(shifts)
+        for atoms, neighbours in zip(structures, self.lists, strict=False):
+            cell = np.asarray(atoms.cell)
+            senders, receivers, images = neighbours(atoms.positions, cell, atoms.pbc)
+            yield Edges(np.stack([senders, receivers]), images, cell)
 
     def _check(self, structures: Sequence[Atoms]) -> None:
         for index, atoms in enumerate(structures):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from mace import data as mace_data
 from mace import tools as mace_tools
 from mace.cli import preprocess_data
 
@@ -22,6 +23,7 @@ from training import build as building
 from training import mace_interface
 from training.fit.lightning_module import PotentialModule
 from training.options import command_line
+from training.quantities import LABELS
 from training.train import main
 
 #: Processes that are forks of one that has imported the trainer: each is a run of its own, without seconds of imports.
@@ -180,6 +182,16 @@ def mace_prepare_data(folder, **given):
     given = {"h5_prefix": f"{folder}/", "r_max": 3.0, "E0s": "average", "batch_size": 5, "work_dir": folder, **given}
     line = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     preprocess_data.run(mace_tools.build_preprocess_arg_parser().parse_args([*line, "--compute_statistics"]))
+
+
+def mace_graphs(frames, numbers, r_max, **how):
+    """What mace's own data pipeline makes of structures whose labels are under the canonical keys."""
+    keys = mace_data.KeySpecification()
+    for label in LABELS.values():
+        (keys.arrays_keys if label.per_atom else keys.info_keys)[label.name] = label.canonical
+    configurations = mace_data.config_from_atoms_list(frames, keys, how.get("config_type_weights"))
+    table = mace_tools.AtomicNumberTable(numbers)
+    return [mace_data.AtomicData.from_config(one, z_table=table, cutoff=r_max) for one in configurations]
 
 
 def mace_epochs(work_dir, **given):

@@ -2,13 +2,18 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.graphs import collate
+from phi_equivariant.potential import run_model
 from training import mace_statistics
+from training.data.graphs import GraphMaker
 from training.data.parts import HeadFrames, of_head
 from training.quantities import LABELS
 
@@ -88,9 +93,7 @@ def isolated_energies(
     else:
         labelled = _LabelledEnergies(frames)
         labelled.check(choice)
-        found = mace_statistics.estimated_energies(
-            foundation.potential, foundation.energies, labelled, elements, device, embeddings
-        )
+        found = estimated_energies(foundation.potential, foundation.energies, labelled, elements, device, embeddings)
         frames.head.notes.extend(labelled.notes(choice, elements))
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
@@ -101,3 +104,28 @@ def isolated_energies(
             )
         raise InputError(f"--E0s: no isolated-atom energy{of} for atomic number {absent}. Give all of {elements}.")
     return found
+
+
+def estimated_energies(
+    model: torch.nn.Module,
+    energies: Mapping[int, float],
+    frames: Iterable[Atoms],
+    elements: list[int],
+    device: str,
+    embeddings: Mapping[str, Any] | None,
+) -> dict[int, float]:
+    """A trained model's E0s {Z: eV} + x_Z with the least Σ_structures (E_label − E_model − Σ_Z n_Z x_Z)², as in mace.
+
+    The model is moved to the device.
+    """
+    numbers: list[int] = torch.as_tensor(model.atomic_numbers).tolist()
+    make = GraphMaker(numbers, float(torch.as_tensor(model.r_max)), specs=embeddings or {})
+    model, counts, errors = model.to(device).eval(), [], []
+    for atoms in frames:
+        with torch.no_grad():
+            predicted = run_model(model, collate([make(atoms)]).to(device), compute_force=False)["energy"]
+        assert predicted is not None
+        errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item())
+        counts.append([np.count_nonzero(atoms.numbers == number) for number in elements])
+    corrections = np.linalg.lstsq(np.array(counts, float), np.array(errors), rcond=None)[0].tolist()
+    return {number: energies.get(number, 0.0) + x for number, x in zip(elements, corrections, strict=True)}

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from training.data.batches import GraphBatch, Graphs, collate
+from phi_equivariant.inputs.graphs import GraphBatch, collate
+from training.data.graphs import Graphs
 
 
 class EpochOrder:

@@ -11,7 +11,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import StateCount, StateReader
 from training.data.chain import Chain, Picked
 from training.data.labels import LabelReport
-from training.data.placing import LabelPlacer
+from training.data.placing import named_quantities
 from training.run import HEAD, Head
 
 #: Structures in memory, or on disk (``Chain``, ``Picked``).
@@ -68,16 +68,12 @@ class HeadFrames:
         return given
 
 
-def state_reader(found: Sequence[HeadFrames], read: Iterable[str], embedded: Iterable[str]) -> StateReader:
+def state_reader(found: Sequence[HeadFrames], read: Iterable[str]) -> StateReader:
     """What a model keeps of how its training structures were read: keys that all heads share, and ranges.
 
-    Parameters
-    ----------
-    found : the structures of all heads
-    read : quantities that the model reads; only of these is a range worth a warning
-    embedded : quantities that the host embeds
+    ``read`` : quantities that the model reads; only of these is a range worth a warning.
     """
-    named = [LabelPlacer(frames.head.keys, embedded).named for frames in found]
+    named = [named_quantities(frames.head.keys) for frames in found]
     keys = {name: key for name, key in named[0].items() if all(other.get(name) == key for other in named)}
     states = [state for frames in found for state in frames.states]
     if any(state is None for state in states):
@@ -122,3 +118,13 @@ def random_split(size: int, fraction: float, seed: int) -> tuple[list[int], list
     np.random.default_rng(seed).shuffle(order)
     train_size = min(size - int(fraction * size), size - 1)
     return order[:train_size], order[train_size:]
+
+
+def set_name(atoms: Atoms, name: str) -> None:
+    """Remember which frame of which file a structure was; copies forget it."""
+    atoms.__dict__["frame_name"] = name
+
+
+def name_of(atoms: Atoms) -> str:
+    """What :func:`set_name` has set; "" where nothing."""
+    return str(atoms.__dict__.get("frame_name", ""))

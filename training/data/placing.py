@@ -1,16 +1,18 @@
 """Labels of one structure: found under the keys that were named, checked, and put in their canonical places."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.embedded import embedded_value, read_embedded
 from phi_equivariant.inputs.external_field import check_directions
 from phi_equivariant.inputs.headers import letters
 from phi_equivariant.inputs.state import QUANTITIES, StateReader, check_charge_labels
-from training.data.geometry import check_geometry
+from training.data.geometry import ALL_PERIODICITIES, check_geometry
 from training.data.labels import check_weights, clean_label
 from training.quantities import LABELS, Label
 
@@ -18,23 +20,75 @@ from training.quantities import LABELS, Label
 State = dict[str, tuple[float, str] | None]
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """What a model can be given beside labels.
+
+    Parameters
+    ----------
+    elements : atomic numbers; None for any
+    periodicities : numbers of periodic directions
+    charged, fields : whether net charges and external fields
+    ions : whether a total charge must be one that the atoms can have, as of
+        :class:`phi_equivariant.inputs.state.StateReader`
+    embeddings : mace's ``embedding_specs``: entries that every structure must have
+    """
+
+    elements: Collection[int] | None = None
+    periodicities: Collection[int] = ALL_PERIODICITIES
+    charged: bool = True
+    fields: bool = True
+    ions: bool = True
+    embeddings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def embedded(self) -> list[str]:
+        """Entries of structures that the host embeds."""
+        return [name for name, spec in self.embeddings.items() if spec["per"] == "graph"]
+
+    def check_entries(self, atoms: Atoms, where: str) -> None:
+        """Find out whether a model takes the charge and the field of a structure, whose labels are in their places.
+
+        What ``embedding_specs`` reads is put under the specifications' names; without a total charge, total spin or
+        electronic temperature it is mace's: 0 e, 1 and 0.
+
+        Raises
+        ------
+        InputError
+        """
+        charge, reason = atoms.info.get("total_charge", 0.0), ""
+        if not self.charged and charge != 0.0:
+            reason = f"{where} has total_charge {charge:g} e, and charges of operator: graph sum to zero"
+        if not self.fields and np.any(atoms.info.get("external_field", 0.0)):
+            reason = f"external_field: {where} is in one, and a bare host has no charges for it to act on"
+        if reason:
+            raise InputError(f"{reason}. Use operator: coulomb, or leave such structures out.")
+        for name, spec in self.embeddings.items():
+            place: dict[str, Any] = atoms.arrays if spec["per"] == "atom" else atoms.info
+            if name not in LABELS:
+                place.update(read_embedded(atoms, {name: spec}, f"embedding_specs: {where}"))
+            elif (value := place.get(LABELS[name].canonical)) is not None:
+                what = f"embedding_specs: {where}: the {spec.get('key') or name!r} that {name} reads"
+                embedded_value(value, spec, len(atoms), what)
+
+
 class LabelPlacer:
     """Finds the labels of structures and puts them where the trainer looks for them.
+
+    The total charge is always read, the spin and the like only where the host embeds them or a key other than mace's is
+    named.
 
     Parameters
     ----------
     keys : label name -> key, as :func:`labels.resolve_keys` gives them
-    embedded : names of the quantities of a structure that the host embeds; the total charge is always read, others only
-        where they are embedded or a key other than mace's is named
-    ions : whether the total charge must be one that the atoms can have, as of
-        :class:`phi_equivariant.inputs.state.StateReader`
+    accepted : what the model can take
     """
 
-    def __init__(self, keys: Mapping[str, str], embedded: Iterable[str] = (), ions: bool = True) -> None:
-        self.keys = keys
-        self.named = {name: keys[name] for name in QUANTITIES if keys[name] != LABELS[name].default_key}
-        self.reader = StateReader(self.named, ions=ions)
-        wanted = {"total_charge", *self.named, *embedded}
+    def __init__(self, keys: Mapping[str, str], accepted: Accepted | None = None) -> None:
+        self.keys, self.accepted = keys, accepted or Accepted()
+        self.named = named_quantities(keys)
+        self.reader = StateReader(self.named, ions=self.accepted.ions)
+        wanted = {"total_charge", *self.named, *self.accepted.embedded}
         self.quantities = tuple(name for name in QUANTITIES if name in wanted)
 
     def collect(self, atoms: Atoms, where: str) -> tuple[dict[str, Any], State]:
@@ -43,9 +97,11 @@ class LabelPlacer:
         Raises
         ------
         InputError
-            For a label that is not what it should be, one under a misspelt key, or charges that do not sum to the total
-            charge; it begins with ``where``.
+            For a structure that the model cannot take, weights that are none, a label that is not what it should be,
+            one under a misspelt key, or charges that do not sum to the total charge; it begins with ``where``.
         """
+        check_geometry(atoms, where, self.accepted.elements, self.accepted.periodicities)
+        check_weights(atoms.info, where)
         config_type = atoms.info.get("config_type", "Default")
         if not isinstance(config_type, str | int | float | np.generic):
             raise InputError(f"{where}: config_type is {config_type!r}; expected a word. Correct it or take it out.")
@@ -79,20 +135,20 @@ class LabelPlacer:
                 place[label.canonical] = found[name]
         atoms.calc = None
 
-    def labelled_copy(
-        self, atoms: Atoms, where: str, elements: set[int] | None, periodicities: Collection[int]
-    ) -> tuple[Atoms, list[str], State]:
+    def labelled_copy(self, atoms: Atoms, where: str) -> tuple[Atoms, list[str], State]:
         """A copy of a structure with its labels in their places, the names of the labels it has, and its state.
 
-        ``where`` names the structure in messages; ``elements``, ``periodicities`` and what is raised are as for
-        :func:`structures.read_structures`.
+        ``where`` and what is raised are as for :meth:`collect`.
         """
-        check_geometry(atoms, where, elements, periodicities)
-        check_weights(atoms.info, where)
         found, state = self.collect(atoms, where)
         copy = atoms.copy()
         self.place(copy, found)
         return copy, list(found), state
+
+
+def named_quantities(keys: Mapping[str, str]) -> dict[str, str]:
+    """{quantity of a structure: its key} where the key is not mace's."""
+    return {name: keys[name] for name in QUANTITIES if keys[name] != LABELS[name].default_key}
 
 
 def describe_keys(atoms: Atoms) -> str:

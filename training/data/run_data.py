@@ -1,29 +1,28 @@
 """From files or a data set to batches: labels checked, validation split off, neighbour lists built."""
 
 import dataclasses
-import functools
 import hashlib
 from typing import Any
 
 import torch
-from ase import Atoms
 from torch.utils.data import DataLoader
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.registry import operator_class
-from training import distribution, mace_interface
-from training.data.batches import Graphs, GraphStream, collate
+from training import distribution
 from training.data.geometry import ALL_PERIODICITIES
-from training.data.graph_sets import graph_set
+from training.data.graphs import GraphMaker, Graphs, GraphStream, graph_set
 from training.data.isolated import isolated_energies
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
 from training.data.parts import HeadFrames, state_reader
+from training.data.placing import Accepted
 from training.data.registered import from_registry
 from training.data.replay import repeat_new_structures
 from training.data.sources import HeadReader
-from training.run import Data, Head, Host, Machine, Run
+from training.run import Data, Head, Machine, Run
 
 
 @dataclasses.dataclass
@@ -132,14 +131,14 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     data, phi, machine = run.data, run.phi, run.machine
     # What is found while reading is noted with the head: in a copy, because a run does not change.
     heads = [dataclasses.replace(head, notes=list(head.notes)) for head in run.heads]
-    allow_charged = phi is None or operator_class(phi.config).carries_charge or bool(data.dataset)
-    periodicities = ALL_PERIODICITIES if phi is None else operator_class(phi.config).periodicities_with(phi.config)
-    names = [head.name for head in heads]
-    allow_fields = phi is not None and not run.task.compare
-    reader = HeadReader(
-        data, machine.seed, run.host.embeddings, names, needs, periodicities, allow_charged, allow_fields,
-        ions=phi is not None, replay=run.replay,
-    )  # fmt: skip
+    accepted = Accepted(
+        periodicities=ALL_PERIODICITIES if phi is None else operator_class(phi.config).periodicities_with(phi.config),
+        charged=phi is None or operator_class(phi.config).carries_charge or bool(data.dataset),
+        fields=phi is not None and not run.task.compare,
+        ions=phi is not None,
+        embeddings=run.host.embeddings,
+    )
+    reader = HeadReader(data, machine.seed, [head.name for head in heads], needs, accepted, run.replay)
     if data.dataset:
         found = [from_registry(heads[0], data, machine.seed, needs)]
     else:
@@ -162,8 +161,8 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         e0s[frames.head.name] = {number: own.get(number, known.get(number, 0.0)) for number in numbers}
         if not data.dataset:
             reader.tests(frames, numbers)
-    read = {*reader.embedded, *(["total_charge"] if phi is not None else [])}
-    return _run_data(found, numbers, e0s, run, foundation, state_reader(found, read, reader.embedded))
+    read = {*accepted.embedded, *(["total_charge"] if phi is not None else [])}
+    return _run_data(found, numbers, e0s, run, foundation, state_reader(found, read))
 
 
 def _check_batch_size(batch_size: int, structures: int) -> None:
@@ -192,7 +191,7 @@ def _run_data(
     lines, sha = list[str](), hashlib.sha256()
     for frames in found:
         name = frames.head.name
-        make = functools.partial(make_graph, head=frames.head, heads=names, numbers=numbers, host=run.host)
+        make = GraphMaker(numbers, run.host.r_max, names, name, frames.head.config_type_weights, run.host.embeddings)
         train[name] = graph_set(frames.train, make, sha)
         valid[name] = graph_set(frames.valid, make, sha)
         for set_name, structures in frames.tests.items():
@@ -223,10 +222,3 @@ def _run_data(
         machine=run.machine,
         whole=run.optimiser.lbfgs,
     )
-
-
-def make_graph(atoms: Atoms, head: Head, heads: list[str], numbers: list[int], host: Host) -> dict[str, torch.Tensor]:
-    """One structure with its neighbour list, labels and weights, as mace's models and losses read it."""
-    specs = host.embeddings
-    (configuration,) = mace_interface.configurations([atoms], head.config_type_weights, head.name, specs)
-    return mace_interface.graph(configuration, numbers, host.r_max, heads, kept=tuple(specs))

@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 from safetensors.torch import load, save
 
-from training.data.batches import Graph
+from phi_equivariant.inputs.graphs import Graph
 
 logger = logging.getLogger("phi_mace_train")
 FREE_SHARE = 0.5  # of the free disk space: no more is taken

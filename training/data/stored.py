@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,25 @@ from ase import Atoms
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.data.chain import Chain
-from training.data.geometry import ALL_PERIODICITIES
 from training.data.labels import CANONICAL, resolve_keys
-from training.data.placing import LabelPlacer
+from training.data.placing import Accepted, LabelPlacer
 from training.data.stored_files import HDF5, LMDB, stored_files
 from training.quantities import LABELS
 
-#: Called with a structure and its name in messages; raises InputError for one that cannot be used.
-Check = Callable[[Atoms, str], None]
 Keys = Mapping[str, str | None]
 #: LMDB files that are open, by process and path.
 _DATABASES: weakref.WeakValueDictionary[tuple[int, Path], mace_interface.LmdbDatabase] = weakref.WeakValueDictionary()
 SAMPLED_BLOCKS, BLOCK = 16, 1 << 16  # of a file's content, for its fingerprint
 
 
-def open_stored(
-    path: str | Path,
-    keys: Keys | None = None,
-    check: Check | None = None,
-    embedded: Iterable[str] = (),
-    ions: bool = True,
-) -> Chain:
+def open_stored(path: str | Path, keys: Keys | None = None, accepted: Accepted | None = None) -> Chain:
     """The structures of an HDF5 or LMDB file, or of a folder of them (its files in the order of their numbers).
 
     Parameters
     ----------
     path : file or folder
     keys : label name -> key in LMDB files, as mace's options; HDF5 files have names of their own
-    check : called with each structure and its name in messages; raises InputError for one that cannot be used
-    embedded, ions : as of :class:`training.data.placing.LabelPlacer`
+    accepted : what the model can take
 
     Raises
     ------
@@ -56,7 +46,7 @@ def open_stored(
     files = stored_files(path)
     if not files:
         raise InputError(f"{path} holds no files ending in {', '.join((*HDF5, *LMDB))}. Is it the right folder?")
-    return Chain([_open(file, keys, check, embedded, ions) for file in files])
+    return Chain([_open(file, keys, accepted) for file in files])
 
 
 def _open(file: Path, *how: Any) -> "_OpenedPerProcess":
@@ -78,16 +68,8 @@ class _OpenedPerProcess(Sequence[Atoms]):
     Inherited handles are kept, unused, because closing them would disturb the parent's.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        keys: Keys | None = None,
-        check: Check | None = None,
-        embedded: Iterable[str] = (),
-        ions: bool = True,
-    ) -> None:
-        self.path, self.check = Path(path), check
-        self.placer = LabelPlacer(resolve_keys(keys), embedded, ions)
+    def __init__(self, path: str | Path, keys: Keys | None = None, accepted: Accepted | None = None) -> None:
+        self.path, self.placer = Path(path), LabelPlacer(resolve_keys(keys), accepted)
         self._handles: dict[int, Any] = {}
 
     def open(self) -> Any:
@@ -121,8 +103,7 @@ class _OpenedPerProcess(Sequence[Atoms]):
             raise InputError(
                 f"{where} cannot be read: {type(error).__name__}: {error}. Is the file complete?"
             ) from error
-        if self.check is not None:
-            self.check(atoms, where)
+        self.placer.accepted.check_entries(atoms, where)
         return atoms
 
     def fingerprint(self) -> str:
@@ -148,7 +129,7 @@ class Hdf5Frames(_OpenedPerProcess):
 
     def __init__(self, path: str | Path, *how: Any) -> None:
         super().__init__(path, *how)
-        self._canonical = LabelPlacer(CANONICAL, self.placer.quantities, self.placer.reader.ions)
+        self._canonical = LabelPlacer(CANONICAL, self.placer.accepted)
         file = self.handle()
         groups = sorted(file, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
         if not groups or not all(re.fullmatch(r"config_batch_\d+", name) for name in groups):
@@ -234,11 +215,11 @@ class LmdbFrames(_OpenedPerProcess):
         )
         for name in results:
             atoms.info.pop(name, None)  # mace's reader leaves a second, unchecked copy there
-        return self._placer_for(stored).labelled_copy(atoms, where, None, ALL_PERIODICITIES)[0]
+        return self._placer_for(stored).labelled_copy(atoms, where)[0]
 
     def _placer_for(self, stored: frozenset[str]) -> LabelPlacer:
         """The placer where labels of these names are results of a calculator."""
         if stored not in self._placers:
             keys = {name: name if name in stored else key for name, key in self.placer.keys.items()}
-            self._placers[stored] = LabelPlacer(keys, self.placer.quantities, self.placer.reader.ions)
+            self._placers[stored] = LabelPlacer(keys, self.placer.accepted)
         return self._placers[stored]

@@ -10,12 +10,10 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.files import check_readable, read_frames
-from phi_equivariant.inputs.state import StateCount
-from training.data.embeddings import place_embeddings
-from training.data.geometry import ALL_PERIODICITIES, describe_periodicity
+from training.data.geometry import ALL_PERIODICITIES
 from training.data.labels import LabelReport, resolve_keys
-from training.data.outliers import Outliers
-from training.data.placing import LabelPlacer, State, describe_keys
+from training.data.placing import Accepted, LabelPlacer, State, describe_keys, named_quantities
+from training.data.structures import Survey
 
 
 @dataclass(frozen=True)
@@ -75,23 +73,19 @@ class FrameStream:
         usual: Mapping[str, str] | None = None,
         ions: bool = True,
     ) -> None:
-        self.path = Path(path)
+        self.path, self.skip_bad = Path(path), skip_bad
         check_readable(self.path)
-        self.elements = {int(number) for number in elements}
-        given, usual = resolve_keys(keys), dict(usual or {})
-        named = LabelPlacer(given).named
-        self.keys = given | {name: key for name, key in usual.items() if name not in named}
-        self.embeddings = embeddings or {}
-        self._placer = LabelPlacer(self.keys, self.embeddings, ions)
-        self._named = named
-        self.periodicities, self.allow_charged, self.skip_bad = periodicities, allow_charged, skip_bad
+        given = resolve_keys(keys)
+        self._named = named_quantities(given)
+        self.keys = given | {name: key for name, key in (usual or {}).items() if name not in self._named}
+        known = {int(number) for number in elements}
+        accepted = Accepted(known, periodicities, allow_charged, ions=ions, embeddings=embeddings or {})
+        self._placer = LabelPlacer(self.keys, accepted)
         self.bad: dict[int, str] = {}
 
     def take_census(self) -> Census:
         """Read the file once, so that whatever is wrong with it is known before anything is computed."""
-        counts: Counter[str] = Counter()
-        periodic, outliers = Counter[int](), Outliers(self.where)
-        states = StateCount(self._named)
+        counts, survey = Counter[str](), Survey(self._named, self.where)
         atoms, structures, first_keys = 0, 0, ""
         for index, raw in self._read():
             if index == 0 and isinstance(raw, Atoms):
@@ -102,14 +96,11 @@ class FrameStream:
                 structures += 1
                 atoms += len(frame.atoms)
                 counts.update(found)
-                states.add(state)
-                periodic[int(frame.atoms.pbc.sum())] += 1
-                outliers.add(frame.labelled, index)
+                survey.add(frame.labelled, state, index)
         if not structures:
             raise InputError(f"{self.path} holds no structure that can be evaluated; {len(self.bad)} were skipped.")
-        states.check_named(str(self.path))
-        notes = [*states.lines(), describe_periodicity(periodic), *outliers.lines()]
-        report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts), notes=notes)
+        survey.states.check_named(str(self.path))
+        report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts), notes=survey.notes())
         return Census(report, atoms, self.bad, first_keys)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -156,13 +147,8 @@ class FrameStream:
         try:
             if isinstance(raw, InputError):
                 raise raw
-            labelled, found, state = self._placer.labelled_copy(raw, where, self.elements, self.periodicities)
-            place_embeddings(labelled, self.embeddings, where)
-            if not self.allow_charged and labelled.info.get("total_charge", 0.0) != 0.0:
-                raise InputError(
-                    f"{where} has total_charge {labelled.info['total_charge']:g} e, and the charges of operator: graph "
-                    "sum to zero by construction; use a model with operator: coulomb"
-                )
+            labelled, found, state = self._placer.labelled_copy(raw, where)
+            self._placer.accepted.check_entries(labelled, where)
         except InputError as error:
             self.reject(index, str(error))
             return None

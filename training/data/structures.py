@@ -1,9 +1,10 @@
 """Read labelled structures from any file that ase reads, and refuse what cannot be trained on."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -11,11 +12,11 @@ from ase.data import chemical_symbols
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.files import read_frames
 from phi_equivariant.inputs.state import StateCount
-from training.data.batches import set_name
-from training.data.geometry import ALL_PERIODICITIES, check_geometry, describe_periodicity
-from training.data.labels import LabelReport, check_weights, resolve_keys
+from training.data.geometry import describe_periodicity
+from training.data.labels import LabelReport, resolve_keys
 from training.data.outliers import Outliers
-from training.data.placing import LabelPlacer, describe_keys
+from training.data.parts import set_name
+from training.data.placing import Accepted, LabelPlacer, State, describe_keys
 from training.quantities import LABELS
 
 ISOLATED_ATOM = "IsolatedAtom"  # mace's config_type of the frames that give E0s
@@ -41,17 +42,32 @@ class Structures:
     states: StateCount
 
 
+class Survey:
+    """What was met in a set: total charges and the like, periodic directions, and what stands out.
+
+    ``keys`` : {quantity: entry} where a user named one; ``name`` : makes names of what :meth:`add` is given.
+    """
+
+    def __init__(self, keys: Mapping[str, str] | None = None, name: Callable[[Any], str] = str) -> None:
+        self.states, self._outliers, self._periodic = StateCount(keys or {}), Outliers(name), Counter[int]()
+
+    def add(self, atoms: Atoms, state: State, where: Any) -> None:
+        """Take in a structure with its labels in their places."""
+        self.states.add(state)
+        self._periodic[int(atoms.pbc.sum())] += 1
+        self._outliers.add(atoms, where)
+
+    def notes(self) -> list[str]:
+        """Lines for the log."""
+        return [*self.states.lines(), describe_periodicity(self._periodic), *self._outliers.lines()]
+
+
 def read_structures(
     path: str | Path | Sequence[str | Path],
     keys: Mapping[str, str | None] | None = None,
     split: str = "train",
-    *,
-    elements: Iterable[int] | None = None,
-    periodicities: Collection[int] = ALL_PERIODICITIES,
+    accepted: Accepted | None = None,
     keep_isolated_atoms: bool = False,
-    embedded: Iterable[str] = (),
-    ions: bool = True,
-    check: Callable[[Atoms, str], None] | None = None,
 ) -> Structures:
     """Read structures and put their labels in canonical places.
 
@@ -65,35 +81,26 @@ def read_structures(
     path : one file or several
     keys : label name -> key, as mace's options (``energy_key`` …)
     split : name of the split, for the report
-    elements : atomic numbers that the model knows; None for any
-    periodicities : numbers of periodic directions that frames may have
+    accepted : what the model can take; its charges, fields and embeddings are not looked at
     keep_isolated_atoms : keep isolated atoms among the frames as well
-    embedded, ions : as of :class:`training.data.placing.LabelPlacer`
-    check : called with each frame that is kept, its labels in their places, and its name
 
     Raises
     ------
     InputError
-        For a file that is missing, empty or unreadable; a frame whose comment line ase would read as something else,
-        with positions or labels that are not finite or have a wrong shape, atoms that coincide, a singular cell, a slab
-        where it cannot be treated, an unknown element, contradictory total charges, or charges that do not sum to them;
-        an isolated atom without an energy in training; or if a named key of the total charge, spin or temperature
-        stands in no frame.
+        For a file that is missing, empty or unreadable; a frame whose comment line ase would read as something else, or
+        that :meth:`training.data.placing.LabelPlacer.collect` refuses; an isolated atom without an energy in training;
+        or if a named key of the total charge, spin or temperature stands in no frame.
     """
     resolved = resolve_keys(keys)
     paths = [path] if isinstance(path, str | Path) else list(path)
-    known = None if elements is None else {int(number) for number in elements}
-    placer = LabelPlacer(resolved, embedded, ions)
-    states, outliers = StateCount(placer.named), Outliers()
+    placer = LabelPlacer(resolved, accepted)
+    survey = Survey(placer.named)
     frames: list[Atoms] = []
     e0s: dict[int, float] = {}
-    periodic: Counter[int] = Counter()
     isolated_atoms, first_keys = 0, ""
     for file in map(Path, paths):
         for index, atoms in _readable(file, resolved.values()):
             where = f"frame {index} of {file}"
-            check_geometry(atoms, where, known, periodicities)
-            check_weights(atoms.info, where)
             found, state = placer.collect(atoms, where)
             isolated = len(atoms) == 1 and atoms.info.get("config_type") == ISOLATED_ATOM
             keep = not isolated or keep_isolated_atoms
@@ -110,22 +117,15 @@ def read_structures(
                 isolated_atoms += 1
                 _add_e0(e0s, atoms, where)
             if keep:
-                if check is not None:
-                    check(atoms, where)
                 set_name(atoms, where)
                 frames.append(atoms)
-                states.add(state)
-                periodic[int(atoms.pbc.sum())] += 1
-                outliers.add(atoms, where)
+                survey.add(atoms, state, where)
+    sources = list(map(str, paths))
     if not frames:
-        raise InputError(
-            f"The {split} files ({', '.join(map(str, paths))}) hold only isolated atoms: nothing to {split} on."
-        )
-    sources = [str(one) for one in paths]
-    states.check_named(", ".join(sources))
-    notes = [*states.lines(), describe_periodicity(periodic), *outliers.lines()]
-    report = LabelReport(split, sources, len(frames), isolated_atoms, resolved, notes=notes)
-    return Structures(frames, e0s, report.count(frames, {}), first_keys, states)
+        raise InputError(f"The {split} files ({', '.join(sources)}) hold only isolated atoms: nothing to {split} on.")
+    survey.states.check_named(", ".join(sources))
+    report = LabelReport(split, sources, len(frames), isolated_atoms, resolved, notes=survey.notes())
+    return Structures(frames, e0s, report.count(frames, {}), first_keys, survey.states)
 
 
 def _readable(path: Path, names: Iterable[str]) -> Iterator[tuple[int, Atoms]]:

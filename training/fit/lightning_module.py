@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import torch
 from torch_ema import ExponentialMovingAverage
 
+from phi_equivariant.inputs.graphs import GraphBatch
 from training import distribution
-from training.data.batches import GraphBatch
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
 from training.fit.predict import Energies, check_finite, freeze, predict, refuse_loss, unfreeze

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import isolated_of_atoms
+from phi_equivariant.inputs.graphs import GraphBatch
 from phi_equivariant.potential import run_model
-from training.data.batches import GraphBatch, name_in
+from training.data.graphs import name_in
 from training.report.error_sums import ErrorSums
 
 Energies = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]

@@ -11,11 +11,11 @@ from ase import Atoms
 from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.planes import is_slab
 from phi_equivariant.potential import run_model
 from phi_equivariant.taps import irreps_of
-from training import mace_interface
-from training.data.batches import GraphBatch, collate
+from training.data.graphs import GraphMaker
 
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
 OF_STRUCTURE = {"energy": "energy"}
@@ -69,14 +69,13 @@ class Predictor:
         self.model: Any = model.eval().requires_grad_(False)
         self.device, self.wanted = device, wanted or Wanted()
         self.numbers = [int(number) for number in torch.as_tensor(model.atomic_numbers)]
-        self.r_max = float(torch.as_tensor(model.r_max))
         host = model.host if isinstance(model, PhiPotential) else model
         heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
         head = heads[0] if head is None and len(heads) == 1 else head
         if head not in heads:
             raise InputError(f"--head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
-        self.head, self.heads = head, heads
         self.embeddings = getattr(host, "embedding_specs", None) or {}
+        self.make = GraphMaker(self.numbers, float(torch.as_tensor(model.r_max)), heads, head, specs=self.embeddings)
         self.has_phi = isinstance(model, PhiPotential)
         if self.wanted.polarizability and not self.has_phi:
             raise InputError(
@@ -99,11 +98,7 @@ class Predictor:
 
     def batch(self, structures: Iterable[Atoms]) -> GraphBatch:
         """Labelled structures as a batch with mace's keys, on the model's device."""
-        configurations = mace_interface.configurations(structures, head=self.head, embeddings=self.embeddings)
-        kept = tuple(self.embeddings)
-        return collate(
-            [mace_interface.graph(one, self.numbers, self.r_max, self.heads, kept) for one in configurations]
-        ).to(self.device)
+        return collate(list(map(self.make, structures))).to(self.device)
 
     def __call__(self, batch: GraphBatch) -> dict[str, Any]:
         """The model's output for a batch: forces always, no graph for parameters."""

@@ -23,10 +23,10 @@ from training_runs import (  # noqa: F401
 )
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.weights import save_model
 from training import build as building
 from training import mace_interface
-from training.data.batches import collate
 from training.data.named_files import DATASETS
 from training.fit.predict import predict
 from training.options import command_line

@@ -20,8 +20,8 @@ from training_runs import keep_default_dtype, mace_prepare_data, refused, words,
 
 from phi_equivariant.errors import InputError
 from training import build as building
-from training import mace_interface
 from training.data import needs, spool
+from training.data.graphs import GraphMaker
 from training.data.spool import SpooledGraphs, pack, unpack
 from training.data.stored import Chain, LmdbFrames, open_stored
 from training.options import command_line
@@ -129,8 +129,7 @@ def full_disk(*_):
 
 
 def _graph(atoms, heads):
-    (configuration,) = mace_interface.configurations([atoms])
-    return mace_interface.graph(configuration, [1, 6, 8], 3.0, heads)
+    return GraphMaker([1, 6, 8], 3.0, heads)(atoms)
 
 
 @pytest.mark.honours("statistics_file")
@@ -208,7 +207,7 @@ def test_lmdb_databases_are_read_as_mace_reads_them(database, tmp_path, double):
     for position, index in enumerate(indices):
         same(run_data.train[position], theirs[index])
         assert float(run_data.train[position]["stress"].abs().max()) > 0
-    keyed = LmdbFrames(database["keys"], {"energy_key": "dft_energy", "forces_key": "dft_forces"}, None)
+    keyed = LmdbFrames(database["keys"], {"energy_key": "dft_energy", "forces_key": "dft_forces"})
     assert [atoms.info["REF_energy"] for atoms in keyed] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert keyed[5].arrays["REF_forces"].shape == (3, 3) and keyed[5].info["total_charge"] == 2.0
 

@@ -13,6 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from phi_equivariant.errors import InputError
+from training.data.placing import Accepted
 from training.data.structures import read_structures
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -271,14 +272,16 @@ def test_unusable_frames_are_named(tmp_path, what, match):
     bad = water()
     spoil(bad, what)
     path = write(tmp_path, [water(), water(), bad])
-    message = refuses(match, path, elements=[1, 8], periodicities={0, 2, 3})
+    message = refuses(match, path, accepted=Accepted([1, 8], {0, 2, 3}))
     assert "frame 2 of " in message and "frames.xyz" in message
-    good = read_structures(write(tmp_path, [water()], "good.xyz"), elements=[1, 8])
+    good = read_structures(write(tmp_path, [water()], "good.xyz"), accepted=Accepted([1, 8]))
     assert len(good.frames) == 1
 
 
 def test_periodic_frames_are_read():
-    result = read_structures(published("dimers/charge_charge.xyz"), ASE_KEYS, periodicities={0, 2, 3})
+    result = read_structures(
+        published("dimers/charge_charge.xyz"), ASE_KEYS, accepted=Accepted(periodicities={0, 2, 3})
+    )
     assert len(result.frames) == 130 and result.frames[0].pbc.all()
 
 

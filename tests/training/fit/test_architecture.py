@@ -8,9 +8,9 @@ from training_runs import batch_of, build, keep_default_dtype, write_molecules  
 
 from phi_equivariant import PhiCalculator, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.weights import load_model, save_model
-from training import mace_interface
-from training.data.batches import collate
+from training.data.graphs import GraphMaker
 
 SPECS = {
     "total_charge": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 3, "offset": 4},
@@ -148,8 +148,7 @@ def test_embedded_charge_and_spin_reach_the_host(molecules):
     ion = ase.io.read(molecules, "1")
     ion.info.update(total_charge=1, total_spin=2)
     ion.calc = PhiCalculator(host)
-    configuration = next(mace_interface.configurations([ion], embeddings=SPECS))
-    graph = collate([mace_interface.graph(configuration, data.atomic_numbers, run.host.r_max)])
+    graph = collate([GraphMaker(data.atomic_numbers, run.host.r_max, specs=SPECS)(ion)])
     assert graph["total_charge"].tolist() == [1.0] and graph["total_spin"].tolist() == [2.0]
     cation = ion.get_potential_energy()
     assert cation == pytest.approx(float(host(graph)["energy"]), rel=1e-12)

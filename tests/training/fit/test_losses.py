@@ -6,7 +6,7 @@ import torch
 from mace import modules
 
 from phi_equivariant.errors import InputError
-from training.data.batches import GraphBatch
+from phi_equivariant.inputs.graphs import GraphBatch
 from training.fit import losses
 from training.fit.terms import TERMS
 from training.options import command_line, phi_section

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch_ema import ExponentialMovingAverage
 from training_runs import as_namespace, keep_default_dtype, metrics, parsed, run, write_molecules  # noqa: F401
 
+from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.weights import load_model
 from training import build
-from training.data.batches import GraphBatch, collate
 from training.fit.optimisers import build_groups
 
 FAST = {"num_interactions": 1, "plot": False, "valid_fraction": 0.3, "seed": 7}

@@ -12,18 +12,28 @@ import torch
 from mace import data as mace_data
 from mace.tools import torch_geometric
 from safetensors.torch import load_file
-from training_runs import TINY, keep_default_dtype, metrics, parsed, run, words, write_molecules  # noqa: F401
+from training_runs import (  # noqa: F401  (a fixture)
+    TINY,
+    keep_default_dtype,
+    mace_graphs,
+    metrics,
+    parsed,
+    run,
+    words,
+    write_molecules,
+)
 
 from phi_equivariant import PhiCalculator
+from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.weights import load_model
 from training import build as building
-from training import mace_interface
-from training.data.batches import collate
+from training.data.graphs import GraphMaker
 from training.data.order import EpochOrder
 from training.data.parts import random_split
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import predict
 from training.fit.schedules import Cosine
+from training.quantities import LABELS, TARGETS
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +79,41 @@ def test_bare_host_trains_as_mace_run_train_does(molecules, tmp_path, scheduler,
                 assert mine[f"valid_{kind}_{name}"] == pytest.approx(1e3 * theirs[f"{kind}_{key}"], rel=1e-9)
 
 
-def test_batches_equal_maces(molecules):
-    """Field by field, with structures of different sizes."""
-    frames = ase.io.read(molecules, ":5")
-    configurations = list(mace_interface.configurations(frames))
-    table = mace_interface.mace_tools.AtomicNumberTable([1, 6, 8])
-    theirs = torch_geometric.Batch.from_data_list(
-        [mace_data.AtomicData.from_config(c, z_table=table, cutoff=3.0, heads=["Default"]) for c in configurations]
-    )
-    ours = collate([mace_interface.graph(c, [1, 6, 8], 3.0) for c in configurations])
+@pytest.mark.parametrize("pbc", [False, (True, True, False), True])
+def test_batches_equal_maces(molecules, pbc):
+    """Field by field, with structures of different sizes, all labels on some of them, and weights of each kind."""
+    frames, rng, weights = ase.io.read(molecules, ":5"), np.random.default_rng(0), {"Default": 1.5, "rare": 3.0}
+    for index, atoms in enumerate(frames):
+        atoms.set_cell([[5.0, 0.3, 0.0], [0.0, 60.0 if index == 3 else 6.0, 0.4], [0.2, 0.0, 7.0]])
+        atoms.pbc = pbc
+        for label in LABELS.values():
+            if index != 1:
+                place = atoms.arrays if label.per_atom else atoms.info
+                shape = (len(atoms), *label.shape) if label.per_atom else label.shape
+                place[label.canonical] = rng.normal(size=shape) if shape else float(rng.normal())
+    frames[0].info |= {"config_type": "rare", "config_weight": 0.5, "config_energy_weight": 2.0}
+    frames[2].info |= {"config_dipole_weight": np.array([1.0, 0.0, 2.0]), "config_charges_weight": 0.0}
+    frames[4].info |= {"config_polarizability_weight": rng.uniform(size=(3, 3)), "config_forces_weight": 0.25}
+    theirs = torch_geometric.Batch.from_data_list(mace_graphs(frames, [1, 6, 8], 3.0, config_type_weights=weights))
+    ours = collate(list(map(GraphMaker([1, 6, 8], 3.0, type_weights=weights), frames)))
     assert ours.num_graphs == theirs.num_graphs == 5
-    assert {"positions", "edge_index", "energy_weight", "total_charge", "ptr", "batch", "cell"} <= set(ours)
+    fields = {
+        "positions",
+        "edge_index",
+        "shifts",
+        "total_charge",
+        "total_spin",
+        "ptr",
+        "batch",
+        "cell",
+        "pbc",
+        "weight",
+    }
+    assert {*fields, *TARGETS, *(f"{name}_weight" for name in TARGETS)} <= set(ours)
     for key, value in ours.items():
-        assert torch.equal(value, theirs[key]), key
+        if key == "energy":  # in float64, whatever the precision
+            value = value.to(theirs[key].dtype)
+        assert value.dtype == theirs[key].dtype and torch.equal(value, theirs[key]), key
 
 
 def test_shuffling_equals_maces():

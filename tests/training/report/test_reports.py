@@ -12,10 +12,18 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from mace import data as mace_data
 from mace.tools import evaluate as mace_evaluate
 from mace.tools import tables_utils, torch_geometric
-from training_runs import keep_default_dtype, metrics, parsed, refused, run, words, write_molecules  # noqa: F401
+from training_runs import (  # noqa: F401  (a fixture)
+    keep_default_dtype,
+    mace_graphs,
+    metrics,
+    parsed,
+    refused,
+    run,
+    words,
+    write_molecules,
+)
 
 from training import build as building
 from training import mace_interface
@@ -66,9 +74,7 @@ def validation_frames(path, run_data, **others):
 
 def mace_table(form, model, objective, outputs, frames, numbers, r_max):
     """mace's own error table and metrics of a model on frames."""
-    configurations = mace_interface.configurations(frames)
-    table = mace_interface.mace_tools.AtomicNumberTable(numbers)
-    data = [mace_data.AtomicData.from_config(c, z_table=table, cutoff=r_max, heads=["Default"]) for c in configurations]
+    data = mace_graphs(frames, numbers, r_max)
     loader = torch_geometric.dataloader.DataLoader(data, batch_size=3, shuffle=False)
     given = {"model": model, "loss_fn": objective.host_loss, "output_args": outputs, "device": "cpu"}
     found = tables_utils.create_error_table(form, {"valid": loader}, log_wandb=False, **given)
