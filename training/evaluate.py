@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import UNUSABLE_DISK
-from training.messages import complain
+from training.messages import complain, ending
 from training.options.evaluation import PROGRAM, parse
 
 
@@ -20,18 +19,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
         run_folder.start_console("INFO")
         evaluation.evaluate_file(asked, evaluation.read_model(asked))
-    except InputError as error:
-        complain(PROGRAM, str(error))
-        return 2
-    except OSError as error:
-        if error.errno not in UNUSABLE_DISK:
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        complain(PROGRAM, f"cannot write{where}: {error.strerror}; nothing was written.")
-        return 2
-    except KeyboardInterrupt:
-        complain(PROGRAM, "interrupted; nothing was written.")
-        return 130
+    except (InputError, OSError, KeyboardInterrupt) as error:
+        status, text = ending(error, "; nothing was written.", "interrupted; nothing was written.")
+        complain(PROGRAM, text)
+        return status
     return 0
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from phi_equivariant.commands import hidden
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import UNUSABLE_DISK
-from training.messages import Interrupted, complain, started_first
+from training.messages import Interrupted, complain, ending, started_first
 from training.options import command_line
 from training.run import Run
 
@@ -39,23 +38,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _end(error: BaseException, words: list[str], aloud: bool) -> int:
     """Say why the command ends early; returns its status."""
-    status, text = 130, "interrupted before training began."
-    if isinstance(error, InputError):
-        status, text = 2, str(error)
-    elif isinstance(error, OSError):
-        if error.errno not in UNUSABLE_DISK:
-            raise error
-        where = f" {error.filename}" if error.filename else ""
-        status, text = (
-            2,
-            (
-                f"cannot write{where}: {error.strerror}. What was complete is still there; make room or choose another "
-                "--work_dir, then go on with --restart_latest."
-            ),
-        )
-    elif isinstance(error, Interrupted):
+    interrupted = "interrupted before training began."
+    if isinstance(error, Interrupted):
         again = shlex.join([PROGRAM, *(word for word in words if word != "--restart_latest"), "--restart_latest"])
-        text = f"interrupted; {error.epochs} epochs are safe. Go on with: {again}"
+        interrupted = f"interrupted; {error.epochs} epochs are safe. Go on with: {again}"
+    advice = "make room or choose another --work_dir, then go on with --restart_latest."
+    status, text = ending(error, f". What was complete is still there; {advice}", interrupted)
     complain(PROGRAM, text, aloud)
     return status
 

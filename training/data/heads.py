@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from phi_equivariant.errors import InputError, did_you_mean
-from training.data.e0s import read_e0s
 from training.data.labels import KEY_OPTIONS, resolve_keys
-from training.data.literals import literal, read_json
+from training.data.literals import literal, read_e0s, read_json
 from training.data.replay import materials_project
 from training.data.stored_files import is_stored
 from training.quantities import LABELS

@@ -19,9 +19,8 @@ from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
 from training.data.parts import HeadFrames, state_reader
 from training.data.placing import Accepted
-from training.data.registered import from_registry
 from training.data.replay import repeat_new_structures
-from training.data.sources import HeadReader
+from training.data.sources import HeadReader, from_registry
 from training.run import Data, Head, Machine, Run
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.data.chain import Chain
+from phi_equivariant.inputs.state import StateCount
+from training.data import named_files
 from training.data.heads import parse_atomic_numbers
 from training.data.labels import CANONICAL, LabelReport
 from training.data.needs import Needs, check_test, sample
-from training.data.parts import HeadFrames, Part, name_of, of_head, on_disk, picked, random_split
+from training.data.parts import Chain, HeadFrames, Part, name_of, of_head, on_disk, picked, random_split
 from training.data.placing import Accepted, LabelPlacer, named_quantities
 from training.data.replay import check_downloaded, select
 from training.data.stored import open_stored
@@ -184,6 +185,25 @@ class HeadReader:
             frames.states.append(survey.states if some is None else None)
         found = ", ".join(name for name in LABELS if report.counts.get(name)) or "no labels"
         return stored, f"The first structures of {_shown(shown)} have {found} (mace_prepare_data has keys of its own)."
+
+
+def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames:
+    """A data set of the registry as the only head's."""
+    assert data.dataset is not None
+    found = named_files.load_dataset(data.dataset, data_dir=data.data_dir, cache=data.downloads_dir, seed=seed)
+    for need in needs.labels:
+        report = found.reports["train"]
+        if report.counts.get(need.label.name, 0) < report.frames:
+            raise InputError(
+                f"--{need.options[0]}: the data set {data.dataset} has no {need.label.name}; it has "
+                f"{', '.join(report.counts)}. Leave the weight out."
+            )
+    own = None if head.E0s is not None else found.e0s
+    reports = [replace(report, trained=needs.names()) for report in found.reports.values()]
+    neutral = StateCount()
+    neutral.add({"total_charge": (0.0, "total_charge")})
+    tests = {head.name: found.test}
+    return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance, states=[neutral])
 
 
 def _shown(files: Iterable[str | Path]) -> str:

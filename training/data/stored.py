@@ -14,8 +14,8 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from training import mace_interface
-from training.data.chain import Chain
 from training.data.labels import CANONICAL, resolve_keys
+from training.data.parts import Chain
 from training.data.placing import Accepted, LabelPlacer
 from training.data.stored_files import HDF5, LMDB, stored_files
 from training.quantities import LABELS

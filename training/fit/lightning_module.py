@@ -13,7 +13,7 @@ from training import distribution
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
 from training.fit.predict import Energies, check_finite, freeze, predict, refuse_loss, unfreeze
-from training.fit.schedules import Cosine, Plateau, build_schedule
+from training.fit.schedules import Schedule, build_schedule
 from training.report.error_sums import ErrorSums
 from training.run import HEAD, Optimiser, Stages
 
@@ -72,7 +72,7 @@ class PotentialModule(pl.LightningModule):
         Names of the validation sets, in the order of their loaders.
     """
 
-    schedule: Plateau | Cosine  # from :meth:`configure_optimizers` on
+    schedule: Schedule  # from :meth:`configure_optimizers` on
 
     def __init__(
         self,

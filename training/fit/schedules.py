@@ -8,34 +8,51 @@ import torch
 from training.run import Optimiser
 
 
-class Plateau:
+class Schedule:
+    """No schedule: schedule-free optimisers and L-BFGS take none, as in mace."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
+        """Over the epochs of stage one."""
+
+    def before_step(self, epochs_left: int) -> None:
+        """Change rates from step to step; ``epochs_left`` counts the present epoch."""
+
+    def after_epoch(self, valid_loss: float) -> None:
+        """Change rates from epoch to epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+
+
+class Plateau(Schedule):
     """Multiply the rate by ``lr_factor`` when ``scheduler_patience`` epochs brought no better validation loss."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
         self.scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=part.lr_factor, patience=part.scheduler_patience
         )
-
-    def before_step(self, epochs_left: int) -> None:
-        """Nothing: the rate changes between epochs."""
 
     def after_epoch(self, valid_loss: float) -> None:
         """Step with the epoch's validation loss."""
         self.scheduler.step(metrics=valid_loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for the checkpoint."""
+        """torch's."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from torch's."""
         self.scheduler.load_state_dict(state)
 
 
 class Exponential(Plateau):
     """Multiply the rate by ``lr_scheduler_gamma`` after each epoch."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=part.lr_scheduler_gamma)
 
     def after_epoch(self, valid_loss: float) -> None:
@@ -43,31 +60,14 @@ class Exponential(Plateau):
         self.scheduler.step()
 
 
-class Constant(Plateau):
-    """No schedule: schedule-free optimisers and L-BFGS take none, as in mace."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
-        pass
-
-    def after_epoch(self, valid_loss: float) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to continue."""
-
-
-class Cosine:
+class Cosine(Schedule):
     """lr·p/p_w during the warm-up, then lr·(f + (1 − f)(1 + cos π(p − p_w)/(1 − p_w))/2); p runs from 0 to 1.
 
     p advances by what is left of it over the steps that are left: a run that a time limit shortens still ends at p = 1.
     A run with a stage two ends its cosine where that begins.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int):
+    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
         self.optimizer, self.steps_per_epoch = optimizer, steps_per_epoch
         self.warmup = min(1.0, part.warmup_epochs / epochs)
         self.final = part.final_lr_factor
@@ -103,16 +103,14 @@ class Cosine:
         self.progress, self.base = state["progress"], state["base"]
 
 
-SCHEDULES: dict[str, type[Plateau] | type[Cosine]] = {
+SCHEDULES: dict[str, type[Schedule]] = {
     "ReduceLROnPlateau": Plateau,
     "ExponentialLR": Exponential,
     "CosineAnnealingLR": Cosine,
 }
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int
-) -> Plateau | Cosine:
+def build_schedule(optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> Schedule:
     """The schedule that ``--scheduler`` names, over the epochs of stage one."""
-    kind = SCHEDULES[part.scheduler] if part.scheduled else Constant
+    kind = SCHEDULES[part.scheduler] if part.scheduled else Schedule
     return kind(optimizer, part, epochs, steps_per_epoch)

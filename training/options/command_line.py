@@ -15,12 +15,12 @@ import yaml
 from phi_equivariant.errors import InputError
 from training.data import named
 from training.data.literals import literal
-from training.options import configuration_file, replay
+from training.options import configuration_file
 from training.options.configuration_file import Configuration
 from training.options.parser import PROGRAM, Parser
-from training.options.refused import REFUSED
+from training.options.refused import REFUSED, idle_options
 from training.quantities import OF_PHI
-from training.run import Phi, Run
+from training.run import Phi, Run, replay
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,7 +111,6 @@ def _run(asked: Asked, command: str) -> Run:
     from training import mace_interface  # with torch and mace, which take seconds
     from training.data.heads import read_heads
     from training.options import named_models
-    from training.options.idle import idle_options
 
     values = dict(asked.values)
     named_models.check_name(values["model"])
