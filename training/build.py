@@ -33,9 +33,7 @@ class Built:
 def check_machine(run: Run) -> None:
     """Find out whether this machine has what a run asks for.
 
-    Raises
-    ------
-    InputError
+    Raises InputError.
     """
     distribution.check_device(run.machine.device)
     for name in (*run.host.kernels, *(["use_reduced_cg"] if run.host.use_reduced_cg else [])):
@@ -48,10 +46,7 @@ def check_machine(run: Run) -> None:
 def load(run: Run) -> tuple[Run, RunData]:
     """Precision, then the trained model to start from, then the data of a run.
 
-    Returns
-    -------
-    run, data
-        The run has the architecture of the trained model where there is one.
+    The run has the architecture of the trained model where there is one.
     """
     torch.set_default_dtype(getattr(torch, run.machine.default_dtype))
     torch.set_float32_matmul_precision("highest")  # no TF32, whose ten bits are too few for energies

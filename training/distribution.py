@@ -31,10 +31,7 @@ _objects = None  # a gloo group beside NCCL's, for values that live on the CPU
 def environment(machine: Machine) -> ClusterEnvironment:
     """Lightning's cluster environment of a ``--distributed`` run, read from the launcher's variables.
 
-    Raises
-    ------
-    InputError
-        If the launcher's variables are not there or do not fit together.
+    InputError if the launcher's variables are not there or do not fit together.
     """
     launcher = machine.launcher
     if launcher == "slurm" and "SLURM_PROCID" not in os.environ and "RANK" in os.environ:
@@ -94,10 +91,7 @@ def processes_per_node(found: ClusterEnvironment) -> int:
 def start(machine: Machine) -> None:
     """Join the other processes; does nothing without ``--distributed``.
 
-    Raises
-    ------
-    InputError
-        If a launcher started several processes without ``--distributed``, or there is no GPU for each.
+    InputError if a launcher started several processes without ``--distributed``, or there is no GPU for each.
     """
     global _objects
     if not machine.distributed:
@@ -203,10 +197,7 @@ def total(numbers: Mapping[str, Any]) -> dict[str, float]:
 def together() -> Iterator[None]:
     """A block that every process leaves, or none: what one cannot use stops all, which then say the same.
 
-    Raises
-    ------
-    InputError
-        The first process's own, or on the others one with its text.
+    InputError: the first process's own, or on the others one with its text.
     """
     failure = None
     try:

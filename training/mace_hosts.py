@@ -24,15 +24,9 @@ Outputs = dict[str, bool]
 def build_host(host: Host, data: Data, loss: Loss, training: TrainingSet) -> tuple[torch.nn.Module, Outputs]:
     """A mace model from mace's options, scaled by the training set's statistics.
 
-    Returns
-    -------
-    model, outputs
-        The model, and which of energy, forces, stress and virials it has to compute for the loss.
+    Returns the model, and which of energy, forces, stress and virials it has to compute for the loss.
 
-    Raises
-    ------
-    InputError
-        Where mace refuses the architecture.
+    InputError where mace refuses the architecture.
     """
     options = namespace(host, data, loss, compute_energy=True, compute_dipole=False, compute_polarizability=False)
     loader, heads, isolated = training.loader, training.heads, training.isolated
@@ -66,15 +60,10 @@ def freeze_layers(model: torch.nn.Module, level: int) -> None:
 def single_head(model: Any, head: str | None = None) -> Any:
     """A trained model as mace's fine-tuning takes it: a ``ScaleShiftMACE`` with one head.
 
-    Parameters
-    ----------
     model : mace model in e3nn's layout
     head : name of the head to keep; the first that is not ``pt_head`` where None
 
-    Raises
-    ------
-    InputError
-        If there is no such head or mace cannot take it out.
+    InputError if there is no such head or mace cannot take it out.
     """
     heads = list(model.heads)
     if head is not None and head not in heads:
@@ -106,10 +95,7 @@ def fine_tuned_host(
 
     ``trained`` is a ``ScaleShiftMACE`` with one head, which knows all elements. Returns what :func:`build_host` does.
 
-    Raises
-    ------
-    InputError
-        Where mace cannot carry the weights over.
+    InputError where mace cannot carry the weights over.
     """
     # mace reads the training set for statistics that it then does not use.
     to_scale = data.std is None and data.scaling != "no_scaling"

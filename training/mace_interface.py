@@ -1,4 +1,4 @@
-"""What the trainer takes from mace beside its hosts (``mace_hosts``): options, structures, losses."""
+"""What the trainer takes from mace beside its hosts (``mace_hosts``): options, neighbours, losses."""
 
 import argparse
 import functools
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.empty_space import compact, mostly_empty
@@ -57,10 +56,7 @@ def settled(values: Mapping[str, Any], with_width: bool = True) -> dict[str, Any
 
     ``with_width``: whether the host has mace's options for its width.
 
-    Raises
-    ------
-    InputError
-        Where mace refuses the options, or would drop one of the three of the width for another.
+    InputError where mace refuses the options, or would drop one of the three of the width for another.
     """
     given = {name: values[name] for name in _WIDTH if with_width and values[name] is not None}
     others = {name: values[name] for name in (*_SETTLED, "max_num_epochs") if name not in _WIDTH}
@@ -103,20 +99,11 @@ def neighbours(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: 
     return Edges(np.stack([sender, receiver]), images, np.where(pbc[:, None], cell, made_up))
 
 
-class LmdbDatabase:
-    """An LMDB file in ase's form, read by mace's reader."""
+def open_lmdb(path: object) -> Any:
+    """mace's reader of an LMDB file in ase's form: structure ``i`` is ``reader.get_atoms(reader.ids[i])``."""
+    from mace.tools.fairchem_dataset import AseDBDataset
 
-    def __init__(self, path: object) -> None:
-        from mace.tools.fairchem_dataset import AseDBDataset
-
-        self._database = AseDBDataset(config={"src": [str(path)]})
-
-    def __len__(self) -> int:
-        return len(self._database)
-
-    def atoms(self, index: int) -> Atoms:
-        """One structure with everything that the file says of it."""
-        return self._database.get_atoms(self._database.ids[index])
+    return AseDBDataset(config={"src": [str(path)]})
 
 
 def loss_function(loss: Loss, stage: int = 1) -> torch.nn.Module:
@@ -135,9 +122,7 @@ def loss_function(loss: Loss, stage: int = 1) -> torch.nn.Module:
 def irreps(text: object) -> o3.Irreps:
     """e3nn's irreps from text.
 
-    Raises
-    ------
-    InputError
+    Raises InputError.
     """
     try:
         return o3.Irreps(str(text))

@@ -15,10 +15,7 @@ from zoo.mace_host import MaceHost, readable_by_mace
 def check(model: torch.nn.Module) -> None:
     """Find out whether mace's tools can run a potential from a file.
 
-    Raises
-    ------
-    InputError
-        For a host that mace does not know.
+    InputError for a host that mace does not know.
     """
     host = model.host if isinstance(model, PhiPotential) else model
     if not MaceHost.matches(host):

@@ -75,15 +75,9 @@ def average_energies(frames: Iterable[Atoms], atomic_numbers: Iterable[int]) -> 
 def statistics(data: Data, training: TrainingSet) -> tuple[float, list[float], list[float]]:
     """What a host with a scale and a shift takes from the training set, by mace's options for it.
 
-    Returns
-    -------
-    avg_num_neighbors, scales, shifts
-        The last two by head, in eV per atom.
+    Returns avg_num_neighbors, scales and shifts, the last two by head in eV per atom.
 
-    Raises
-    ------
-    InputError
-        Where mace cannot compute them.
+    InputError where mace cannot compute them.
     """
     options, device = namespace(data), torch.device("cpu")
     try:

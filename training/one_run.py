@@ -42,14 +42,9 @@ def rehearse(run: Run, data: RunData) -> None:
 def train(run: Run, data: RunData, deadline: float | None = None, announce: bool = True) -> dict[str, Any]:
     """Train one potential; returns a summary of its folder.
 
-    Parameters
-    ----------
-    run, data
-        As :func:`training.build.load` gives them.
-    deadline
-        ``time.monotonic()`` by which the run must be over.
-    announce
-        Log the command and what the data hold.
+    run, data : as :func:`training.build.load` gives them
+    deadline : ``time.monotonic()`` by which the run must be over
+    announce : log the command and what the data hold
     """
     restart = run.task.restart_latest
     folders = distribution.from_main(lambda: run_folder.check_folders(run.output, restart))

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 class Measure:
     """One kind of error of a quantity: a column of tables and metrics.
 
-    Parameters
-    ----------
     name : in metrics and errors.json
     unit : of the errors
     symbol : in tables in mace's forms and in the log
@@ -44,8 +42,6 @@ class Measure:
 class Label:
     """One kind of label. The model's output, the batch's entry and the options ``<name>_key`` have its name.
 
-    Parameters
-    ----------
     name : name in mace's options, without ``_key``
     canonical : key under which the trainer finds it in ``atoms.info`` or ``atoms.arrays``
     default_key : mace's default for ``<name>_key``
@@ -95,13 +91,9 @@ class Label:
     def counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Where labels of a batch take part in losses, errors and statistics; as :meth:`acts` says of one structure.
 
-        Parameters
-        ----------
         batch : dict with mace's keys, of them weight and ``<name>_weight``; without pbc weights alone decide
 
-        Returns
-        -------
-        bool tensor whose shape broadcasts to that of the label, (n_structures or n_atoms, …)
+        Returns bool tensor whose shape broadcasts to that of the label, (n_structures or n_atoms, …).
         """
         structures = len(batch["weight"])
         own = batch[f"{self.name}_weight"] != 0  # one for each structure, or one for each component

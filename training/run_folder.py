@@ -102,11 +102,8 @@ def folders_of(output: Output) -> Folders:
 def check_folders(output: Output, restart: bool) -> Folders:
     """Find out, before anything is made, whether the run may use its folders.
 
-    Raises
-    ------
-    InputError
-        If one holds a run that ``--restart_latest`` was not given for, or one whose checkpoint is gone, or cannot be
-        written to.
+    InputError if one holds a run that ``--restart_latest`` was not given for, or one whose checkpoint is gone, or
+    cannot be written to.
     """
     folders = folders_of(output)
     _check_folder("--work_dir", folders.run, restart)
@@ -158,10 +155,7 @@ def _check_folder(option: str, folder: Path, restart: bool, file: Path | None = 
 def held(folders: Folders) -> Iterator[None]:
     """A block in which no other process may write the run; the lock ends with the process, however it ends.
 
-    Raises
-    ------
-    InputError
-        If another process has it.
+    InputError if another process has it.
     """
     folders.run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folders.run / LOCK)

@@ -35,21 +35,14 @@ def fetch(url: str, path: Path, check: Callable[[Path], object]) -> str:
     The transfer becomes ``path`` only after ``check``; a lock keeps a second process waiting meanwhile. The sha256 is
     recorded beside the file and compared at every later call, which needs no network.
 
-    Parameters
-    ----------
     url : address of the file
     path : where to keep it
     check : called with the path of the complete transfer; raises InputError if it is not what was expected
 
-    Returns
-    -------
-    sha256 of the file
+    Returns sha256 of the file.
 
-    Raises
-    ------
-    InputError
-        if the server cannot be reached or answers with an error, the transfer ends early, the file fails the check, the
-        folder is not writable or full, or the file on disk no longer has its recorded sha256.
+    InputError if the server cannot be reached or answers with an error, the transfer ends early, the file fails the
+    check, the folder is not writable or full, or the file on disk no longer has its recorded sha256.
     """
     if not (path.exists() and record_of(path).exists()):
         with writing(path):

@@ -30,10 +30,7 @@ def frame_text(atoms: Atoms, where: str) -> str:
 
     Numbers of atoms have eight decimals as in files of ase, more where a column's are small; all others every digit.
 
-    Raises
-    ------
-    InputError
-        For an entry that extended XYZ cannot hold, by its name; ``where`` names the frame.
+    InputError for an entry that extended XYZ cannot hold, by its name; ``where`` names the frame.
     """
     info, arrays = _entries(atoms, where)
     try:

@@ -19,8 +19,6 @@ _KINDS = ("a molecule", "a wire", "a slab", "a crystal")
 def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, periodicities: Collection[int]) -> None:
     """InputError, naming the frame, unless a model of these elements can take its atoms, positions and cell.
 
-    Parameters
-    ----------
     atoms : the structure
     where : its name in messages
     elements : atomic numbers that the model knows; None for any

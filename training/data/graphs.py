@@ -22,8 +22,6 @@ from training.run import HEAD
 class GraphMaker:
     """Makes graphs of structures whose labels are under the canonical keys, field by field as mace does.
 
-    Parameters
-    ----------
     atomic_numbers, r_max, heads : of the model
     head : to which the structures belong
     type_weights : ``config_type_weights``

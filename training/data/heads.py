@@ -21,10 +21,7 @@ from training.run.replay import PT_HEAD
 def read_heads(data: Data, host: Host, replay: Replay) -> list[Head]:
     """The heads of a run, in the model's order: ``pt_head`` first, one called ``Default`` without ``--heads``.
 
-    Raises
-    ------
-    InputError
-        If ``--heads`` or a setting in it cannot be understood.
+    InputError if ``--heads`` or a setting in it cannot be understood.
     """
     common = {name: getattr(data, name) for name in OF_A_HEAD}
     keys = {name: getattr(data, name) for name in KEY_OPTIONS} | _embedding_keys(host.embeddings)

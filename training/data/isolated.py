@@ -59,11 +59,8 @@ def isolated_energies(
 ) -> dict[int, float]:
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
 
-    Raises
-    ------
-    InputError
-        If there are none, or none for one of the head's elements, or if they are to come from energies and no training
-        structure has one that weighs.
+    InputError if there are none, or none for one of the head's elements, or if they are to come from energies and no
+    training structure has one that weighs.
     """
     choice = frames.head.E0s
     of = of_head(frames.head).replace(" of ", " for ", 1)

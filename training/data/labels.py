@@ -85,8 +85,6 @@ def check_weights(info: Mapping[str, Any], where: str) -> None:
 class LabelReport:
     """How many labels of each kind one split has, and under which key each was found.
 
-    Parameters
-    ----------
     split : "train", "valid" or "test"
     sources : the files
     frames : number of structures to train on or test, isolated atoms not counted

@@ -34,10 +34,7 @@ def read_json(path: str | Path, name: str) -> Any:
 def read_e0s(choice: Any, where: str = "") -> dict[int, float] | str | None:
     """``--E0s`` as {Z: eV}, or the word that says where they come from; None if there are none.
 
-    Raises
-    ------
-    InputError
-        If it is neither a word, nor a dictionary, nor a JSON file with one.
+    InputError if it is neither a word, nor a dictionary, nor a JSON file with one.
     """
     if choice is None or (isinstance(choice, str) and choice.lower() in WORDS):
         return choice if choice is None else choice.lower()

@@ -20,8 +20,6 @@ SAMPLE = 50  # structures of a part on disk that are looked at where not all nee
 class Need:
     """A label that weighs in the loss.
 
-    Parameters
-    ----------
     label : the label
     options : names of the options that give it its weight
     asked : whether the user has chosen its weight, its key or a loss of its name; else they are mace's defaults
@@ -36,8 +34,6 @@ class Need:
 class Needs:
     """What a loss asks of the data.
 
-    Parameters
-    ----------
     loss : mace's name of it
     labels : labels that weigh
     ignored : entries of ``atoms.info`` that this loss of mace's does not multiply by
@@ -56,11 +52,8 @@ class Needs:
     def check(self, heads: Sequence[HeadFrames]) -> None:
         """Whether each label that weighs is in the training and validation sets; notes of the heads say where not.
 
-        Raises
-        ------
-        InputError
-            If no training structure of a head has a label that could be there with a weight, or none of all heads has
-            one, or if a validation set has no label that weighs.
+        InputError if no training structure of a head has a label that could be there with a weight, or none of all
+        heads has one, or if a validation set has no label that weighs.
         """
         lacks = [_lacking(_structures(head.train, whole=True), self.labels, _weights(head)) for head in heads]
         for need in self.labels:
@@ -116,10 +109,7 @@ class Needs:
 def check_test(parts: Sequence[Part], head: Head, needs: Needs, files: str, keys: str) -> None:
     """Whether a test set has labels; notes of the head name those that weigh and that it lacks.
 
-    Raises
-    ------
-    InputError
-        If there is nothing that errors could be computed of.
+    InputError if there is nothing that errors could be computed of.
     """
     every = tuple(Need(label, (), False) for label in TARGETS.values())
     lack = _lacking(_structures(parts, whole=False), every, {})
@@ -158,35 +148,31 @@ def sample(size: int) -> list[int]:
     return indices
 
 
+#: Why a label may act in no structure; of several reasons the last one is told.
+_REASONS = ("impossible", "unweighted", "absent", "undefined")
+
+
 def _lacking(structures: Iterable[Atoms], needs: Iterable[Need], weights: Mapping[str, float]) -> dict[str, str]:
     """{label: why it acts in none of the structures}; reads no further than it must.
 
     ``absent``: structures could have it, and none has; ``undefined``: those that have it are not periodic as it needs;
     ``impossible``: none has it, and none is periodic so; ``unweighted``: the weights of it are 0.
     """
-    left = {need.label.name: need.label for need in needs}
-    labelled, defined, wanted = set(), set(), set()
+    labels = {need.label.name: need.label for need in needs}
+    found = dict.fromkeys(labels, "impossible")
     for atoms in structures:
-        for name, label in list(left.items()):
+        for name, told in list(found.items()):
+            label = labels[name]
             if label.acts(atoms, weights):
-                del left[name]
-            elif label.defined(atoms):
-                defined.add(name)
-                wanted.update([name] if label.weight(atoms, weights) else [])
-            elif label.within(atoms):
-                labelled.add(name)
-        if not left:
+                del found[name]
+            elif not label.defined(atoms):
+                found[name] = "undefined" if label.within(atoms) else told
+            else:
+                reason = "absent" if label.weight(atoms, weights) else "unweighted"
+                found[name] = max(told, reason, key=_REASONS.index)
+        if not found:
             break
-    return {
-        name: "undefined"
-        if name in labelled
-        else "absent"
-        if name in wanted
-        else "unweighted"
-        if name in defined
-        else "impossible"
-        for name in left
-    }
+    return found
 
 
 def _because(label: Label, reason: str) -> str:

@@ -87,10 +87,7 @@ class HeadFrames:
     def elements(self) -> list[int]:
         """Atomic numbers: those given for the head, or those of its training and validation structures.
 
-        Raises
-        ------
-        InputError
-            If they are not given and the data are on disk, or if they lack one of the data's.
+        InputError if they are not given and the data are on disk, or if they lack one of the data's.
         """
         given: list[int] | None = self.head.atomic_numbers
         parts = [*self.train, *self.valid]
@@ -147,10 +144,7 @@ def picked(part: Part, indices: Sequence[int]) -> Part:
 def random_split(size: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of training and validation, the same as mace's for that seed.
 
-    Raises
-    ------
-    InputError
-        If one structure is not enough for two sets.
+    InputError if one structure is not enough for two sets.
     """
     if size < 2:
         raise InputError(

@@ -24,8 +24,6 @@ State = dict[str, tuple[float, str] | None]
 class Accepted:
     """What a model can be given beside labels.
 
-    Parameters
-    ----------
     elements : atomic numbers; None for any
     periodicities : numbers of periodic directions
     charged, fields : whether net charges and external fields
@@ -52,9 +50,7 @@ class Accepted:
         What ``embedding_specs`` reads is put under the specifications' names; without a total charge, total spin or
         electronic temperature it is mace's: 0 e, 1 and 0.
 
-        Raises
-        ------
-        InputError
+        Raises InputError.
         """
         charge, reason = atoms.info.get("total_charge", 0.0), ""
         if not self.charged and charge != 0.0:
@@ -78,8 +74,6 @@ class LabelPlacer:
     The total charge is always read, the spin and the like only where the host embeds them or a key other than mace's is
     named.
 
-    Parameters
-    ----------
     keys : label name -> key, as :func:`labels.resolve_keys` gives them
     accepted : what the model can take
     """
@@ -94,11 +88,8 @@ class LabelPlacer:
     def collect(self, atoms: Atoms, where: str) -> tuple[dict[str, Any], State]:
         """{label: value} of a structure as it was read, and what it says of each quantity.
 
-        Raises
-        ------
-        InputError
-            For a structure that the model cannot take, weights that are none, a label that is not what it should be,
-            one under a misspelt key, or charges that do not sum to the total charge; it begins with ``where``.
+        InputError for a structure that the model cannot take, weights that are none, a label that is not what it should
+        be, one under a misspelt key, or charges that do not sum to the total charge; it begins with ``where``.
         """
         check_geometry(atoms, where, self.accepted.elements, self.accepted.periodicities)
         check_weights(atoms.info, where)

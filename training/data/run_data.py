@@ -122,10 +122,7 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     ``needs``: what the loss asks of the data (:class:`training.data.needs.Needs`); ``foundation``: the trained model to
     start from (``training.fit.foundation.Foundation``), None without one.
 
-    Raises
-    ------
-    InputError
-        For anything in the data that does not fit the options.
+    InputError for anything in the data that does not fit the options.
     """
     data, phi, machine = run.data, run.phi, run.machine
     # What is found while reading is noted with the head: in a copy, because a run does not change.

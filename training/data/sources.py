@@ -27,8 +27,6 @@ from training.run.replay import PT_HEAD
 class HeadReader:
     """Reads the files of a run's heads.
 
-    Parameters
-    ----------
     data : the run's options for data
     seed : of the split into training and validation
     names : of all heads of the run

@@ -25,11 +25,7 @@ class SpooledGraphs(torch.utils.data.Dataset[Graph]):
     The file is in the system's temporary folder (``TMPDIR`` names another), has no name and vanishes with the process,
     however it ends. Loader processes share it. Where the disk has no room for it, graphs are built anew each time.
 
-    Parameters
-    ----------
-    frames : sequence of ase.Atoms
-    make_graph : callable
-        From a structure to mace's fields.
+    ``make_graph`` : from a structure to mace's fields.
     """
 
     def __init__(self, frames: Sequence[Atoms], make_graph: Callable[[Atoms], Graph]) -> None:

@@ -22,23 +22,18 @@ from training.quantities import LABELS
 
 Keys = Mapping[str, str | None]
 #: LMDB files that are open, by process and path.
-_DATABASES: weakref.WeakValueDictionary[tuple[int, Path], mace_interface.LmdbDatabase] = weakref.WeakValueDictionary()
+_DATABASES: weakref.WeakValueDictionary[tuple[int, Path], Any] = weakref.WeakValueDictionary()
 SAMPLED_BLOCKS, BLOCK = 16, 1 << 16  # of a file's content, for its fingerprint
 
 
 def open_stored(path: str | Path, keys: Keys | None = None, accepted: Accepted | None = None) -> Chain:
     """The structures of an HDF5 or LMDB file, or of a folder of them (its files in the order of their numbers).
 
-    Parameters
-    ----------
     path : file or folder
     keys : label name -> key in LMDB files, as mace's options; HDF5 files have names of their own
     accepted : what the model can take
 
-    Raises
-    ------
-    InputError
-        If there is nothing, or nothing that can be read.
+    InputError if there is nothing, or nothing that can be read.
     """
     path = Path(path)
     if not path.exists():
@@ -194,21 +189,21 @@ class LmdbFrames(_OpenedPerProcess):
         if not self.length:
             raise InputError(f"{path} holds no structure.")
 
-    def open(self) -> mace_interface.LmdbDatabase:
+    def open(self) -> Any:
         """The file, for reading, in this process."""
         # LMDB refuses to open a file twice in a process: several data sets share it.
         place = (os.getpid(), self.path.resolve())
         database = _DATABASES.get(place)
         if database is None:
-            _DATABASES[place] = database = mace_interface.LmdbDatabase(self.path)
+            _DATABASES[place] = database = mace_interface.open_lmdb(self.path)
         return database
 
     def __len__(self) -> int:
         return self.length
 
-    def read(self, file: mace_interface.LmdbDatabase, index: int, where: str) -> Atoms:
+    def read(self, file: Any, index: int, where: str) -> Atoms:
         """The structure of that number; ``where`` names it in messages."""
-        atoms = file.atoms(index)
+        atoms = file.get_atoms(file.ids[index])
         results = {} if atoms.calc is None else atoms.calc.results
         stored = frozenset(
             name for name, key in self.placer.keys.items() if key == LABELS[name].default_key and name in results

@@ -33,10 +33,7 @@ def test_sets_of_folder(folder: str | Path, sharded: bool) -> dict[str, list[Pat
     ``<name>_test.h5`` is a test set; so are the files ``<name>_0.h5``, ``<name>_1.h5``, … together, which
     mace_prepare_data writes; with ``sharded`` each sub-folder is one.
 
-    Raises
-    ------
-    InputError
-        If there is no test set.
+    InputError if there is no test set.
     """
     folder = Path(folder)
     if not folder.is_dir():

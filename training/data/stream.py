@@ -42,8 +42,6 @@ class Census:
 class FrameStream:
     """The structures of a file that a model can be evaluated on.
 
-    Parameters
-    ----------
     path : any file that ase reads
     elements : atomic numbers that the model knows
     keys : label name -> key, as mace's options; None for mace's default
@@ -55,10 +53,8 @@ class FrameStream:
         key, that is no mistake of the one who evaluates, who has named none
     ions : whether a total charge must be one that the atoms can have
 
-    Raises
-    ------
-    InputError
-        If there is no such file, or it is empty; while reading, for a frame that cannot be used, unless ``skip_bad``.
+    InputError if there is no such file, or it is empty; while reading, for a frame that cannot be used, unless
+    ``skip_bad``.
     """
 
     def __init__(

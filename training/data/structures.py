@@ -26,8 +26,6 @@ ISOLATED_ATOM = "IsolatedAtom"  # mace's config_type of the frames that give E0s
 class Structures:
     """What one split's files held.
 
-    Parameters
-    ----------
     frames : structures with their labels under the canonical keys of :data:`training.quantities.LABELS`
     e0s : energies (eV) of the isolated atoms in the files by atomic number; empty if there are none
     report : how many labels were found under which key
@@ -76,20 +74,15 @@ def read_structures(
     ``info["REF_virials"]``, the total charge (e), wherever it stands, to ``info["total_charge"]``.
     Keys that ase moves into a calculator (``energy``, ``forces``, …) are found there. All other entries are kept.
 
-    Parameters
-    ----------
     path : one file or several
     keys : label name -> key, as mace's options (``energy_key`` …)
     split : name of the split, for the report
     accepted : what the model can take; its charges, fields and embeddings are not looked at
     keep_isolated_atoms : keep isolated atoms among the frames as well
 
-    Raises
-    ------
-    InputError
-        For a file that is missing, empty or unreadable; a frame whose comment line ase would read as something else, or
-        that :meth:`training.data.placing.LabelPlacer.collect` refuses; an isolated atom without an energy in training;
-        or if a named key of the total charge, spin or temperature stands in no frame.
+    InputError for a file that is missing, empty or unreadable; a frame whose comment line ase would read as something
+    else, or that :meth:`training.data.placing.LabelPlacer.collect` refuses; an isolated atom without an energy in
+    training; or if a named key of the total charge, spin or temperature stands in no frame.
     """
     resolved = resolve_keys(keys)
     paths = [path] if isinstance(path, str | Path) else list(path)

@@ -59,16 +59,10 @@ class Checkpoints(Checkpoint):
 
     Lightning calls callbacks of this base class after all others, so the state is that of a finished epoch.
 
-    Parameters
-    ----------
-    folder : Path
-    identity : dict
-        What a continuation must have in common: resolved options and a digest of the data.
-    start : dict or None
-        A checkpoint from :func:`read_last` to go on from.
-    keep_all, keep_better : bool
-        Save the model after every validated epoch, or after every epoch that was the best so far, to
-        ``epoch-<number>/``, which ``load_model`` and ``--foundation_model`` read.
+    identity : what a continuation must have in common: resolved options and a digest of the data
+    start : a checkpoint from :func:`read_last` to go on from
+    keep_all, keep_better : save the model after every validated epoch, or after every epoch that was the best so far,
+        to ``epoch-<number>/``, which ``load_model`` and ``--foundation_model`` read
     """
 
     def __init__(
@@ -150,10 +144,7 @@ class Checkpoints(Checkpoint):
 def read_last(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The last checkpoint of a folder, checked against the run that wants to go on; None if there is none.
 
-    Raises
-    ------
-    InputError
-        If the file, or the best weights, are damaged, of another format, or of a run with other options or data.
+    InputError if the file, or the best weights, are damaged, of another format, or of a run with other options or data.
     """
     path = Path(folder) / LAST
     if not path.exists():
@@ -212,10 +203,7 @@ def _flat(identity: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str,
 def read_best(folder: str | Path, stage: int) -> dict[str, torch.Tensor]:
     """{parameter: tensor} of the best weights of a stage.
 
-    Raises
-    ------
-    InputError
-        If the file is missing or damaged.
+    InputError if the file is missing or damaged.
     """
     path = Path(folder) / BEST[stage]
     try:

@@ -15,14 +15,7 @@ _BLOCK = 1 << 20  # bytes that are read at once
 
 
 class Evaluation:
-    """One pass over a file: predictions go to the output, errors into sums.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    stream : FrameStream
-    prefix : of the names of what is written
-    """
+    """One pass over a file: predictions go to the output, errors into sums; ``prefix`` of the names of predictions."""
 
     def __init__(self, predictor: Predictor, stream: FrameStream, prefix: str) -> None:
         self.predictor, self.stream, self.prefix = predictor, stream, prefix
@@ -39,17 +32,12 @@ class Evaluation:
     ) -> None:
         """Evaluate all structures and write them in their order to a file, which is read again when it is done.
 
-        Parameters
-        ----------
         path : of the file
         opener : what opens it, compressed or not
         max_structures, max_atoms : of a batch
         advance : called with the number of structures after each batch
 
-        Raises
-        ------
-        InputError
-            If nothing could be evaluated, or the file does not hold what was written.
+        InputError if nothing could be evaluated, or the file does not hold what was written.
         """
         written = hashlib.sha256()
         with opener(path, "wb") as file:

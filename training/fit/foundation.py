@@ -75,10 +75,7 @@ class Foundation:
     def choose_elements(self, found: Iterable[int], host: Host) -> list[int]:
         """Elements of the new model: those of the data (or of ``--atomic_numbers``), or all of the trained model.
 
-        Raises
-        ------
-        InputError
-            If the trained model does not know one of them.
+        InputError if the trained model does not know one of them.
         """
         if unknown := sorted(set(found) - set(self.atomic_numbers)):
             raise InputError(
@@ -92,10 +89,7 @@ class Foundation:
 def read(host: Host, phi: Phi | None) -> Foundation | None:
     """The trained model that a run starts from, or None.
 
-    Raises
-    ------
-    InputError
-        If it cannot be read, or is of a kind that is not trained here.
+    InputError if it cannot be read, or is of a kind that is not trained here.
     """
     if host.foundation_model is None:
         return None

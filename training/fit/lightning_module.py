@@ -21,8 +21,6 @@ from training.run import HEAD, Optimiser, Stages
 class ValidationSums:
     """Sums over the validation set of one head.
 
-    Parameters
-    ----------
     keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
     """
 
@@ -56,20 +54,11 @@ class ValidationSums:
 class PotentialModule(pl.LightningModule):
     """Trains a potential.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Anything with mace's call signature.
-    objective : training.fit.losses.Objective
-    optimiser, stages
-        Those parts of the run.
-    outputs : dict
-        Which of forces, stress and virials the loss needs.
-    steps_per_epoch : int
-    stage_two : training.fit.losses.Objective or None
-        The objective of stage two.
-    heads : sequence of str
-        Names of the validation sets, in the order of their loaders.
+    model : anything with mace's call signature
+    optimiser, stages : those parts of the run
+    outputs : which of forces, stress and virials the loss needs
+    stage_two : the objective of stage two
+    heads : names of the validation sets, in the order of their loaders
     """
 
     schedule: Schedule  # from :meth:`configure_optimizers` on

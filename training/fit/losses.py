@@ -23,14 +23,10 @@ IGNORED_WEIGHTS = {
 class Objective(torch.nn.Module):
     """mace's loss plus weighted own terms.
 
-    Parameters
-    ----------
-    host_loss : torch.nn.Module
-        A mace loss, called as ``loss(pred=..., ref=...)``; its buffers ``*_weight`` are the weights of its terms.
-    weights : dict
-        Weights of the terms of :data:`training.fit.terms.TERMS`; a term without weight is not computed.
-    warmup_epochs : int
-        Number of first epochs in which the terms that regularise Φ do not act in training.
+    host_loss : a mace loss, called as ``loss(pred=..., ref=...)``; its buffers ``*_weight`` are the weights of its
+        terms
+    weights : weights of the terms of :data:`training.fit.terms.TERMS`; a term without weight is not computed
+    warmup_epochs : number of first epochs in which the terms that regularise Φ do not act in training
     """
 
     def __init__(self, host_loss: torch.nn.Module, weights: Mapping[str, float], warmup_epochs: int = 0) -> None:
@@ -64,18 +60,11 @@ class Objective(torch.nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss and its terms.
 
-        Parameters
-        ----------
-        output, batch : dict
-            A model's output and the labels.
-        epoch : int or None
-            Epoch, from 0, of training: for the warm-up, and to average over the batches of all processes of a
-            distributed run. None, for validation, counts every term, so that losses of all epochs compare.
+        output, batch : a model's output and the labels
+        epoch : epoch, from 0, of training: for the warm-up, and to average over the batches of all processes of a
+            distributed run. None, for validation, counts every term, so that losses of all epochs compare
 
-        Returns
-        -------
-        total, terms
-            The loss, and {name: weighted term, detached} whose sum it is.
+        Returns the loss, and {name: weighted term, detached} whose sum it is.
         """
         shared = epoch is not None and distribution.size() > 1
         compared = self._where_labelled(output, batch)
@@ -124,17 +113,12 @@ def needs(
 ) -> Needs:
     """The labels that the data must have.
 
-    Parameters
-    ----------
     loss : its options
     objectives : {stage: objective}
     given : names of the options that are not at their defaults
     optional : names of labels that need not be there unless their weights are given
 
-    Raises
-    ------
-    InputError
-        If no label weighs.
+    InputError if no label weighs.
     """
     found = []
     for name, label in TARGETS.items():
@@ -155,8 +139,6 @@ def needs(
 def idle_weights(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str]) -> list[str]:
     """Lines for the log: weights of labels that were given and that no term of the loss has, as mace ignores them too.
 
-    Parameters
-    ----------
     loss, objectives, given : as for :func:`needs`
     """
     lines = []

@@ -15,10 +15,7 @@ def build_optimizer(model: torch.nn.Module, part: Optimiser) -> torch.optim.Opti
     Each group has its own learning rate, factor · ``lr`` by ``lr_params_factors``, and weight decay only where mace
     decays. L-BFGS knows no groups: it has one rate, 1, and no decay.
 
-    Raises
-    ------
-    InputError
-        If a trainable parameter would not be optimised.
+    InputError if a trainable parameter would not be optimised.
     """
     groups = build_groups(model, part)
     if part.lbfgs:
@@ -60,9 +57,7 @@ def build_groups(model: torch.nn.Module, part: Optimiser) -> list[dict[str, Any]
 def check_groups(model: torch.nn.Module, groups: list[dict[str, Any]]) -> None:
     """Every trainable parameter must be in exactly one optimiser group.
 
-    Raises
-    ------
-    InputError
+    Raises InputError.
     """
     counts: dict[torch.nn.Parameter, int] = {}
     for group in groups:

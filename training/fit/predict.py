@@ -40,8 +40,6 @@ def evaluate(
 
     In a distributed run every process evaluates its share of the batches and has the errors of all.
 
-    Parameters
-    ----------
     model : with mace's call signature
     loader : batches and the structures that they come from; empty ones are passed over
     outputs : which of forces, virials, stress and polarizability the model computes
@@ -73,8 +71,6 @@ def check_finite(
 ) -> None:
     """InputError, naming the frames, where a model with finite parameters gives energies or forces that are not.
 
-    Parameters
-    ----------
     model, output, batch : the model and what it said of a batch
     dataset, indices : where the batch's structures come from, for their names
     """
@@ -106,8 +102,6 @@ def refuse_loss(
 
     The frames are those of which the model gives no numbers, or all of the step if only the loss is at fault.
 
-    Parameters
-    ----------
     model, output, batch, dataset, indices : as of :func:`check_finite`
     steps : that were taken before; after some the model may be at fault, whose parameters grow
     """

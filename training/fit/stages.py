@@ -19,10 +19,7 @@ class Stages(Callback):
     anew. Patience that ends in stage one brings stage two forward, and the end of the run with it: stage two keeps its
     number of epochs. (mace's patience counts the epoch ``start_swa`` as done.)
 
-    Parameters
-    ----------
-    part
-        mace's ``swa``, ``start_swa``, ``swa_lr``, ``patience``, ``eval_interval`` and ``max_num_epochs``.
+    part : mace's ``swa``, ``start_swa``, ``swa_lr``, ``patience``, ``eval_interval`` and ``max_num_epochs``
     """
 
     def __init__(self, part: run.Stages) -> None:

@@ -28,8 +28,6 @@ def squares(label: Label, output: Output, batch: Tensors, shared: bool = False) 
 
     Zero where no label counts; what a structure does not have (NaN) counts neither above nor below.
 
-    Parameters
-    ----------
     label : whose name output and batch share
     output : a model's output; None for a quantity that no structure of the batch has, which others' may
     batch : the labels, (n_structures or n_atoms, *label.shape), with their weights
@@ -58,8 +56,6 @@ def _mean_over_structures(name: str, output: Output, batch: Tensors, shared: boo
 class Term:
     """A term of the loss beside mace's.
 
-    Parameters
-    ----------
     name : of the option ``<name>_weight`` that it is weighed by, and of the metric ``term_<name>``
     loss : function of output, batch and whether the batch is shared by several processes
     unit : of the loss; that of the weight is its inverse

@@ -42,10 +42,7 @@ class Asked:
 def parse(words: Sequence[str] | None = None) -> Run:
     """The run that the command line asks for (``sys.argv`` by default).
 
-    Raises
-    ------
-    InputError
-        For anything that cannot be understood or would be ignored.
+    InputError for anything that cannot be understood or would be ignored.
     """
     words = list(sys.argv[1:] if words is None else words)
     asked = read(words)
@@ -55,10 +52,8 @@ def parse(words: Sequence[str] | None = None) -> Run:
 def read(words: Sequence[str]) -> Asked:
     """Words, configuration file and preset, merged into options of the right types.
 
-    Raises
-    ------
-    InputError
-        For an unknown option, a value of the wrong type, a file that cannot be read, or an option that is refused.
+    InputError for an unknown option, a value of the wrong type, a file that cannot be read, or an option that is
+    refused.
     """
     early, rest = _early(words)
     file = configuration_file.read_configuration(early["config"]) if early["config"] else Configuration()

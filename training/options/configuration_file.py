@@ -30,10 +30,7 @@ class Configuration:
 def read_configuration(path: str | Path) -> Configuration:
     """The file's options and its ``phi:`` section with the lines where keys stand.
 
-    Raises
-    ------
-    InputError
-        If the file is missing, is not YAML (with line and column) or is no mapping.
+    InputError if the file is missing, is not YAML (with line and column) or is no mapping.
     """
     path = Path(path)
     if not path.is_file():

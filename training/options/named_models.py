@@ -53,16 +53,11 @@ def settings_of_phi(model: str) -> dict[str, Any]:
 def settings(values: Mapping[str, Any], given: Collection[str], said: Collection[str]) -> dict[str, Any]:
     """Options of the architecture as a named model has them: None where it has no such setting.
 
-    Parameters
-    ----------
     values : {option: value}
     given, said : options that the user gave another value than the default, and all that the user gave; what a data
         set's preset says of mace's architecture does not count
 
-    Raises
-    ------
-    InputError
-        For an option that the model does not have.
+    InputError for an option that the model does not have.
     """
     model = values["model"]
     size = architecture(model)

@@ -63,19 +63,12 @@ def check_mapping(section: object) -> dict[str, Any]:
 def validate(section: object, lines: Mapping[str, str] | None = None, trained_host: bool = False) -> Phi:
     """Check a ``phi:`` section.
 
-    Parameters
-    ----------
-    section : dict
-        Keys and values as read from YAML or the command line.
-    lines : dict or None
-        ``{key: where it stands}`` for messages.
-    trained_host : bool
-        Φ is attached to a trained model: it starts ``small`` unless ``init`` says otherwise.
+    section : keys and values as read from YAML or the command line
+    lines : {key: where it stands}, for messages
+    trained_host : Φ is attached to a trained model: it starts ``small`` unless ``init`` says otherwise
 
-    Raises
-    ------
-    InputError
-        For an unknown key (with the nearest name), a value of the wrong type, or a combination that PhiConfig refuses.
+    InputError for an unknown key (with the nearest name), a value of the wrong type, or a combination that PhiConfig
+    refuses.
     """
     lines = lines or {}
     model = section_model()
@@ -110,10 +103,7 @@ def validate(section: object, lines: Mapping[str, str] | None = None, trained_ho
 def from_command_line(assignments: Iterable[str]) -> dict[str, Any]:
     """``KEY=VALUE`` words to a section; values are read as YAML (``null``, numbers, text).
 
-    Raises
-    ------
-    InputError
-        For a word that is no assignment.
+    InputError for a word that is no assignment.
     """
     section: dict[str, Any] = {}
     for word in assignments:

@@ -96,9 +96,7 @@ class Host(Part):
 def check_specs(specs: object) -> None:
     """Find out whether ``--embedding_specs`` is what mace builds embeddings from.
 
-    Raises
-    ------
-    InputError
+    Raises InputError.
     """
     if not isinstance(specs, dict) or not all(isinstance(spec, dict) for spec in specs.values()):
         raise InputError(f"--embedding_specs: expected a specification by name as in {_EXAMPLE}, got {specs!r}.")

@@ -71,10 +71,7 @@ class Optimiser(Part):
     def factors(self) -> dict[str, float]:
         """{layers: factor} of ``lr_params_factors``; layers that it does not name, and those not in it, have 1.
 
-        Raises
-        ------
-        InputError
-            If it is no JSON of mace's four names with numbers, zero or more.
+        InputError if it is no JSON of mace's four names with numbers, zero or more.
         """
         text = self.lr_params_factors
         try:

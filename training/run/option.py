@@ -14,8 +14,6 @@ HEAD = "Default"
 def option(means: str, *, restart: bool = False, architecture: bool = False) -> Any:
     """A field of a part, named as the option is: its default is that of the command line.
 
-    Parameters
-    ----------
     means : what the option does, for the help and the page of options
     restart : whether it may differ between an interrupted run and its continuation
     architecture : whether it describes the host's network

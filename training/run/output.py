@@ -72,10 +72,7 @@ class Output(Part):
     def skipped(self, heads: list[str]) -> set[str]:
         """Those of a run's heads that tables leave out.
 
-        Raises
-        ------
-        InputError
-            If no head is left.
+        InputError if no head is left.
         """
         found = self._named() & set(heads)
         if found == set(heads):

@@ -80,8 +80,6 @@ def is_active(values: Mapping[str, Any]) -> bool:
 def settled(values: Mapping[str, Any], given: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Options as a run has them, and lines for the log where they are not those that were given.
 
-    Parameters
-    ----------
     values : {option: value}
     given : options that the user gave another value than the default
     """
