@@ -125,8 +125,8 @@ def compare(run: Run, data: RunData, deadline: float | None) -> dict[str, Any] |
         epochs, shares = plan["epochs"], plan["seconds"]
         if plan["max_num_epochs"] != run.stages.max_num_epochs:
             raise InputError(
-                f"--max_num_epochs: the rows in {folder} were begun with {plan['max_num_epochs']}, and all have the "
-                f"same budget. Give that number, not {run.stages.max_num_epochs}, or choose another --name."
+                f"--max_num_epochs: the rows in {folder} were begun with {plan['max_num_epochs']}. Give that, not "
+                f"{run.stages.max_num_epochs}, or choose another --name."
             )
     elif deadline is not None:
         epochs, shares = plan_epochs(runs, data, deadline)

@@ -35,9 +35,8 @@ def build_host(host: Host, data: Data, loss: Loss, training: TrainingSet) -> tup
         options.avg_num_neighbors = scripts_utils.get_avg_num_neighbors(heads, options, loader, torch.device("cpu"))
         if not options.avg_num_neighbors > 0:
             raise InputError(
-                f"--r_max: no two atoms of the training set are within {host.r_max} Å of each other, so there is "
-                "nothing to learn from. Give a larger r_max, structures in Å, or avg_num_neighbors with "
-                "compute_avg_num_neighbors False."
+                f"--r_max: no two atoms of the training set are within {host.r_max} Å. Give a larger one, "
+                "structures in Å, or avg_num_neighbors with compute_avg_num_neighbors False."
             )
         options.mean, options.std = mean_and_scale(host.model, data, training)
         written = [SimpleNamespace(**dataclasses.asdict(head)) for head in heads]  # mace changes them

@@ -95,15 +95,9 @@ def _train(
 
     kind = WholeSetModule if run.optimiser.lbfgs else PotentialModule
     module = kind(
-        built.model,
-        built.objective,
-        run.optimiser,
-        run.stages,
-        built.outputs,
-        len(built.order),
-        built.stage_two,
+        built.model, built.objective, run.optimiser, run.stages, built.outputs, len(built.order), built.stage_two,
         data.heads,
-    )
+    )  # fmt: skip
     history, stages = callbacks.History(folders.results, output.error_table, data.heads), Stages(run.stages)
     last = checkpoints.Checkpoints(
         folders.checkpoints, identity, start, output.save_all_checkpoints, output.keep_checkpoints
@@ -145,13 +139,10 @@ def _fit(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # older torch has no other
-        warnings.filterwarnings(
-            "ignore", message=".*Grad strides do not match.*"
-        )  # of one-row weights: nothing to gain
+        # Older torch has no other name for broadcast_buffers; strides that differ are of weights of one row.
+        for known in ("does not have many workers", "GPU available but not used", "LeafSpec",
+                      "broadcast_buffers. is deprecated", "Grad strides do not match"):  # fmt: skip
+            warnings.filterwarnings("ignore", message=f".*{known}")
         trainer = pl.Trainer(
             **distribution.trainer_settings(run.machine),
             max_epochs=epochs,

@@ -131,9 +131,7 @@ def _check_checkpoint(folders: Folders) -> None:
 def _check_folder(option: str, folder: Path, restart: bool, file: Path | None = None) -> None:
     """Check the folder that an option makes the run use, or one file in a folder that others use too."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(
-            f"--name: {folder} is a file; the run needs a folder there. Choose another --name or {option}."
-        )
+        raise InputError(f"--name: {folder} is a file, not a folder. Choose another --name or {option}.")
     if file and file.is_dir():
         raise InputError(f"--name: {file} is a folder; the log needs that place. Choose another --name or {option}.")
     used = file.exists() if file else folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
@@ -146,9 +144,7 @@ def _check_folder(option: str, folder: Path, restart: bool, file: Path | None = 
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{option}: {existing} cannot be written to, so {folder} cannot be made. Choose another {option}."
-        )
+        raise InputError(f"{option}: {existing} cannot be written to, for {folder}. Choose another {option}.")
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def frame_text(atoms: Atoms, where: str) -> str:
     if changed := _changed(atoms, info, arrays, back):
         raise InputError(
             f"{where} cannot be written as extended XYZ: {', '.join(map(repr, changed[:5]))} would be read back as "
-            "something else. Take it out of the structure, or rename it."
+            "something else. Take it out, or rename it."
         )
     return text
 

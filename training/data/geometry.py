@@ -37,8 +37,7 @@ def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, p
         others = "slabs, and no wires" if 2 in periodicities else "slabs with charge_constraint: project only"
         raise InputError(
             f"{where} is {_KINDS[number]} (pbc {describe_pbc(atoms.pbc)}), and operator: coulomb treats crystals, "
-            f'molecules and {others}. Use operator: graph, or write pbc="T T T" or "F F F" into the file if that '
-            "is meant."
+            f"molecules and {others}. Use operator: graph, or correct the pbc in the file."
         )
     if atoms.pbc.any() and not _spans_space(atoms):
         raise InputError(

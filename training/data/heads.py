@@ -72,9 +72,7 @@ def _parse_heads(text: object) -> dict[str, dict[str, Any]]:
         if not isinstance(name, str) or not name.strip() or "/" in name:
             raise InputError(f"--heads: {name!r} is no name for a head; expected a word such as dft.")
         if not isinstance(settings, dict):
-            raise InputError(
-                f"--heads: head {name!r} is {settings!r}; expected its settings, such as {{'train_file': …}}."
-            )
+            raise InputError(f"--heads: head {name!r} is {settings!r}; expected its settings, {{'train_file': …}}.")
         known = (*OF_A_HEAD, *KEY_OPTIONS, "head_key", "info_keys", "arrays_keys")
         for key in settings:
             if key not in known:
@@ -100,9 +98,7 @@ def _own_keys(settings: Mapping[str, Any], where: str) -> dict[str, str]:
     for place, per_atom in (("info_keys", False), ("arrays_keys", True)):
         named = settings.get(place) or {}
         if not isinstance(named, dict):
-            raise InputError(
-                f"--heads: {where}{place} is {named!r}; expected label: key, as in {{'energy': 'dft_energy'}}."
-            )
+            raise InputError(f"--heads: {where}{place} is {named!r}; expected label: key, as {{'energy': 'E_dft'}}.")
         for name, key in named.items():
             if name in LABELS and LABELS[name].per_atom != per_atom:
                 other = "arrays_keys" if LABELS[name].per_atom else "info_keys"
@@ -128,9 +124,8 @@ def _head(
     if not isinstance(weights, dict) or not all(
         isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values()
     ):
-        raise InputError(
-            f"--config_type_weights: {where}expected numbers, zero or more, by config_type, got {weights!r}."
-        )
+        expected = "numbers, zero or more, by config_type"
+        raise InputError(f"--config_type_weights: {where}expected {expected}, got {weights!r}.")
     files = {kind: _paths(values[f"{kind}_file"], f"--{kind}_file: {where}") for kind in ("train", "valid", "test")}
     if not files["train"]:
         raise InputError(f"--train_file: {where}there are no structures to train on. Give train_file.")

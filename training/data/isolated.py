@@ -72,9 +72,8 @@ def isolated_energies(
             )
     elif choice is None:
         raise InputError(
-            f"--E0s: energies of the isolated atoms are needed{of}. Give a dictionary as in --E0s '{{1: -13.6, 8: "
-            "-2043.0}', a JSON file, 'average' (least squares over the training set), or frames with "
-            "config_type=IsolatedAtom in the training file."
+            f"--E0s: energies of the isolated atoms are needed{of}. Give --E0s '{{1: -13.6, 8: -2043.0}}' (Z: eV), "
+            "a JSON file, 'average' (least squares), or training frames with config_type=IsolatedAtom."
         )
     elif isinstance(choice, dict):
         found = choice

@@ -63,8 +63,7 @@ class Outliers:
         ]
 
     def _outlying_energies(self, members: np.ndarray) -> dict[str, float]:
-        energies = np.array(self._energies)[members]
-        members, energies = members[np.isfinite(energies)], energies[np.isfinite(energies)]
+        members, energies = _finite(members, self._energies)
         if len(members) < SMALLEST_GROUP:
             return {}
         elements = sorted({z for index in members for z in self._fractions[index]})
@@ -76,17 +75,22 @@ class Outliers:
             residual = energies - fractions @ fitted
         residual -= np.median(residual)
         limit = max(DEVIATIONS * float(np.median(np.abs(residual))), LEAST_ENERGY)
-        return {
-            self.name(self._names[members[k]]): float(residual[k]) for k in np.flatnonzero(np.abs(residual) > limit)
-        }
+        return self._beyond(limit, members, residual)
 
     def _outlying_forces(self, members: np.ndarray) -> dict[str, float]:
-        forces = np.array(self._forces)[members]
-        members, forces = members[np.isfinite(forces)], forces[np.isfinite(forces)]
+        members, forces = _finite(members, self._forces)
         if len(members) < SMALLEST_GROUP:
             return {}
-        limit = max(DEVIATIONS * float(np.median(forces)), LEAST_FORCE)
-        return {self.name(self._names[members[k]]): float(forces[k]) for k in np.flatnonzero(forces > limit)}
+        return self._beyond(max(DEVIATIONS * float(np.median(forces)), LEAST_FORCE), members, forces)
+
+    def _beyond(self, limit: float, members: np.ndarray, values: np.ndarray) -> dict[str, float]:
+        return {self.name(self._names[members[k]]): float(values[k]) for k in np.flatnonzero(np.abs(values) > limit)}
+
+
+def _finite(members: np.ndarray, values: "array[float]") -> tuple[np.ndarray, np.ndarray]:
+    """Members of a group that have a value, and their values."""
+    chosen = np.array(values)[members]
+    return members[np.isfinite(chosen)], chosen[np.isfinite(chosen)]
 
 
 def _line(what: str, found: dict[str, float], unit: str, limit: str) -> list[str]:

@@ -100,10 +100,8 @@ class HeadFrames:
         if given is None:
             return sorted(found)
         if unknown := found - set(given):
-            raise InputError(
-                f"--atomic_numbers: the data{of_head(self.head)} hold elements {sorted(unknown)} that are not among "
-                f"{given}."
-            )
+            lacks = f"hold elements {sorted(unknown)} that are not among {given}"
+            raise InputError(f"--atomic_numbers: the data{of_head(self.head)} {lacks}.")
         return given
 
 

@@ -39,9 +39,7 @@ def select(frames: Sequence[Atoms], elements: Sequence[int] | None, replay: Repl
     InputError if there are fewer structures than asked for, or a filter has no elements.
     """
     if replay.filter_type_pt != "none" and not elements:
-        raise InputError(
-            f"--filter_type_pt: {replay.filter_type_pt} chooses by elements: give them by --atomic_numbers."
-        )
+        raise InputError(f"--filter_type_pt: {replay.filter_type_pt} chooses by elements. Give --atomic_numbers.")
     wanted = set(elements or ())
     keep = {
         "none": lambda found: True,

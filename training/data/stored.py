@@ -67,11 +67,11 @@ class _OpenedPerProcess(Sequence[Atoms]):
         self.path, self.placer = Path(path), LabelPlacer(resolve_keys(keys), accepted)
         self._handles: dict[int, Any] = {}
 
-    def open(self) -> Any:
+    def _open(self) -> Any:
         """The file, for reading, in this process."""
         raise NotImplementedError
 
-    def read(self, file: Any, index: int, where: str) -> Atoms:
+    def _read(self, file: Any, index: int, where: str) -> Atoms:
         """The structure of that number; ``where`` names it in messages."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class _OpenedPerProcess(Sequence[Atoms]):
         """The file, opened in this process."""
         process = os.getpid()
         if process not in self._handles:
-            self._handles[process] = self.open()
+            self._handles[process] = self._open()
         return self._handles[process]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,13 +91,12 @@ class _OpenedPerProcess(Sequence[Atoms]):
         index %= len(self)
         where = f"structure {index} of {self.path}"
         try:
-            atoms = self.read(self.handle(), index, where)
+            atoms = self._read(self.handle(), index, where)
         except InputError:
             raise
         except Exception as error:  # whatever the two libraries meet in a damaged file
-            raise InputError(
-                f"{where} cannot be read: {type(error).__name__}: {error}. Is the file complete?"
-            ) from error
+            what = f"{where} cannot be read: {type(error).__name__}: {error}"
+            raise InputError(f"{what}. Is the file complete?") from error
         self.placer.accepted.check_entries(atoms, where)
         return atoms
 
@@ -135,15 +134,13 @@ class Hdf5Frames(_OpenedPerProcess):
         self.groups = groups
         self.ends = np.cumsum([len(file[name]) for name in groups])
 
-    def open(self) -> h5py.File:
-        """The file, for reading, in this process."""
+    def _open(self) -> h5py.File:
         return h5py.File(self.path, "r")
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def read(self, file: h5py.File, index: int, where: str) -> Atoms:
-        """The structure of that number; ``where`` names it in messages."""
+    def _read(self, file: h5py.File, index: int, where: str) -> Atoms:
         part = int(np.searchsorted(self.ends, index, side="right"))
         stored = file[self.groups[part]][f"config_{index - (int(self.ends[part - 1]) if part else 0)}"]
         atoms = Atoms(stored["atomic_numbers"][()], stored["positions"][()])
@@ -189,8 +186,7 @@ class LmdbFrames(_OpenedPerProcess):
         if not self.length:
             raise InputError(f"{path} holds no structure.")
 
-    def open(self) -> Any:
-        """The file, for reading, in this process."""
+    def _open(self) -> Any:
         # LMDB refuses to open a file twice in a process: several data sets share it.
         place = (os.getpid(), self.path.resolve())
         database = _DATABASES.get(place)
@@ -201,8 +197,7 @@ class LmdbFrames(_OpenedPerProcess):
     def __len__(self) -> int:
         return self.length
 
-    def read(self, file: Any, index: int, where: str) -> Atoms:
-        """The structure of that number; ``where`` names it in messages."""
+    def _read(self, file: Any, index: int, where: str) -> Atoms:
         atoms = file.get_atoms(file.ids[index])
         results = {} if atoms.calc is None else atoms.calc.results
         stored = frozenset(

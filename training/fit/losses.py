@@ -128,10 +128,7 @@ def needs(
             asked = loss.loss == name or any(option in given for option in (*weighed, f"{name}_key"))
             found.append(Need(label, weighed, asked))
     if not found:
-        raise InputError(
-            "--energy_weight, --forces_weight and so on: all weights of labels are 0: nothing would be trained. Give "
-            "one of them."
-        )
+        raise InputError("--energy_weight, --forces_weight and so on: all are 0: nothing would be trained. Give one.")
     may_lack = tuple(name for name in optional if not {f"{name}_weight", f"swa_{name}_weight"} & set(given))
     return Needs(loss.loss, tuple(found), IGNORED_WEIGHTS.get(loss.loss, ()), may_lack)
 

@@ -41,15 +41,8 @@ def build_groups(model: torch.nn.Module, part: Optimiser) -> list[dict[str, Any]
     for group in parameter_groups(model):
         factor = group.get("factor", 1.0) * factors.get(group["name"].removesuffix("_decay").removesuffix("_no"), 1.0)
         decay = part.weight_decay if group["decay"] else 0.0
-        groups.append(
-            {
-                "name": group["name"],
-                "params": group["params"],
-                "lr": factor * part.lr,
-                "factor": factor,
-                "weight_decay": decay,
-            }
-        )
+        rates = {"lr": factor * part.lr, "factor": factor, "weight_decay": decay}
+        groups.append({"name": group["name"], "params": group["params"], **rates})
     check_groups(model, groups)
     return groups
 

@@ -74,10 +74,8 @@ def _refuse_twice(node: yaml.Node, path: Path) -> None:
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
-                raise InputError(
-                    f"--config: {key.value} is given twice in {path}, in lines {seen[key.value]} and {line}. Take one "
-                    "out."
-                )
+                lines = f"in lines {seen[key.value]} and {line}"
+                raise InputError(f"--config: {key.value} is given twice in {path}, {lines}. Take one out.")
         inner = [value for _, value in node.value]
     for value in inner:
         _refuse_twice(value, path)

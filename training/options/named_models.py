@@ -72,8 +72,8 @@ def settings(values: Mapping[str, Any], given: Collection[str], said: Collection
     for option in Host.architecture():
         if option in given and option not in own:
             raise InputError(
-                f"--{option}: {model} has no such setting. Leave it out, or choose --model ScaleShiftMACE; {model} has "
-                f"{', '.join(own)}."
+                f"--{option}: {model} has no such setting, but {', '.join(own)}. Leave it out, or choose --model "
+                "ScaleShiftMACE."
             )
     told = {option: _read(option, values[option], like) if option in said else like for option, like in own.items()}
     return dict.fromkeys(Host.architecture()) | told

@@ -116,17 +116,12 @@ class Run:
         if self.loss.polarizability_weight and self.phi is not None and not self.phi.config.responds:
             raise InputError(
                 "--polarizability_weight: with charge_model: direct and polarizable: false nothing responds to a "
-                "field, and the polarisability is zero. Leave it out, or choose charge_model: qeq, sqe or "
-                "polarizable: true."
+                "field. Leave it out, or choose charge_model: qeq, sqe or polarizable: true."
             )
         if self.stages.start_swa is not None and self.loss.loss == "forces_only":
-            raise InputError(
-                "--swa: stage two raises the weight of the energy, which --loss forces_only does not train."
-            )
+            raise InputError("--swa: stage two is for the energy, which --loss forces_only does not train.")
         if self.host.enable_oeq and self.machine.device != "cuda":
-            raise InputError(
-                "--enable_oeq: openequivariance's kernels run on CUDA only. Leave it out, or use --device cuda."
-            )
+            raise InputError("--enable_oeq: openequivariance's kernels run on CUDA only. Use --device cuda.")
         self._check_processes()
         self._check_replay()
         self._check_trained_host()
@@ -152,10 +147,7 @@ class Run:
     def _check_processes(self) -> None:
         """What a distributed run and a comparison cannot do."""
         if self.optimiser.lbfgs and self.machine.distributed:
-            raise InputError(
-                "--lbfgs: its line search takes many gradients of the whole training set per step, which this trainer "
-                "does in a single process. Leave --distributed out, or choose adam or adamw."
-            )
+            raise InputError("--lbfgs takes a single process. Leave --distributed out, or choose adam or adamw.")
         if self.optimiser.lbfgs and self.task.compare:
             raise InputError("--lbfgs: --compare trains its rows with a step per batch; leave one of them out.")
         if self.machine.distributed and self.task.compare:
@@ -171,8 +163,8 @@ class Run:
             raise InputError("--pt_train_file: a data set of the registry has one head. Give files, or leave it out.")
         if isinstance(self.data.E0s, str) and self.data.E0s.lower() == "average":
             raise InputError(
-                "--E0s: average would shift the new heads against the trained model's, and mace refuses it with replay "
-                "too. Give the energies of isolated atoms, or estimated, or foundation."
+                "--E0s: average would shift the new heads against the trained model's. Give the energies of isolated "
+                "atoms, or estimated, or foundation."
             )
 
     def _check_trained_host(self) -> None:
@@ -180,10 +172,7 @@ class Run:
         frozen = self.phi is not None and self.phi.freeze_host
         if self.host.foundation_model is None:
             if frozen:
-                raise InputError(
-                    "phi: freeze_host trains Φ alone, on a host that has not learned anything yet. Give a trained one "
-                    "by --foundation_model, or leave freeze_host out."
-                )
+                raise InputError("phi: freeze_host needs a trained host. Give --foundation_model, or leave it out.")
             return
         if self.host.freeze and frozen:
             raise InputError("--freeze: phi: freeze_host freezes all of the host already; give one of the two.")

@@ -69,9 +69,7 @@ class Host(Part):
         if self.embedding_specs is not None:
             check_specs(self.embedding_specs)
         if self.freeze is not None and self.freeze < 0:
-            raise InputError(
-                f"--freeze: expected 0 (nothing) to 7 (all but what embeds charge and spin), got {self.freeze}."
-            )
+            raise InputError(f"--freeze: expected 0 (nothing) to 7, got {self.freeze}.")
         if self.enable_oeq and len(self.kernels) > 1:
             raise InputError(f"--enable_oeq and --{self.kernels[0]} are both given; choose one kind of kernels.")
         if self.foundation_model is None and self.use_last_readout_only and self.num_interactions == 1:
@@ -101,22 +99,17 @@ def check_specs(specs: object) -> None:
     if not isinstance(specs, dict) or not all(isinstance(spec, dict) for spec in specs.values()):
         raise InputError(f"--embedding_specs: expected a specification by name as in {_EXAMPLE}, got {specs!r}.")
     for name, spec in specs.items():
+        where = f"--embedding_specs: {name}: "
         if unknown := sorted(set(spec) - set(_ENTRIES)):
-            raise InputError(
-                f"--embedding_specs: {name}: unknown entry {unknown[0]!r}; valid are {', '.join(_ENTRIES)}."
-            )
+            raise InputError(f"{where}unknown entry {unknown[0]!r}; valid are {', '.join(_ENTRIES)}.")
         for key, choices in (("type", tuple(_SIZES)), ("per", ("graph", "atom"))):
             if spec.get(key) not in choices:
-                raise InputError(
-                    f"--embedding_specs: {name}: {key} is {spec.get(key)!r}; expected {' or '.join(choices)}."
-                )
+                raise InputError(f"{where}{key} is {spec.get(key)!r}; expected {' or '.join(choices)}.")
         for key in (_SIZES[spec["type"]], "emb_dim"):
             if type(spec.get(key)) is not int or spec[key] < 1:
-                raise InputError(
-                    f"--embedding_specs: {name}: {key} is {spec.get(key)!r}; expected a whole number above zero."
-                )
+                raise InputError(f"{where}{key} is {spec.get(key)!r}; expected a whole number above zero.")
         if spec["per"] == "graph" and spec.get("in_dim", 1) != 1:
             raise InputError(
-                f"--embedding_specs: {name}: in_dim is {spec['in_dim']}, but mace reads one number per structure. Give "
-                "each component a specification of its own, or per: atom."
+                f"{where}in_dim is {spec['in_dim']}, but mace reads one number per structure. Give each component a "
+                "specification of its own, or per: atom."
             )

@@ -50,15 +50,10 @@ class Optimiser(Part):
         if self.scheduler not in SCHEDULERS:
             raise InputError(f"--scheduler: there is no {self.scheduler!r}; choose {', '.join(SCHEDULERS)}.")
         if self.warmup_epochs and self.scheduler != "CosineAnnealingLR":
-            raise InputError(
-                f"--warmup_epochs acts with --scheduler CosineAnnealingLR only; the scheduler is {self.scheduler}."
-            )
+            raise InputError(f"--warmup_epochs acts with CosineAnnealingLR only; --scheduler is {self.scheduler}.")
         self.factors()
         if self.optimizer == "schedulefree" and importlib.util.find_spec("schedulefree") is None:
-            raise InputError(
-                "--optimizer: schedulefree needs the package of that name: pip install schedulefree, or choose adam "
-                "or adamw."
-            )
+            raise InputError("--optimizer: pip install schedulefree, or choose adam or adamw.")
         own = "lbfgs" if self.lbfgs else f"optimizer {self.optimizer}"
         if not self.scheduled and self.scheduler == "CosineAnnealingLR":
             raise InputError(f"--scheduler: CosineAnnealingLR has no effect with --{own}, which takes no schedule.")

@@ -54,16 +54,11 @@ class Output(Part):
         if self.plot_frequency < 0:
             raise InputError(f"--plot_frequency: expected 0 (at the end only) or more, got {self.plot_frequency}.")
         if self.error_table not in FORMS:
-            raise InputError(
-                f"--error_table: {self.error_table} shows polarizabilities, which are not predicted. Choose "
-                f"{', '.join(FORMS)}."
-            )
+            raise InputError(f"--error_table: {self.error_table} is not shown here. Choose {', '.join(FORMS)}.")
         for tracker in ("wandb", "tensorboard"):
             if getattr(self, tracker) and importlib.util.find_spec(tracker) is None:
-                raise InputError(
-                    f"--{tracker}: the package {tracker} is not installed. Run pip install "
-                    f"'phi-equivariant[{tracker}]', or leave --{tracker} out."
-                )
+                needs = f"needs the package {tracker}: pip install 'phi-equivariant[{tracker}]'"
+                raise InputError(f"--{tracker} {needs}, or leave --{tracker} out.")
 
     def unknown_heads(self, heads: list[str]) -> list[str]:
         """Names in ``skip_evaluate_heads`` that no head has; mace has pt_head there by default."""

@@ -31,9 +31,7 @@ class Phi:
         if not 0 < self.host_lr_factor < math.inf:
             raise InputError(f"phi: host_lr_factor is {self.host_lr_factor}; expected a number greater than 0.")
         if self.freeze_host and self.host_lr_factor != 1.0:
-            raise InputError(
-                "phi: freeze_host and host_lr_factor are both given, but a frozen host has no learning rate."
-            )
+            raise InputError("phi: freeze_host and host_lr_factor are both given: a frozen host has no rate.")
         # A weight on a term that is zero by construction would be ignored in silence.
         if self.pde_weight and self.config.poisson == "exact":
             raise InputError(
@@ -45,15 +43,13 @@ class Phi:
 
         if self.net_charge_weight and not operator_class(self.config).carries_charge:
             raise InputError(
-                f"phi: net_charge_weight = {self.net_charge_weight} weighs the net charge, which is zero by "
-                f"construction with operator: {self.config.operator}. Leave net_charge_weight out, or choose "
-                "operator: coulomb."
+                f"phi: net_charge_weight = {self.net_charge_weight} weighs the net charge, zero by construction "
+                f"with operator: {self.config.operator}. Leave it out, or choose operator: coulomb."
             )
         if self.net_charge_weight and self.config.charge_model == "qeq" and self.config.channels == 1:
             raise InputError(
-                f"phi: net_charge_weight = {self.net_charge_weight} weighs the net charge, which is the total charge "
-                "by construction with charge_model: qeq. Leave net_charge_weight out, or choose charge_model: sqe "
-                "or direct."
+                f"phi: net_charge_weight = {self.net_charge_weight} weighs the net charge, the total charge by "
+                "construction with charge_model: qeq. Leave it out, or choose charge_model: sqe or direct."
             )
         if self.pde_warmup_epochs and not (self.pde_weight or self.net_charge_weight):
             raise InputError(
