@@ -59,8 +59,7 @@ def freeze_layers(model: torch.nn.Module, level: int) -> None:
 def single_head(model: Any, head: str | None = None) -> Any:
     """A trained model as mace's fine-tuning takes it: a ``ScaleShiftMACE`` with one head.
 
-    model : mace model in e3nn's layout
-    head : name of the head to keep; the first that is not ``pt_head`` where None
+    ``model`` is in e3nn's layout; ``head`` is kept, the first that is not ``pt_head`` where None.
 
     InputError if there is no such head or mace cannot take it out.
     """

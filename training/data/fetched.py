@@ -30,16 +30,11 @@ def verify(path: Path) -> str:
 
 
 def fetch(url: str, path: Path, check: Callable[[Path], object]) -> str:
-    """Make sure that ``path`` holds the file at ``url``; downloads it if it is not there.
+    """Make sure that ``path`` holds the file at ``url``, which is downloaded if it is not there; returns its sha256.
 
-    The transfer becomes ``path`` only after ``check``; a lock keeps a second process waiting meanwhile. The sha256 is
-    recorded beside the file and compared at every later call, which needs no network.
-
-    url : address of the file
-    path : where to keep it
-    check : called with the path of the complete transfer; raises InputError if it is not what was expected
-
-    Returns sha256 of the file.
+    The transfer becomes ``path`` only after ``check``, which raises InputError if the complete transfer is not what was
+    expected; a lock keeps a second process waiting meanwhile. The sha256 is recorded beside the file and compared at
+    every later call, which needs no network.
 
     InputError if the server cannot be reached or answers with an error, the transfer ends early, the file fails the
     check, the folder is not writable or full, or the file on disk no longer has its recorded sha256.

@@ -17,12 +17,10 @@ _KINDS = ("a molecule", "a wire", "a slab", "a crystal")
 
 
 def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, periodicities: Collection[int]) -> None:
-    """InputError, naming the frame, unless a model of these elements can take its atoms, positions and cell.
+    """InputError, naming the frame ``where``, unless a model can take its atoms, positions and cell.
 
-    atoms : the structure
-    where : its name in messages
-    elements : atomic numbers that the model knows; None for any
-    periodicities : numbers of periodic directions that it treats
+    ``elements`` : atomic numbers that the model knows, None for any; ``periodicities`` : numbers of periodic directions
+    that it treats.
     """
     if len(atoms) == 0:
         raise InputError(f"{where} has no atoms. Remove it.")

@@ -1,21 +1,43 @@
 """The heads of a run: each with its own files, keys and E0s, in the form that mace takes."""
 
 import ast
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
 
 from phi_equivariant.errors import InputError, did_you_mean
 from training.data.labels import KEY_OPTIONS, resolve_keys
-from training.data.literals import literal, read_e0s, read_json
+from training.data.literals import literal, read_json
 from training.data.replay import materials_project
 from training.data.stored_files import is_stored
 from training.quantities import LABELS
 from training.run import HEAD, Data, Head, Host, Replay
 from training.run.data import OF_A_HEAD
 from training.run.replay import PT_HEAD
+
+#: Where energies of isolated atoms may come from, beside a dictionary and a JSON file.
+E0S_FROM = ("average", "estimated", "foundation")
+_Number = Annotated[float, Field(strict=True)]
+_Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_Element = Annotated[int, Field(strict=True, gt=0, lt=119)]
+#: Settings that are numbers, lists or dictionaries of them: the type, and what is said of it.
+_FORMS: dict[str, tuple[Any, str]] = {
+    "E0s": (
+        Annotated[dict[int, pydantic.FiniteFloat], Field(min_length=1)],
+        f"energies (eV) by atomic number, as in {{1: -13.6, 8: -2043.0}}, a JSON file, or one of {', '.join(E0S_FROM)}",
+    ),
+    "config_type_weights": (dict[Any, _Weight], "numbers, zero or more, by config_type, as in {'hot': 0.5}"),
+    "atomic_numbers": (
+        Annotated[list[_Element], Field(min_length=1), pydantic.AfterValidator(lambda numbers: sorted({*numbers}))],
+        "a list as in '[1, 6, 8]'",
+    ),
+    "valid_fraction": (_Number, "a fraction between 0 and 1"),
+    **dict.fromkeys(("mean", "std", "avg_num_neighbors"), (_Number, "a number")),
+}
 
 
 def read_heads(data: Data, host: Host, replay: Replay) -> list[Head]:
@@ -120,41 +142,25 @@ def _head(
     values, notes = dict(values), list[str]()
     if values["statistics_file"] is not None:
         values |= _statistics(values["statistics_file"], values, r_max, where, notes)
-    weights = literal(values["config_type_weights"], f"--config_type_weights: {where}", "{'Default': 1.0, 'hot': 0.5}")
-    if not isinstance(weights, dict) or not all(
-        isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values()
-    ):
-        expected = "numbers, zero or more, by config_type"
-        raise InputError(f"--config_type_weights: {where}expected {expected}, got {weights!r}.")
     files = {kind: _paths(values[f"{kind}_file"], f"--{kind}_file: {where}") for kind in ("train", "valid", "test")}
     if not files["train"]:
         raise InputError(f"--train_file: {where}there are no structures to train on. Give train_file.")
-    fraction = values["valid_fraction"]
-    if not files["valid"] and not (isinstance(fraction, int | float) and 0 < fraction < 1):
-        raise InputError(f"--valid_fraction: {where}expected a fraction between 0 and 1, got {fraction!r}.")
-    numbers = {}
-    for setting in ("mean", "std", "avg_num_neighbors"):
-        value = values[setting]
-        if value is not None and not isinstance(value, int | float):
-            raise InputError(f"--{setting}: {where}expected a number, got {value!r}.")
-        numbers[setting] = None if value is None else float(value)
-    compute = bool(values["compute_avg_num_neighbors"])
+    chosen = {setting: read_value(setting, values[setting], where) for setting in _FORMS}
+    if not files["valid"] and not 0 < (chosen["valid_fraction"] or 0) < 1:
+        expected = _FORMS["valid_fraction"][1]
+        raise InputError(f"--valid_fraction: {where}expected {expected}, got {values['valid_fraction']!r}.")
     return Head(
         name=name,
         train_files=files["train"],
         valid_files=files["valid"],
         test_files=files["test"],
         test_dir=values["test_dir"],
-        E0s=read_e0s(values["E0s"], where),
-        valid_fraction=fraction,
-        config_type_weights=weights,
         keep_isolated_atoms=bool(values["keep_isolated_atoms"]),
         keys=resolve_keys(keys),
         head_key=head_key,
-        atomic_numbers=parse_atomic_numbers(values["atomic_numbers"], where),
-        compute_avg_num_neighbors=compute,
+        compute_avg_num_neighbors=bool(values["compute_avg_num_neighbors"]),
         notes=notes,
-        **numbers,
+        **chosen,
     )
 
 
@@ -170,17 +176,23 @@ def _paths(value: Any, where: str) -> list[str]:
     return [str(path) for path in paths]
 
 
-def parse_atomic_numbers(value: Any, where: str) -> list[int] | None:
-    if value is None:
-        return None
-    numbers = literal(value, f"--atomic_numbers: {where}", "a list as in '[1, 6, 8]'")
-    if not isinstance(numbers, list | tuple) or not numbers or not all(_is_number(number) for number in numbers):
-        raise InputError(f"--atomic_numbers: {where}expected a list as in '[1, 6, 8]', got {value!r}.")
-    return sorted({int(number) for number in numbers})
+def read_value(setting: str, value: Any, where: str = "") -> Any:
+    """A setting of a head as it was given, or as text; None if it was not.
 
+    Of ``E0s``, which may be in a JSON file, the word that says where the energies come from stays.
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 119
+    InputError for what it cannot be.
+    """
+    if value is None or (setting == "E0s" and isinstance(value, str) and value.lower() in E0S_FROM):
+        return value if value is None else value.lower()
+    (kind, expected), name = _FORMS[setting], f"--{setting}: {where}"
+    if setting == "E0s" and isinstance(value, str) and value.endswith(".json"):
+        value = read_json(value, name)
+    value = literal(value, name, expected)
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value)
+    except pydantic.ValidationError:
+        raise InputError(f"{name}expected {expected}, got {value!r}.") from None
 
 
 def _statistics(

@@ -72,10 +72,7 @@ class LabelPlacer:
     """Finds the labels of structures and puts them where the trainer looks for them.
 
     The total charge is always read, the spin and the like only where the host embeds them or a key other than mace's is
-    named.
-
-    keys : label name -> key, as :func:`labels.resolve_keys` gives them
-    accepted : what the model can take
+    named. ``keys`` : label name -> key, as :func:`labels.resolve_keys` gives them.
     """
 
     def __init__(self, keys: Mapping[str, str], accepted: Accepted | None = None) -> None:

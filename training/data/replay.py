@@ -31,11 +31,6 @@ def check_downloaded() -> None:
 def select(frames: Sequence[Atoms], elements: Sequence[int] | None, replay: Replay, seed: int) -> list[int]:
     """Indices of the structures to replay, those that mace's ``fine_tuning_select`` takes with the same seed.
 
-    frames : all structures
-    elements : atomic numbers to filter by
-    replay : ``filter_type_pt``, ``num_samples_pt``, ``allow_random_padding_pt``
-    seed : of the draw
-
     InputError if there are fewer structures than asked for, or a filter has no elements.
     """
     if replay.filter_type_pt != "none" and not elements:
@@ -66,8 +61,7 @@ def select(frames: Sequence[Atoms], elements: Sequence[int] | None, replay: Repl
 def repeat_new_structures(heads: Sequence[HeadFrames], threshold: float) -> None:
     """Repeat the structures of all heads but ``pt_head`` where they are few beside its own, as mace does.
 
-    heads : the structures of all heads; nothing is done if some stay on disk
-    threshold : the share of the replayed ones below which they are repeated
+    ``threshold`` : the share of the replayed ones below which they are repeated. Nothing is done if some stay on disk.
     """
     if any(on_disk(part) for frames in heads for part in frames.train):
         return

@@ -10,7 +10,7 @@ from ase import Atoms
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import StateCount
 from training.data import named_files
-from training.data.heads import parse_atomic_numbers
+from training.data.heads import read_value
 from training.data.labels import CANONICAL, LabelReport
 from training.data.needs import Needs, check_test, sample
 from training.data.parts import Chain, HeadFrames, Part, name_of, of_head, on_disk, picked, random_split
@@ -25,15 +25,7 @@ from training.run.replay import PT_HEAD
 
 
 class HeadReader:
-    """Reads the files of a run's heads.
-
-    data : the run's options for data
-    seed : of the split into training and validation
-    names : of all heads of the run
-    needs : what the loss asks of the data
-    accepted : what the model can take
-    replay : what of the trained model's data is trained on
-    """
+    """Reads the files of a run's heads; ``seed`` of the split into training and validation, ``names`` of all heads."""
 
     def __init__(
         self, data: Data, seed: int, names: list[str], needs: Needs, accepted: Accepted, replay: Replay
@@ -50,7 +42,7 @@ class HeadReader:
             check_downloaded()
         train, e0s, keys = self._read(head, head.train_files, "train", frames, keep=head.keep_isolated_atoms)
         if selects:
-            chosen_elements = parse_atomic_numbers(self.data.atomic_numbers, "")
+            chosen_elements = read_value("atomic_numbers", self.data.atomic_numbers)
             train = [picked(train[0], select(train[0], chosen_elements, self.replay, self.seed))]
             for atoms in train[0]:
                 atoms.info["config_weight"] = self.replay.weight_pt_head

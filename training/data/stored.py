@@ -29,9 +29,7 @@ SAMPLED_BLOCKS, BLOCK = 16, 1 << 16  # of a file's content, for its fingerprint
 def open_stored(path: str | Path, keys: Keys | None = None, accepted: Accepted | None = None) -> Chain:
     """The structures of an HDF5 or LMDB file, or of a folder of them (its files in the order of their numbers).
 
-    path : file or folder
-    keys : label name -> key in LMDB files, as mace's options; HDF5 files have names of their own
-    accepted : what the model can take
+    ``keys`` : label name -> key in LMDB files, as mace's options; HDF5 files have names of their own.
 
     InputError if there is nothing, or nothing that can be read.
     """

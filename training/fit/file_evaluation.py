@@ -32,10 +32,7 @@ class Evaluation:
     ) -> None:
         """Evaluate all structures and write them in their order to a file, which is read again when it is done.
 
-        path : of the file
-        opener : what opens it, compressed or not
-        max_structures, max_atoms : of a batch
-        advance : called with the number of structures after each batch
+        ``opener`` opens it, compressed or not; ``advance`` is called with the number of structures after each batch.
 
         InputError if nothing could be evaluated, or the file does not hold what was written.
         """

@@ -54,11 +54,8 @@ class ValidationSums:
 class PotentialModule(pl.LightningModule):
     """Trains a potential.
 
-    model : anything with mace's call signature
-    optimiser, stages : those parts of the run
-    outputs : which of forces, stress and virials the loss needs
-    stage_two : the objective of stage two
-    heads : names of the validation sets, in the order of their loaders
+    ``model`` : anything with mace's call signature; ``outputs`` : which of forces, stress and virials the loss needs;
+    ``heads`` : names of the validation sets, in the order of their loaders.
     """
 
     schedule: Schedule  # from :meth:`configure_optimizers` on

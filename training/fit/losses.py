@@ -113,10 +113,8 @@ def needs(
 ) -> Needs:
     """The labels that the data must have.
 
-    loss : its options
-    objectives : {stage: objective}
-    given : names of the options that are not at their defaults
-    optional : names of labels that need not be there unless their weights are given
+    ``objectives`` : {stage: objective}; ``given`` : options that are not at their defaults; ``optional`` : labels that
+    need not be there unless their weights are given.
 
     InputError if no label weighs.
     """
@@ -134,10 +132,7 @@ def needs(
 
 
 def idle_weights(loss: Loss, objectives: Mapping[int, Objective], given: Collection[str]) -> list[str]:
-    """Lines for the log: weights of labels that were given and that no term of the loss has, as mace ignores them too.
-
-    loss, objectives, given : as for :func:`needs`
-    """
+    """Lines for the log: weights of labels that were given and that no term of the loss has, as in mace."""
     lines = []
     for name, label in TARGETS.items():
         for stage, option in ((1, f"{name}_weight"), (2, f"swa_{name}_weight")):

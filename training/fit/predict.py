@@ -40,12 +40,8 @@ def evaluate(
 
     In a distributed run every process evaluates its share of the batches and has the errors of all.
 
-    model : with mace's call signature
-    loader : batches and the structures that they come from; empty ones are passed over
-    outputs : which of forces, virials, stress and polarizability the model computes
-    device : where the model is
-    keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
-    on_batch : called with the number of structures of each batch when it is done
+    ``outputs`` : which of forces, virials, stress and polarizability the model computes; ``keep``, ``isolated`` : as of
+    :class:`training.report.error_sums.ErrorSums`; ``on_batch`` is called with the number of structures of each batch.
     """
     model.eval()
     errors = ErrorSums(keep, isolated)

@@ -50,10 +50,7 @@ class Wanted:
 class Predictor:
     """Evaluates a model on structures.
 
-    model : ``PhiPotential`` or a bare host, on its device; torch's default precision must be the model's
-    device : that device
-    head : name of the host's head; may be None where there is one only
-    wanted : optional quantities
+    ``model`` : ``PhiPotential`` or a bare host, on the device; torch's default precision must be the model's.
 
     InputError for a head the model does not have, or a quantity that it does not compute.
     """

@@ -18,8 +18,6 @@ class Stages(Callback):
     In stage two the loss has other weights, the learning rate is ``swa_lr``, and the search for the best epoch begins
     anew. Patience that ends in stage one brings stage two forward, and the end of the run with it: stage two keeps its
     number of epochs. (mace's patience counts the epoch ``start_swa`` as done.)
-
-    part : mace's ``swa``, ``start_swa``, ``swa_lr``, ``patience``, ``eval_interval`` and ``max_num_epochs``
     """
 
     def __init__(self, part: run.Stages) -> None:

@@ -118,8 +118,7 @@ class Parser:
     ) -> dict[str, Any]:
         """{option: value}; unknown ones are refused with the nearest name, and the line if from a file.
 
-        words, file_text : the command line, and the configuration file as YAML
-        lines : where each key stands in the file, for messages
+        ``file_text`` : the configuration file as YAML; ``lines`` : where each key stands in the file, for messages.
         """
         lines = lines or {}
         try:

@@ -63,9 +63,8 @@ def check_mapping(section: object) -> dict[str, Any]:
 def validate(section: object, lines: Mapping[str, str] | None = None, trained_host: bool = False) -> Phi:
     """Check a ``phi:`` section.
 
-    section : keys and values as read from YAML or the command line
-    lines : {key: where it stands}, for messages
-    trained_host : Φ is attached to a trained model: it starts ``small`` unless ``init`` says otherwise
+    ``lines`` : {key: where it stands}, for messages; ``trained_host`` : Φ is attached to a trained model: it starts
+    ``small`` unless ``init`` says otherwise.
 
     InputError for an unknown key (with the nearest name), a value of the wrong type, or a combination that PhiConfig
     refuses.

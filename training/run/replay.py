@@ -80,8 +80,7 @@ def is_active(values: Mapping[str, Any]) -> bool:
 def settled(values: Mapping[str, Any], given: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Options as a run has them, and lines for the log where they are not those that were given.
 
-    values : {option: value}
-    given : options that the user gave another value than the default
+    ``given`` : options that the user gave another value than the default.
     """
     if not is_active(values):
         return {"multiheads_finetuning": False}, []
