@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-slow check install
+.PHONY: train test test-slow check docs install
 
 # One thread: at this size a second one gains little, and on a machine that does other work it costs a lot.
 train: install
@@ -20,6 +20,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/site. A broken link or a docstring that cannot be read is an error.
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
 install: .venv/.installed
 

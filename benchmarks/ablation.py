@@ -191,14 +191,14 @@ def train_all(arguments):
 def main():
     """Train, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/benchmarks.md")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/log.md")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folders of the runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ablation")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="1: all rows once")
     parser.add_argument("--report", action="store_true", help="tables and figure of what is finished")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/log.md"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/ablation.png"))
     arguments = parser.parse_args()
     if not arguments.report:

@@ -78,13 +78,13 @@ def table(results):
 def main():
     """Train what is not finished, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/benchmarks.md")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/log.md")
     parser.add_argument("--runs", type=Path, default=Path("runs/ag3"), help="folders of the runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "ag3")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="the table of what is finished")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/log.md"))
     arguments = parser.parse_args()
     if arguments.report:
         text = table(arguments.results)

@@ -211,10 +211,10 @@ def main():
     parser.add_argument("--keep", type=int, default=1000, help="steps between states on disk")
     parser.add_argument("--out", type=Path, default=Path("runs/nve"), help="states of the simulations")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "nve")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/benchmarks.md")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/log.md")
     parser.add_argument("--train_water", type=Path, metavar="FOLDER")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/log.md"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/nve.png"))
     arguments = parser.parse_args()
     if arguments.train_water:
