@@ -21,7 +21,7 @@ def attach_phi(
     config: PhiConfig | Mapping[str, Any] | None = None,
     taps: Mapping[str, Any] | None = None,
 ) -> PhiPotential:
-    """Give a trained or fresh host a learned electrostatics.
+    """Add a learned electrostatics to a host, trained or fresh.
 
     Parameters
     ----------
@@ -38,30 +38,30 @@ def attach_phi(
     Raises
     ------
     InputError
-        If the host is no such model, or the blocks to tap are not found, have no scalar channel, or already carry Φ;
-        with ``multipoles=1``, if they run on cuequivariance's kernels.
+        If the host is not such a model, or the blocks to tap are not found, do not have a scalar channel, or carry Φ
+        already; with ``multipoles=1``, if they run on cuequivariance's kernels.
     """
     if isinstance(host, PhiPotential):
         raise InputError("the model already carries Φ; call detach() on it first.")
     if not isinstance(host, torch.nn.Module):
         raise InputError(
             f"the host is {host!r}; give a model. A .model file is read by zoo.mace_host.read_model(path, "
-            "trust_pickle=True): a pickle runs code, so only where you trust its origin."
+            "trust_pickle=True). A pickle can run code, so do this only if you trust its origin."
         )
     if not isinstance(config, PhiConfig):
         config = PhiConfig() if config is None else PhiConfig.from_dict(config)
     missing = [name for name in ("r_max", "atomic_numbers") if not hasattr(host, name)]
     if missing:
         raise InputError(
-            f"{type(host).__name__} has no {' and no '.join(missing)}: it is not called as a mace model is. Make a "
-            "host of it by zoo.GenericModel."
+            f"{type(host).__name__} does not have {' and '.join(missing)}: it is not called as a mace model is. "
+            "Make a host of it by zoo.GenericModel."
         )
     found = find_taps(host) if taps is None else read_taps(taps)
     modules = dict(host.named_modules())
     for name in submodules(found):
         if name not in modules:
             near = ", ".join(n for n in modules if n.count(".") <= 1)[:300]
-            raise InputError(f"tap {name!r} is no submodule of {type(host).__name__}; it has {near}.")
+            raise InputError(f"tap {name!r} is not a submodule of {type(host).__name__}; it has {near}.")
         if any(isinstance(hook, RecordedOutput) for hook in modules[name]._forward_hooks.values()):
             raise InputError(
                 f"{type(host).__name__} already carries Φ; call detach() on that potential, and copy hosts before they "

@@ -23,7 +23,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class PhiConfig:
-    """What the Φ-Module computes; everything else (elements, cut-off, irreps) comes from the host it is attached to.
+    """What the Φ-Module computes. Everything else (elements, cut-off, irreps) comes from the host.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class PhiConfig:
         free space, or in a periodic cell with a neutralising background. ``graph``: L is the graph Laplacian of the
         host's neighbour list, as in arXiv 2505.14606.
     poisson
-        ``exact``: one head, the other field follows from Lφ = ρ. ``learned``: two heads that the Poisson residual ties.
+        ``exact``: one head; the other field is that of Lφ = ρ. ``learned``: two heads, tied by the Poisson residual.
     num_modes
         Keep the k smoothest modes through a smooth window (None: all modes). Not size-extensive.
     low_pass
@@ -48,16 +48,16 @@ class PhiConfig:
         ``project`` (default of ``coulomb``): shift ρ to the exact total charge. ``penalty``: leave it to a loss term.
         ``none`` (default of ``graph``, whose charges sum to zero by construction).
     charge_model
-        Of channel 0, with ``coulomb``, ``exact`` and all modes. ``direct``: the heads give the charges. ``qeq``: they
-        are those of least energy for their total, however far they have to move. ``sqe``: the heads' charges flow along
-        the host's edges until that costs more than it gains.
+        Of channel 0, with ``coulomb``, ``exact`` and all modes. ``direct``: the heads give the charges. ``qeq``: the
+        charges of least energy for their total; charge moves any distance. ``sqe``: the heads' charges flow along the
+        host's edges to the least energy.
     polarizable
         Whether atoms have induced dipoles too, with the same operator.
     init
-        ``default``: charges of about 0.2 e. ``small``: start so low that a trained host's energies do not move.
+        ``default``: charges of about 0.2 e. ``small``: start so small that a trained host's energies do not change.
     width
         Start in Å, 0.35 to 1.15, of the widths σ of the ``coulomb`` operator, learned per element from there (None: 0.7
-        covalent radii). Narrow charges act within bonds too, wide ones leave those to the host.
+        covalent radii). Narrow charges act within bonds too, wide ones leave bonds to the host.
     dense_limit
         Structures with more atoms are computed without matrices: sparse products, tiles, a particle mesh and conjugate
         gradients; smaller ones too where that is faster. Results agree; ``num_modes`` needs dense algebra.
@@ -88,7 +88,7 @@ class PhiConfig:
         return self.charge_model != "direct" or self.polarizable
 
     def __post_init__(self) -> None:
-        # What an operator can do it says itself; a description of settings needs no more than their names.
+        # An operator's class says what it can do; a description of the settings needs only their names.
         from phi_equivariant.operators.registry import OPERATORS
 
         choices = {"operator": tuple(OPERATORS), **_CHOICES}
@@ -138,7 +138,7 @@ class PhiConfig:
         if self.charge_constraint is None:
             object.__setattr__(self, "charge_constraint", "project" if kind.carries_charge else "none")
         if self.num_modes == 1 and (not kind.carries_charge or self.charge_constraint == "project"):
-            raise InputError("num_modes is 1, but one mode cannot hold neutral charges; keep at least 2.")
+            raise InputError("num_modes is 1, but one mode cannot hold neutral charges; give at least 2.")
 
     def _check_response(self, can_respond: bool) -> None:
         """InputError where charges or dipoles that respond are combined with what they cannot be."""

@@ -28,9 +28,9 @@ def electronegativity(atomic_number: int) -> float:
     Raises
     ------
     InputError
-        For a number that is no element's.
+        For a number that is not an element's.
     """
     if not 1 <= atomic_number <= 118:
-        raise InputError(f"atomic number {atomic_number} is no element's; expected 1 to 118.")
+        raise InputError(f"atomic number {atomic_number} is not an element's; expected 1 to 118.")
     value = _PAULING[atomic_number - 1] if atomic_number <= len(_PAULING) else None
     return _NEUTRAL if value is None else value

@@ -45,7 +45,7 @@ def read_json(path: Path, limit: int, what: str = "JSON file") -> Any:
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no {what} that can be read ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} is not a {what} that can be read ({type(error).__name__}: {error}).") from error
 
 
 def _no_constant(text: str) -> None:

@@ -23,8 +23,8 @@ from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, s
 class PhiPotential(torch.nn.Module):
     """Host energy plus electrostatics, E = E_host + E_Φ, with forces and stress from one derivative of the sum.
 
-    Built by ``attach_phi``. To mace's ase calculator it reads as a mace model: same call, and the attributes the
-    calculator looks for.
+    Built by ``attach_phi``. mace's ase calculator takes it as a mace model: it has the same call, and the attributes
+    that the calculator looks for.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class PhiPotential(torch.nn.Module):
         self._handles = [host.get_submodule(name).register_forward_hook(hook) for name, hook in self._recorded.items()]
 
     def detach(self) -> torch.nn.Module:
-        """Take the hooks off and give the host back, as it was; this potential cannot be called any more."""
+        """Take the hooks off and give the host back, as it was. This potential cannot be called any more."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -72,7 +72,7 @@ class PhiPotential(torch.nn.Module):
 
     @property
     def products(self) -> torch.nn.ModuleList:
-        """The blocks of the host whose output are its node features."""
+        """The blocks of the host whose outputs are its node features."""
         return cast(torch.nn.ModuleList, self.host.products)
 
     @property
@@ -107,7 +107,7 @@ class PhiPotential(torch.nn.Module):
             (n_structures, 3) in V/Å, 0 where absent
         training: keep the graph, so that a loss on forces can be differentiated
         compute_force, compute_virials, compute_stress: what to differentiate for
-        compute_displacement: give the strain, a leaf, as displacement (n_structures, 3, 3), to differentiate by oneself
+        compute_displacement: give the strain, a leaf, as displacement (n_structures, 3, 3), for your own derivatives
         compute_polarizability: give ∂μ_a/∂F_b as polarizability (n_structures, 3, 3) in e·Å²/V, NaN for periodic
             structures and None if there is no other
 
@@ -127,11 +127,11 @@ class PhiPotential(torch.nn.Module):
         Raises
         ------
         InputError
-            For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is no
-            class of the host's embedding, a cell that nothing can be computed in, with ``operator="coulomb"`` a
-            wire, or a slab whose charges need not sum to the total charge, a field along a periodic direction, a
-            quantity that is not computed, derivatives in inference mode, or if Φ was detached. A charged crystal or
-            slab gives a warning.
+            For positions, cells or total charges that are not finite, atoms that coincide, a charge or spin that is not
+            a class of the host's embedding, a cell that is singular or too thin, with ``operator="coulomb"`` a wire, or
+            a slab whose charges need not sum to the total charge, a field along a periodic direction, a quantity that
+            is not computed, derivatives in inference mode, or if Φ was detached. A charged crystal or slab gives a
+            warning.
         """
         wanted = Wanted(
             "a potential with Φ",
@@ -208,7 +208,7 @@ def run_model(model: torch.nn.Module, data: Batch, **options: Any) -> Output:
     field = data.get(FIELD)
     if field is not None and bool((torch.as_tensor(field) != 0).any()):
         raise InputError(
-            f"{FIELD} is given, but the model is a bare host, whose energy has no charges for a field to act on. Leave "
+            f"{FIELD} is given, but the model is a bare host, which does not have charges for a field to act on. Leave "
             "it out, or use a model with Φ."
         )
     return run_host(model, data, **options)

@@ -51,7 +51,8 @@ class Tap:
             irreps = o3.Irreps(f"{self.irreps}x0e" if width else self.irreps)
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"taps holds {self.irreps!r}, no irreps ({error}); write '32x0e+32x1o', or a number of 0e channels."
+                f"taps holds {self.irreps!r}, which are not irreps ({error}); write '32x0e+32x1o', or a number of 0e "
+                "channels."
             ) from error
         object.__setattr__(self, "irreps", str(irreps))
         if self.layout not in LAYOUTS:

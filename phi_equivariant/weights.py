@@ -45,7 +45,7 @@ def host_type(name: str) -> HostType:
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    """All that is needed to build a potential, or a bare host, again, but for its weights: a JSON-able dictionary.
+    """What is needed to build a potential or a bare host again, except its weights: a JSON-able dictionary.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def describe_model(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def portable(model: torch.nn.Module) -> torch.nn.Module:
-    """The model in the form in which it is saved: the same, but for hosts that run on special kernels.
+    """The model in the form in which it is saved: the same, except for hosts that run on special kernels.
 
     Such a host is converted back by its host type, and a copy of Φ attached to it.
     """
@@ -149,7 +149,7 @@ def read_saved(folder: str | Path) -> SavedModel:
         version, versions = config["format_version"], config["versions"]
         kind = config.get("tensors", "all")
     except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is no configuration of a model ({error!r}).") from error
+        raise InputError(f"{path} is not a configuration of a model ({error!r}).") from error
     if version not in range(1, FORMAT_VERSION + 1) or kind not in ("all", "parameters"):
         raise InputError(
             f"{path} has format version {version!r} ({kind}), this library reads up to {FORMAT_VERSION}; install the "
@@ -244,8 +244,8 @@ def _load_tensors(model: torch.nn.Module, saved: SavedModel) -> None:
     broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise InputError(
-            f"{path} holds values that are not finite (NaN or infinity), in {broken[0]} for one; nobody can compute "
-            "with these weights."
+            f"{path} holds values that are not finite (NaN or infinity), in {broken[0]} for one; these weights "
+            "cannot be used."
         )
     model.load_state_dict(state, strict=False)  # the names were compared above
 
@@ -263,8 +263,8 @@ def host_type_of(host: torch.nn.Module) -> tuple[str, HostType]:
         if kind.matches(host):
             return name, kind
     raise InputError(
-        f"{type(host).__name__} belongs to no installed host type ({', '.join(host_types())}); register one under the "
-        "entry-point group phi_equivariant.hosts."
+        f"{type(host).__name__} does not belong to an installed host type ({', '.join(host_types())}); register "
+        "one under the entry-point group phi_equivariant.hosts."
     )
 
 

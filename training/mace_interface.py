@@ -127,7 +127,7 @@ def irreps(text: object) -> o3.Irreps:
     try:
         return o3.Irreps(str(text))
     except ValueError as error:
-        raise InputError(f"{text!r} are no irreps ({error}); write them as '32x0e+32x1o'.") from error
+        raise InputError(f"{text!r} are not irreps ({error}); write them as '32x0e+32x1o'.") from error
 
 
 def names_of_downloads() -> set[str]:

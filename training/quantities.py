@@ -49,7 +49,7 @@ class Label:
     shape : shape of one structure's label, or of one atom's if ``per_atom``
     plural : for reports
     loss : who has its term of the loss: ``mace``, or ``squares``, the mean over labelled components of w (x − x_ref)²;
-        None for an input of the model, which is no target
+        None for an input of the model, which is not a target
     measures : its errors
     periodic : numbers of periodic directions in which it is defined
     seldom : whether reports name it only where it is

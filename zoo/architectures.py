@@ -63,7 +63,7 @@ def create_model(
     for key in overrides:
         if key not in known:
             hint = did_you_mean(key, known, f"Known are {', '.join(known)}.")
-            raise InputError(f"{key!r} is no setting of {name}. {hint}")
+            raise InputError(f"{key!r} is not a setting of {name}. {hint}")
     if not with_phi and phi is not None:
         raise InputError(f"phi is {phi!r} together with with_phi=False; give one of them.")
     arguments = size.arguments | {
@@ -93,7 +93,7 @@ def _elements(elements: Any) -> list[int]:
     try:
         numbers = sorted({operator.index(z) for z in elements if not isinstance(z, bool)})
         if len(numbers) != len(set(elements)):
-            raise TypeError("True and False are no atomic numbers")
+            raise TypeError("True and False are not atomic numbers")
     except TypeError as error:
         raise InputError(f"elements is {elements!r}; give atomic numbers, as in [1, 6, 8].") from error
     for number in numbers:

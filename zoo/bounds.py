@@ -41,7 +41,7 @@ def read_irreps(text: str, most: int = MOST) -> list[tuple[int, str]]:
     found = [_IRREP.fullmatch(part) for part in str(text).replace(" ", "").split("+")]
     irreps = [(int(match["mul"] or 1), f"{int(match['l'])}{match['p']}") for match in found if match]
     if len(irreps) < len(found):
-        raise InputError("these are no irreps; write them as '32x0e+32x1o'")
+        raise InputError("these are not irreps; write them as '32x0e+32x1o'")
     if sum(mul for mul, _ in irreps) > MOST or any(int(l_p[:-1]) > MOST_L for _, l_p in irreps):
         raise InputError(f"at most {MOST} channels and l = {MOST_L} are allowed")
     if (largest := max(mul for mul, _ in irreps)) > most:
@@ -83,7 +83,7 @@ def check_arguments(types: Mapping[str, Any], arguments: Mapping[str, Any], para
     check_counts(arguments, most)
     for name, value in arguments.items():
         if name not in types:
-            raise InputError(f"{name} is no argument of this host; it has {', '.join(types)}")
+            raise InputError(f"{name} is not an argument of this host; it has {', '.join(types)}")
         try:
             TypeAdapter(types[name], config=_STRICT).validate_python(value, context={"most": most})
         except ValidationError as error:

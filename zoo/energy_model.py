@@ -45,7 +45,7 @@ class EnergyModel(torch.nn.Module, abc.ABC):
     Raises
     ------
     InputError
-        For lists that do not fit the elements, or a cut-off that is no length.
+        For lists that do not fit the elements, or a cut-off that is not a length.
     """
 
     heads = ("Default",)

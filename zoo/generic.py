@@ -58,7 +58,7 @@ class GenericModel(EnergyModel):
     Raises
     ------
     InputError
-        As ``EnergyModel`` does, and for energies that are no function; in the forward pass for energies of another
+        As ``EnergyModel`` does, and for energies that are not a function; in the forward pass for energies of another
         shape or precision or without a derivative by vectors or positions, or a periodic structure.
     """
 
@@ -82,11 +82,13 @@ class GenericModel(EnergyModel):
         if per not in ("atom", "structure"):
             raise InputError(f"per is {per!r}; give 'atom' or 'structure'.")
         if per == "structure" and (train_scale_shift or len(self.scale.unique()) > 1):
-            raise InputError("per='structure' knows no energies of elements: give one atomic_inter_scale, not trained.")
+            raise InputError(
+                "with per='structure' there are no energies of elements: give one atomic_inter_scale, not trained."
+            )
         if not callable(energies):
             raise InputError(f"energies is {energies!r}; give a function of network and graph.")
         if not isinstance(network, torch.nn.Module):
-            raise InputError(f"network is {network!r}; give a torch.nn.Module, whose parameters are to be found.")
+            raise InputError(f"network is {network!r}; give a torch.nn.Module, so that its parameters are found.")
         self.network, self.energies, self.per, self.periodic = network, energies, per, periodic
         self._has_slope = False  # seen once that energies depend on where atoms are
         self.phi_taps = taps

@@ -108,7 +108,7 @@ class MaceHost(Host):
         if accelerated(model):
             raise InputError("the model is in the layout of faster kernels; convert it to e3nn's before saving it.")
         if not len(model.readouts):
-            raise InputError("use_last_readout_only leaves a model with one interaction no readout; use two or more.")
+            raise InputError("use_last_readout_only would leave a model of one interaction without readout; use two.")
         heads = list(getattr(model, "heads", ["Default"]))
         radial, readout = model.radial_embedding, model.readouts[-1]
         linear = type(readout) is modules.LinearReadoutBlock

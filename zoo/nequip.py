@@ -255,7 +255,9 @@ def _check_irreps(hidden_irreps: str, parity: bool) -> o3.Irreps:
     try:
         irreps = o3.Irreps(hidden_irreps).sort().irreps.simplify()
     except ValueError as error:
-        raise InputError(f"hidden_irreps is {hidden_irreps!r}, no irreps ({error}); write '32x0e+32x1o'.") from error
+        raise InputError(
+            f"hidden_irreps is {hidden_irreps!r}, which are not irreps ({error}); write '32x0e+32x1o'."
+        ) from error
     if irreps.count("0e") == 0:
         raise InputError(f"hidden_irreps is {hidden_irreps}; without a 0e channel there is no energy to read.")
     if not parity and any(ir.p == -1 for _, ir in irreps):

@@ -26,7 +26,7 @@ class Architecture:
 
 
 def _mace(hidden_irreps: str, description: str) -> Architecture:
-    """mace's own defaults, but for the channels."""
+    """mace's own defaults, except the channels."""
     return Architecture(
         description,
         "mace",
@@ -53,7 +53,7 @@ def _mace(hidden_irreps: str, description: str) -> Architecture:
 
 
 def _nequip(hidden_irreps: str, description: str) -> Architecture:
-    """NequIP's own defaults, but for the channels."""
+    """NequIP's own defaults, except the channels."""
     return Architecture(
         description,
         "nequip",

@@ -45,7 +45,7 @@ def hardness(atomic_number: int) -> float:
     Raises
     ------
     InputError
-        For a number that is no element's.
+        For a number that is not an element's.
     """
     return _of(_HARDNESS, atomic_number)
 

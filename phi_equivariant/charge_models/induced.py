@@ -104,7 +104,7 @@ def polarise(
             solve = _iterated(elastic)
         dipoles = start_from(last, start)[:, 1:]
         (missing,) = residual(dipoles)
-        # A start from close by is no reason to ask for more than from afar.
+        # A start from close by is not a reason to ask for more than from afar.
         scale = norms(missing, layout).maximum(norms(dipoles / energy.polarisability[:, None], layout))
         dipoles = dipoles + solve(missing, scale)
     if last is not None:

@@ -46,8 +46,8 @@ class PhiCalculator(Calculator):
     along periodic directions, acts on charges and dipoles: −F·Σ(q r + μ), r from the origin of coordinates. −∂E/∂F is
     the dipole about the centre of mass plus the total charge times that centre.
 
-    Threads may share a calculator, in which they wait for each other, or a model, in which they do not. Calculators can
-    be pickled.
+    Threads that share a calculator wait for each other. Threads that share only a model do not. Calculators can be
+    pickled.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ class PhiCalculator(Calculator):
     ------
     InputError
         For an argument, element or head that is not known, a device that is not there, a total charge that is not a
-        number, or that a host which embeds it was not made for, a field that is not three numbers, that a bare host
-        cannot feel or that lies along a periodic direction, positions or a cell that are not finite, a singular cell,
+        number, or that a host which embeds it was not made for, a field that is not three numbers, that is given to a
+        bare host or that lies along a periodic direction, positions or a cell that are not finite, a singular cell,
         or with ``operator="coulomb"`` a wire, or a slab whose charges need not sum to the total charge.
     """
 
@@ -112,7 +112,7 @@ class PhiCalculator(Calculator):
         self.__dict__.update(state, _lock=threading.RLock())
 
     def set(self, **changes: Any) -> dict[str, Any]:
-        """Refuse changes: ase would note them, and nothing would follow."""
+        """Refuse changes: ase would note them, but they would not act."""
         if changes:
             raise InputError(f"{', '.join(changes)} cannot be changed; make another PhiCalculator.")
         return {}
@@ -187,7 +187,7 @@ class PhiCalculator(Calculator):
     def _mean(self, function: Callable[[torch.nn.Module, Batch], torch.Tensor], atoms: Atoms, what: str) -> np.ndarray:
         """The mean over the models of a function of a model and a batch of one structure."""
         if not self.committee.has_phi:
-            raise InputError(f"the model is a bare host, which has no charges; attach Φ for {what}.")
+            raise InputError(f"the model is a bare host, which does not have charges; attach Φ for {what}.")
         with self._lock:
             of_each = [
                 function(model, make([atoms])).detach().cpu().double().numpy()

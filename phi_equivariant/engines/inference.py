@@ -60,7 +60,7 @@ def ready_models(
     Raises
     ------
     InputError
-        For an unknown precision, a device that is not there, or what is no model.
+        For an unknown precision, a device that is not there, or something that is not a model.
     """
     precision, device = read_dtype(dtype), check_device(device)
     given: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
@@ -69,7 +69,9 @@ def ready_models(
         names = sorted(glob.glob(one)) if isinstance(one, str) and glob.has_magic(one) else [one]
         found += [_ready(name, device, precision) for name in names]
     if not found:
-        raise InputError(f"the model is {model!r}, which names none; give a model, or the folder of a saved one.")
+        raise InputError(
+            f"the model is {model!r}, which does not name one; give a model, or the folder of a saved one."
+        )
     return found
 
 
@@ -101,7 +103,7 @@ def _load(name: str | Path, device: torch.device, dtype: torch.dtype | None) -> 
             except InputError as error:
                 raise InputError(f"{name} is not a folder. {error}") from error
             return found
-    raise InputError(f"{name} is no folder of a saved model, nor is a package installed that knows models by name.")
+    raise InputError(f"{name} is not the folder of a saved model, and no installed package knows models by name.")
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -155,7 +157,7 @@ def read_names_of_mace(
         if name not in accepted:
             near = difflib.get_close_matches(name, [*known, *accepted], n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join([*known, *accepted])}."
-            raise InputError(f"{name!r} is no argument of this calculator; {hint}")
+            raise InputError(f"{name!r} is not an argument of this calculator; {hint}")
     return model, dtype, keys
 
 
@@ -216,8 +218,8 @@ class ModelInput:
         ------
         InputError
             For a structure without atoms, with elements that the model does not know, positions or a cell that are not
-            finite, a singular cell, a total charge that is no number or that its atoms cannot have, or what is no class
-            of the host's embedding.
+            finite, a singular cell, a total charge that is not a number or that its atoms cannot have, or a value that
+            is not a class of the host's embedding.
         """
         self._check(structures)
         reference = next(self.model.parameters())

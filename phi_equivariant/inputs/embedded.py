@@ -27,7 +27,7 @@ def check_classes(host: torch.nn.Module, data: Mapping[str, Any]) -> None:
     Raises
     ------
     InputError
-        For a value that is no whole number, which the host would cut off, or none of its classes.
+        For a value that is not a whole number, which the host would cut off, or none of its classes.
     """
     for name, spec in embedding_specs(host).items():
         if spec["type"] != "categorical" or name not in data:

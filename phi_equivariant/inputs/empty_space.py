@@ -6,7 +6,7 @@ import numpy as np
 from ase.geometry import complete_cell
 
 _BOXES = 100_000  # of the cut-off's size, and 100 more for each atom: searching so many takes no longer than the atoms
-_MARGIN = 1.001  # of the cut-off: what is that far apart is no neighbour, whatever the rounding
+_MARGIN = 1.001  # of the cut-off: what is that far apart is not a neighbour, whatever the rounding
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def check_directions(fields: Any, cells: Any, pbc: Any) -> None:
             )
         raise InputError(
             f"{NAME} {where}is {field.tolist()} V/Å, along a periodic direction (pbc {describe_pbc(periodic)}): its "
-            f"potential would jump from cell to cell, and charges would flow for ever. {advice}."
+            f"potential would jump from cell to cell, and charges would flow without end. {advice}."
         )
 
 

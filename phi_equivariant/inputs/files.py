@@ -33,7 +33,7 @@ def read_frames(path: str | Path, names: Iterable[str] = ()) -> Iterator[tuple[i
     Raises
     ------
     InputError
-        If there is no such file, it is empty, or it is no list of frames.
+        If there is no such file, it is empty, or it is not a list of frames.
     """
     path = Path(path)
     check_readable(path)
@@ -125,7 +125,7 @@ class _Frame:
         if not head.strip().removeprefix("+").isdecimal():
             raise InputError(
                 f"ase cannot read {path}: line {lines.number} is {head.strip()[:60]!r}, where frame {index} should "
-                "begin with its number of atoms. Is a number of atoms wrong, or the file no extended XYZ?"
+                "begin with its number of atoms. Is a number of atoms wrong, or is this not extended XYZ?"
             )
         self.size, self.ended = int(head), not lines.next
         self.comment = lines.take()
@@ -157,8 +157,8 @@ class _Frame:
             return error
         if self.vectors and (lost := [key for key in header if header[key] is not None and letters(key) in _KEPT]):
             return InputError(
-                f"{self.where} gives its cell by lines VEC1 …, and ase then reads nothing of the comment line, "
-                f"{lost[0]} not either. Write the cell as Lattice."
+                f"{self.where} gives its cell by lines VEC1 …, and ase then ignores the comment line, "
+                f"so {lost[0]} would be lost. Write the cell as Lattice."
             )
         return self._wrong_columns(header)
 

@@ -54,7 +54,7 @@ def graph(
     edges: of the structure
     told: what the model is told beside the atoms, {name: number, or array with a row for each atom or of one row}
     head: number of the model's head
-    dtype: of what is no whole number
+    dtype: of what is not a whole number
     """
     species = torch.tensor([elements[number] for number in atoms.numbers.tolist()])
     return {

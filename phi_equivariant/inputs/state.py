@@ -65,7 +65,7 @@ class StateReader:
     Raises
     ------
     InputError
-        For a quantity that does not exist, a key that is no text, or bounds that are no two numbers.
+        For a quantity that does not exist, a key that is not text, or bounds that are not two numbers.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class StateReader:
     def __post_init__(self) -> None:
         for name in (*self.keys, *self.seen):
             if name not in QUANTITIES:
-                raise InputError(f"{name!r} is nothing that is read from structures; that are {', '.join(QUANTITIES)}.")
+                raise InputError(f"{name!r} is not read from structures; {', '.join(QUANTITIES)} are.")
         for name, key in self.keys.items():
             if not isinstance(key, str) or not key:
                 raise InputError(f"{name}_key is {key!r}; give the name of an entry of the structures.")
@@ -89,8 +89,8 @@ class StateReader:
         Raises
         ------
         InputError
-            For an entry that is no finite number, entries that differ, one that is spelt in another way, a total charge
-            that the atoms cannot have, or initial charges or magnetic moments that say something else.
+            For an entry that is not a finite number, entries that differ, one that is spelt in another way, a total
+            charge that the atoms cannot have, or initial charges or magnetic moments that say something else.
         """
         quantity = QUANTITIES[name]
         keys = tuple(dict.fromkeys((self.keys.get(name, name), *quantity.names)))
@@ -328,7 +328,7 @@ def _check_electrons(charge: float, atoms: Atoms) -> None:
     if abs(charge) > electrons and len(atoms):
         raise InputError(
             f"total_charge is {charge:+g} e, but {atoms.symbols.formula:hill} has {electrons} electrons when neutral: "
-            "there is no such ion. Correct the charge."
+            "such an ion does not exist. Correct the charge."
         )
 
 

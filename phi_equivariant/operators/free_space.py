@@ -44,7 +44,7 @@ class FreeSpaceMatrix(Part):
         pairs = pairs & ~torch.eye(layout.n_max, dtype=torch.bool, device=pairs.device)
         positions = layout.pad(self.structures.positions)
         squared = (positions[:, :, None] - positions[:, None, :]).square().sum(-1)
-        # A root has no derivative at zero: entries that are no pair of atoms get a distance that is not used.
+        # A root has no derivative at zero: entries that are not a pair of atoms get a distance that is not used.
         distance = squared.where(pairs, squared.new_ones(())).sqrt()  # (n_structures, n_max, n_max)
         potential = charge_kernel(distance, self._gamma_squared(pairs)).where(pairs, squared.new_zeros(()))
         return potential + torch.diag_embed(layout.pad(self.diagonal()))
@@ -173,7 +173,7 @@ def _rows(
     for axis in range(3):
         squared = squared + (inside[:, None, axis] - beyond[None, :, axis]).square()  # (n_rows, n_rest)
     upper = torch.ones_like(squared, dtype=torch.bool).triu(1)
-    # A root has no derivative at zero: entries that are no pair i < j get a distance that is not used.
+    # A root has no derivative at zero: entries that are not a pair i < j get a distance that is not used.
     distance = squared.where(upper, squared.new_ones(())).sqrt()
     gamma_squared = width_squared[first:last, None] + width_squared[None, first:]
     kernel = charge_kernel(distance, gamma_squared).triu(1)

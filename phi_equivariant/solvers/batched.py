@@ -123,8 +123,8 @@ def _failure(
     about = f"the {system.what} of a structure of {int(layout.counts[worst])} atoms"
     if not bool(finite[worst]):
         return ConvergenceError(
-            f"{about} have no solution, for what they follow from is not finite (NaN or infinity): look at the "
-            "weights, the node features and the positions."
+            f"{about} have no solution, because what they are computed from is not finite (NaN or infinity): "
+            "look at the weights, the node features and the positions."
         )
     precision = str(dtype).removeprefix("torch.")
     advice = "Compute in float64, and look" if dtype == torch.float32 else "Look"

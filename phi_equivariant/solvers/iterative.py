@@ -77,8 +77,8 @@ def conjugate_gradients(
         steps += taken
     if not bool(torch.isfinite(rhs).all()):
         raise ConvergenceError(
-            f"the low-pass of a structure of {len(rhs)} atoms has no solution, for its fields are not finite (NaN or "
-            "infinity): look at the weights and the node features."
+            f"the low-pass of a structure of {len(rhs)} atoms has no solution, because its fields are not finite (NaN "
+            "or infinity): look at the weights and the node features."
         )
     reached = (squared.sqrt() / rhs.norm(dim=0).clamp(min=torch.finfo(rhs.dtype).tiny)).max()
     precision = str(rhs.dtype).removeprefix("torch.")

@@ -158,9 +158,9 @@ def test_explicit_taps_equal_those_found():
 
 def test_attaching_where_it_makes_no_sense():
     host = mace_host()
-    with pytest.raises(InputError, match="'blocks.0' is no submodule of ScaleShiftMACE"):
+    with pytest.raises(InputError, match="'blocks.0' is not a submodule of ScaleShiftMACE"):
         attach_phi(host, taps={"blocks.0": "8x0e"})
-    with pytest.raises(InputError, match="Linear has no r_max and no atomic_numbers.*GenericModel"):
+    with pytest.raises(InputError, match="Linear does not have r_max and atomic_numbers.*GenericModel"):
         attach_phi(torch.nn.Linear(2, 2))
     attach_phi(host)
     with pytest.raises(InputError, match="already carries Φ; call detach"):
@@ -171,7 +171,7 @@ def test_attaching_where_it_makes_no_sense():
         attach_phi("trained.model")
     with pytest.raises(InputError, match="did you mean 'operator'"):
         attach_phi(mace_host(), {"operatr": "graph"})
-    with pytest.raises(InputError, match="no irreps"):
+    with pytest.raises(InputError, match="not irreps"):
         attach_phi(mace_host(), taps={"products.0": "hello"})
     with pytest.raises(InputError, match="shape .*32.*; irreps 4x0e have width 4"):
         attach_phi(mace_host(), taps={"products.0": "4x0e"})(batch_of(ethanol()))

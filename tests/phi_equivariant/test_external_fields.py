@@ -246,7 +246,7 @@ def test_what_is_refused():
         results(model, atoms)
     bare = in_field(ethanol(), [0, 0, 0.1])
     bare.calc = PhiCalculator(copy.deepcopy(host()))
-    with pytest.raises(InputError, match="bare host.*no charges for a field to act on"):
+    with pytest.raises(InputError, match="bare host.*not have charges for a field to act on"):
         bare.get_potential_energy()
     batch = batch_of(ethanol(), ethanol())
     with pytest.raises(InputError, match="for 2 structures; give three finite numbers for each"):

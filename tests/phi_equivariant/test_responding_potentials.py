@@ -109,7 +109,7 @@ def test_iterations_start_where_the_last_one_ended(monkeypatch):
     atoms.positions[0] += 1e-9
     run(model, atoms)
     assert sum(taken for _, taken in steps) < 0.5 * first
-    run(model, molecule("H2O"))  # others in between are no start
+    run(model, molecule("H2O"))  # others in between are not used as a start
     assert np.isfinite(run(model, atoms)["energy"]).all()
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 
 class Layer(torch.nn.Module):
-    """Increments of scalars and vectors, and something that is no feature."""
+    """Increments of scalars and vectors, and something that is not a feature."""
 
     def __init__(self, width):
         super().__init__()
@@ -129,8 +129,8 @@ def test_taps_survive_json():
     [
         ("a", "taps is 'a'; give a dictionary"),
         ({"a": []}, "nothing to read in 'a'"),
-        ({"a": "hello"}, "no irreps"),
-        ({"a": True}, "no irreps"),
+        ({"a": "hello"}, "not irreps"),
+        ({"a": True}, "not irreps"),
         ({"a": {"element": 0}}, "give irreps and, where needed, element"),
         ({"a": {"irreps": 3, "elment": 0}}, "give irreps and, where needed, element"),
         ({"a": {"irreps": 3, "element": [0]}}, "element is .*, a list"),
@@ -169,7 +169,7 @@ def test_submodules_that_run_twice_or_carry_phi_already():
     model = attach_phi(host(), taps=BOTH)
     with pytest.raises(InputError, match="already carries Φ"):
         attach_phi(model.host, taps={"network.embedding": 6})
-    with pytest.raises(InputError, match="'network.embeding' is no submodule"):
+    with pytest.raises(InputError, match="'network.embeding' is not a submodule"):
         attach_phi(host(), taps={"network.layers.0": Tap(6, increment=True, start="network.embeding")})
     with pytest.raises(InputError, match="declares no phi_taps"):
         attach_phi(host())

@@ -59,7 +59,7 @@ def test_layers_of_different_correlation(tmp_path):
 
 
 def test_what_cannot_be_saved_writes_nothing(tmp_path):
-    with pytest.raises(InputError, match="no readout"):
+    with pytest.raises(InputError, match="without readout"):
         save_model(mace_host(num_interactions=1, use_last_readout_only=True), tmp_path / "none")
     with pytest.raises(TypeError):
         save_model(mace_host(), tmp_path / "notes", notes={"value": torch.ones(1)})
@@ -134,16 +134,16 @@ def test_files_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="dtype is 'half'"):
         load_model(tmp_path, dtype="half")
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(InputError, match="no configuration of a model"):
+    with pytest.raises(InputError, match="not a configuration of a model"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="no configuration of a model.*JSONDecodeError"):
+    with pytest.raises(InputError, match="not a configuration of a model.*JSONDecodeError"):
         load_model(tmp_path)
     with pytest.raises(InputError, match="has no config.json"):
         load_model(tmp_path / "nowhere")
 
 
 def test_models_of_no_known_type_are_refused(tmp_path):
-    with pytest.raises(InputError, match="Linear belongs to no installed host type"):
+    with pytest.raises(InputError, match="Linear does not belong to an installed host type"):
         save_model(torch.nn.Linear(2, 2), tmp_path / "new")
     assert not (tmp_path / "new").exists()

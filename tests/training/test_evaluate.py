@@ -306,7 +306,7 @@ def test_bad_frames_are_named_or_left_out(tmp_path, case):
 
 
 def test_frames_that_ase_cannot_read(tmp_path):
-    """One is left out like any other bad frame; a file that is no list of frames is refused."""
+    """One is left out like any other bad frame; a file that is not a list of frames is refused."""
     path = tmp_path / "in.xyz"
     ase.io.write(path, [molecule("H2O")] * 4, format="extxyz")
     lines = path.read_text().splitlines()

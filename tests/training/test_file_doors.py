@@ -299,7 +299,7 @@ def test_a_frame_that_the_model_has_no_energy_for_is_named_in_tests(tmp_path):
 
 @pytest.mark.parametrize("lbfgs", [None, True])
 def test_a_step_whose_loss_is_not_finite_names_its_frames(tmp_path, capsys, lbfgs):
-    """Labels of 1e200, whose square is no number: the step's frames by file and number, not a lower learning rate."""
+    """Labels of 1e200, whose square is not a number: the message names the frames, not a lower learning rate."""
     frames = ase.io.read(molecules(tmp_path / "train.xyz", count=8), ":")
     for index, atoms in enumerate(frames):
         forces = atoms.get_forces() * (1e200 if index == 5 else 1)

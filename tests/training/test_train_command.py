@@ -74,7 +74,7 @@ BAD = {
     "name with a slash": ({"name": "a/b"}, ("--name", "a/b")),
     "name of the parent": ({"name": ".."}, ("--name", "'..'")),
     "long name": ({"name": 300 * "n"}, ("--name", "nnn")),
-    "setting that is no YAML": ({"phi": ["channels=["]}, ("--phi", "channels=[")),
+    "setting that is not YAML": ({"phi": ["channels=["]}, ("--phi", "channels=[")),
     "no stage two": ({"start_swa": 0}, ("--start_swa", "0")),
     "stage two of forces": ({"swa": True, "loss": "forces_only"}, ("--swa", "forces_only")),
     "negative weight": ({"swa_energy_weight": -1.0}, ("--swa_energy_weight", "-1.0")),

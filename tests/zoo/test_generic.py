@@ -123,7 +123,7 @@ def test_what_does_not_fit(tmp_path):
         host(of_positions)(batch_of(ethanol(), molecule("H2O")))
     with pytest.raises(InputError, match="gave tuple for 9 atoms"):
         host(lambda network, graph: (of_edges(network, graph), None))(batch_of(ethanol()))
-    with pytest.raises(InputError, match="GenericModel belongs to no installed host type"):
+    with pytest.raises(InputError, match="GenericModel does not belong to an installed host type"):
         save_model(host(), tmp_path)
 
 

@@ -281,7 +281,7 @@ def test_forces_without_gradient_mode_and_without_touching_the_callers_batch(bar
     ("given", "message"),
     [
         (dict(hidden_irreps="8x1o"), "hidden_irreps is 8x1o; without a 0e channel"),
-        (dict(hidden_irreps="hello"), "hidden_irreps is 'hello', no irreps"),
+        (dict(hidden_irreps="hello"), "hidden_irreps is 'hello', which are not irreps"),
         (dict(hidden_irreps="8x0e+8x1o", parity=False), r"parity=False; write all irreps even, such as 8x0e\+8x1e"),
         (dict(atomic_energies=[1.0, 2.0]), r"atomic_energies is \[1.0, 2.0\] for 4 elements"),
         (dict(atomic_inter_scale=float("nan")), "atomic_inter_scale is nan for 4 elements"),

@@ -166,8 +166,8 @@ def test_saved_and_loaded_with_trained_scale(tmp_path):
     [
         ("phi-schnet-small", [1, 100], {}, r"atomic_numbers has \[100\].* up to 99"),
         ("phi-schnet-small", [1], {"hidden_channels": 10**6}, "hidden_channels is 1000000"),
-        ("phi-schnet-small", [1], {"avg_num_neighbors": 9.0}, "'avg_num_neighbors' is no setting"),
-        ("phi-schnet-small", [1], {"hidden_irreps": "8x0e"}, "'hidden_irreps' is no setting"),
+        ("phi-schnet-small", [1], {"avg_num_neighbors": 9.0}, "'avg_num_neighbors' is not a setting"),
+        ("phi-schnet-small", [1], {"hidden_irreps": "8x0e"}, "'hidden_irreps' is not a setting"),
         ("phi-visnet-small", [1], {"max_ell": 3}, "max_ell is 3; ViSNet has"),
         ("phi-visnet-small", [1], {"num_heads": 7}, "divisible"),
     ],

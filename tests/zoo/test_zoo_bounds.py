@@ -43,12 +43,12 @@ GOOD = {"width": 50, "irreps": "8x0e", "rate": 1.0, "layers": [1, 2], "name": "x
         ({"width": 3.5}, "width is 3.5"),
         ({"layers": [1, -(10**9)]}, "layers is -1000000000"),
         ({"layers": "12"}, "layers is '12'"),
-        ({"irreps": "1_000x0e"}, "irreps is '1_000x0e'; .*no irreps"),
+        ({"irreps": "1_000x0e"}, "irreps is '1_000x0e'; .*not irreps"),
         ({"irreps": "300x0e"}, "300 channels of a kind need more parameters"),
         ({"rate": math.inf}, "rate is inf"),
         ({"rate": "1"}, "rate is '1'"),
         ({"name": ["x"]}, "name is"),
-        ({"colour": 1}, "colour is no argument of this host"),
+        ({"colour": 1}, "colour is not an argument of this host"),
     ],
 )
 def test_a_host_that_is_unknown_here_has_bounds_by_its_types(change, match):
@@ -89,7 +89,7 @@ def test_every_size_is_within_its_own_bounds(name):
         ({"correlation": [1]}, "correlation is .1. for 2 interactions"),
         ({"hidden_irreps": "4x1o"}, "without 0e channels"),
         ({"embedding_specs": {"q": {"num_classes": 10**9, "emb_dim": 64}}}, "num_classes is 1000000000"),
-        ({"cueq_config": {"enabled": True}}, "cueq_config is no argument"),
+        ({"cueq_config": {"enabled": True}}, "cueq_config is not an argument"),
         ({"gate": ["silu"]}, "gate is"),
     ],
 )

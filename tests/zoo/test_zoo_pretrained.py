@@ -133,10 +133,10 @@ def test_the_card_says_what_the_run_knows(finished, exported):
 
 def test_what_cannot_be_exported(finished, exported, tmp_path):
     refuses("exists already", export.export, finished, exported)
-    refuses("no name of a trained model", export.export, finished, tmp_path / "my_model")
+    refuses("not a name of a trained model", export.export, finished, tmp_path / "my_model")
     (tmp_path / "run").mkdir()
     refuses(
-        "no finished run .* no config.yaml, data.json, errors.json", export.export, tmp_path / "run", tmp_path / NAME
+        "not a finished run .* no config.yaml, data.json, errors.json", export.export, tmp_path / "run", tmp_path / NAME
     )
     refuses("bare: .* was trained with Φ", export.export, finished, tmp_path / NAME, bare=[finished])
     (tmp_path / "no.xyz").write_text("nothing")
@@ -151,7 +151,7 @@ def test_what_cannot_be_exported(finished, exported, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(other))
     refuses("more: .* its host or Φ is another", export.export, finished, tmp_path / NAME, more=[tmp_path / "run"])
     (tmp_path / "run" / "data.json").write_text(json.dumps({"train_file": "/else/where.xyz"}))
-    refuses("cannot stand side by side", export.export, finished, tmp_path / NAME, more=[tmp_path / "run"])
+    refuses("different data cannot be compared", export.export, finished, tmp_path / NAME, more=[tmp_path / "run"])
     refuses("structure: .*cannot be read", export.export, finished, tmp_path / NAME, structure=tmp_path / "no.xyz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["no.xyz", "run"]
 
@@ -193,15 +193,15 @@ def test_what_a_registry_does_not_take(folder, shared, tmp_path):
     ("change", "match"),
     [
         (lambda r: r.update(format_version=2), "format version 2"),
-        (lambda r: r["models"].update({"../../evil": r["models"][NAME]}), "no name of a trained model"),
-        (lambda r: r["models"].update({"phi-mace-x./etc": r["models"][NAME]}), "no name of a trained model"),
+        (lambda r: r["models"].update({"../../evil": r["models"][NAME]}), "not a name of a trained model"),
+        (lambda r: r["models"].update({"phi-mace-x./etc": r["models"][NAME]}), "not a name of a trained model"),
         (lambda r: r["models"][NAME]["files"].update({"../x": {"sha256": "0" * 64, "size": 1}}), "has the files"),
         (lambda r: r["models"][NAME]["files"].pop("card.yaml"), "has the files"),
         (lambda r: r["models"][NAME]["files"]["card.yaml"].update(size=10**15), "has 1000000000000000 bytes"),
         (lambda r: r["models"][NAME]["files"]["card.yaml"].update(size=True), "has True bytes"),
         (lambda r: r["models"][NAME]["files"]["card.yaml"].update(sha256="../../x"), "expected 64 digits"),
-        (lambda r: r["models"][NAME].update(urls=["file:///etc"]), "is no address"),
-        (lambda r: r.update(models=[1]), "no registry of models"),
+        (lambda r: r["models"][NAME].update(urls=["file:///etc"]), "is not an address"),
+        (lambda r: r.update(models=[1]), "not a registry of models"),
     ],
 )
 def test_hostile_registries(server, tmp_path, change, match):
@@ -250,7 +250,7 @@ def test_by_address(server, monkeypatch):
         load_pretrained,
         server.url + NAME[:-1] + "d",
     )
-    refuses("no name of a trained model", load_pretrained, server.url + "..")
+    refuses("not a name of a trained model", load_pretrained, server.url + "..")
 
 
 def test_a_mirror_cannot_change_what_the_package_has(server, shared, monkeypatch):
@@ -271,7 +271,7 @@ def test_a_mirror_cannot_change_what_the_package_has(server, shared, monkeypatch
     "name", ["phi-mace-tiny.emt/../x", "..", "/etc", "phi-mace-tiny.emt\x00", "a" * 200, "", "con"]
 )
 def test_names_that_are_none(name):
-    refuses("no name of a trained model|is no folder|has no config.json", load_pretrained, name)
+    refuses("not a name of a trained model|is not a folder|has no config.json", load_pretrained, name)
 
 
 # Hostile folders
@@ -297,11 +297,11 @@ def test_hostile_weights(folder, no_building, weights):
     ("where", "value", "match"),
     [
         ("host.type", "os.system", "host type 'os.system' is not one of"),
-        ("host.type", {"a": 1}, "no configuration"),
+        ("host.type", {"a": 1}, "not a configuration"),
         ("host.arguments.hidden_irreps", "1000000000x0e", "at most 8192 channels"),
         ("host.arguments.hidden_irreps", "4096x0e", "hidden_irreps is .*4096 channels of a kind need more parameters"),
         ("host.arguments.hidden_irreps", "8x0e+8x99e", "l = 6 are allowed"),
-        ("host.arguments.hidden_irreps", "__import__('os')", "no irreps"),
+        ("host.arguments.hidden_irreps", "__import__('os')", "not irreps"),
         ("host.arguments.num_interactions", 10**9, "num_interactions is 1000000000; expected at most"),
         ("host.arguments.num_interactions", True, "num_interactions is True"),
         ("host.arguments.num_interactions", [], r"num_interactions is \[\]"),
@@ -323,7 +323,7 @@ def test_hostile_weights(folder, no_building, weights):
         ("phi.taps", {"a": {"irreps": "1000000000x0e"}}, "at most 8192 channels"),
         ("phi.taps", {"a": ["1x0e"] * 100}, "has 100 parts; at most 8"),
         ("phi.taps", {"a": ["1x0e", {"irreps": "1x0e", "element": [0]}]}, "element is"),
-        ("phi", 3, "no configuration"),
+        ("phi", 3, "not a configuration"),
     ],
 )  # fmt: skip
 def test_hostile_configurations(folder, no_building, where, value, match):
@@ -369,10 +369,10 @@ def test_references_that_are_none(folder, finished):
     dense = {"numbers": [6] * 500, "positions": np.random.default_rng(0).random((500, 3)).tolist(), "total_charge": 0.0}
     dense |= {"cell": np.diag([0.5] * 3).tolist(), "pbc": [True] * 3}
     for change, match in (
-        ({"structure": {}}, "no reference of a model"),
+        ({"structure": {}}, "not a reference of a model"),
         ({"energy": None}, "energy do not fit"),
         ({"charges": [0.0]}, "charges do not fit"),
-        ({"forces": "x"}, "no reference of a model"),
+        ({"forces": "x"}, "not a reference of a model"),
         ({"structure": {**good["structure"], "numbers": [1] * 501}}, "501 atoms"),
         ({"structure": {**good["structure"], "numbers": [79] * 6}}, "does not know atomic numbers"),
         ({"structure": dense}, "500 atoms in a periodic cell of 0.125"),
@@ -394,8 +394,8 @@ def test_parameters_without_a_reference(folder, finished, no_building):
     ("text", "match"),
     [
         ("a: &a [1]\nb: *a", "aliases are not read"),
-        ("!!python/object/apply:os.system [ls]", "no YAML that can be read"),
-        ("[" * 5000, "no YAML that can be read"),
+        ("!!python/object/apply:os.system [ls]", "not YAML that can be read"),
+        ("[" * 5000, "not YAML that can be read"),
         ("- 1", "holds list"),
         ("name: x", "lacks description"),
     ],
@@ -433,7 +433,7 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
         (["verify", str(tmp_path), NAME], f"1 of 2 models are not right: {tmp_path}"),
         (["info", str(tmp_path)], "has no card.yaml"),
         (["add", str(folder), str(tmp_path / "mine.json")], "others look for registry.json"),
-        (["export", str(tmp_path), str(tmp_path / "x")], "no name of a trained model"),
+        (["export", str(tmp_path), str(tmp_path / "x")], "not a name of a trained model"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err

@@ -115,7 +115,7 @@ def _plain(value: object) -> object:
     """Numpy's objects within lists and dictionaries as Python's."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no text, number, list or dictionary")
+    raise TypeError(f"{type(value).__name__} is not a text, number, list or dictionary")
 
 
 def _reads_as_itself(text: str) -> bool:

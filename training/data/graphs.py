@@ -54,7 +54,7 @@ class GraphMaker:
         return made
 
     def _told(self, atoms: Atoms) -> dict[str, Any]:
-        """What a model reads beside the atoms and is no target, with mace's value where a structure says nothing."""
+        """What a model reads beside the atoms and is not a target, with mace's value where a structure says nothing."""
         info = atoms.info
         names = {"total_charge", "total_spin", *self.specs} & set(QUANTITIES)
         told: dict[str, Any] = {name: float(info.get(name, QUANTITIES[name].absent)) for name in sorted(names)}

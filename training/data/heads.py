@@ -92,7 +92,7 @@ def _parse_heads(text: object) -> dict[str, dict[str, Any]]:
         raise InputError(f"--heads: expected heads with their settings as in mace, {{'dft': {{…}}, …}}, got {text!r}.")
     for name, settings in found.items():
         if not isinstance(name, str) or not name.strip() or "/" in name:
-            raise InputError(f"--heads: {name!r} is no name for a head; expected a word such as dft.")
+            raise InputError(f"--heads: {name!r} is not a name for a head; expected a word such as dft.")
         if not isinstance(settings, dict):
             raise InputError(f"--heads: head {name!r} is {settings!r}; expected its settings, {{'train_file': …}}.")
         known = (*OF_A_HEAD, *KEY_OPTIONS, "head_key", "info_keys", "arrays_keys")
@@ -203,7 +203,7 @@ def _statistics(
     found = read_json(path, name)
     needed = ("atomic_numbers", "atomic_energies", "avg_num_neighbors", "mean", "std")
     if not isinstance(found, dict) or (missing := [key for key in needed if key not in found]):
-        what = f"it lacks {', '.join(missing)}" if isinstance(found, dict) else "it is no dictionary"
+        what = f"it lacks {', '.join(missing)}" if isinstance(found, dict) else "it is not a dictionary"
         raise InputError(f"{name}{path} is not what mace_prepare_data writes: {what}.")
     made_with = found.get("r_max")
     if made_with is not None and r_max is not None and abs(float(made_with) - r_max) > 1e-9:
@@ -213,7 +213,7 @@ def _statistics(
         )
     energies = found["atomic_energies"]
     if isinstance(energies, str):
-        # With numpy 2 mace_prepare_data writes np.int64(1): np.float64(-13.6), which is no literal.
+        # With numpy 2 mace_prepare_data writes np.int64(1): np.float64(-13.6), which is not a literal.
         energies = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", energies)
     taken = {"atomic_numbers": found["atomic_numbers"], "E0s": energies}
     for setting in ("mean", "std", "avg_num_neighbors"):

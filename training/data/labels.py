@@ -33,7 +33,7 @@ def resolve_keys(keys: Mapping[str, str | None] | None) -> dict[str, str]:
             continue
         if name not in LABELS:
             hint = did_you_mean(option, KEY_OPTIONS, f"The labels' options are {', '.join(KEY_OPTIONS)}.", n=3)
-            raise InputError(f"{option!r} names no label. {hint}")
+            raise InputError(f"{option!r} does not name a label. {hint}")
         if not isinstance(key, str) or not key:
             raise InputError(f"{name}_key is {key!r}; expected the name of the entry that holds the {name}.")
         resolved[name] = key

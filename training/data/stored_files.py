@@ -48,7 +48,9 @@ def test_sets_of_folder(folder: str | Path, sharded: bool) -> dict[str, list[Pat
             name = file.stem if file in whole else re.sub(r"_*\d+$", "", file.stem)
             sets.setdefault(name, []).append(file)
     if not sets:
-        raise InputError(f"--test_dir: {folder} holds no test set: no *_test.h5, no files of mace_prepare_data.")
+        raise InputError(
+            f"--test_dir: {folder} does not hold a test set: neither *_test.h5 nor other files of mace_prepare_data."
+        )
     return sets
 
 

@@ -50,7 +50,7 @@ class FrameStream:
     embeddings : mace's ``embedding_specs`` of the model: entries that every structure must have
     skip_bad : leave unusable frames out instead of refusing the file
     usual : {quantity: key} of the total charge and the like that the model was trained with: where no structure has the
-        key, that is no mistake of the one who evaluates, who has named none
+        key, that is not a mistake of the one who evaluates, who has named none
     ions : whether a total charge must be one that the atoms can have
 
     InputError if there is no such file, or it is empty; while reading, for a frame that cannot be used, unless

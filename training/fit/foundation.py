@@ -100,7 +100,7 @@ def read(host: Host, phi: Phi | None) -> Foundation | None:
             _check_phi(trained, phi, host.foundation_model)
             model = model.detach()
         if not MaceHost.matches(model):
-            raise InputError(f"{host.foundation_model} holds a {type(model).__name__}, no mace model.")
+            raise InputError(f"{host.foundation_model} holds a {type(model).__name__}, which is not a mace model.")
         model = mace_hosts.single_head(model, host.foundation_head)
     except InputError as error:
         raise InputError(f"--foundation_model: {error}") from error
@@ -132,8 +132,8 @@ def _check_phi(phi: PhiModule, settings: Phi | None, path: str) -> None:
     differing = [f"{name}: {value}" for name, value in own.items() if wanted.get(name, value) != value]
     if settings is None or differing:
         raise InputError(
-            f"{path} was trained with Φ ({', '.join(differing or [f'operator: {phi.config.operator}'])}), to which its "
-            "host has left the electrostatics. Go on with the same phi: section; for the host alone save "
+            f"{path} was trained with Φ ({', '.join(differing or [f'operator: {phi.config.operator}'])}), and its host "
+            "has left the electrostatics to it. Go on with the same phi: section; for the host alone save "
             "load_model(folder).detach() by save_model and start from that."
         )
 

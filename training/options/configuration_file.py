@@ -30,7 +30,7 @@ class Configuration:
 def read_configuration(path: str | Path) -> Configuration:
     """The file's options and its ``phi:`` section with the lines where keys stand.
 
-    InputError if the file is missing, is not YAML (with line and column) or is no mapping.
+    InputError if the file is missing, is not YAML (with line and column) or is not a mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +52,7 @@ def read_configuration(path: str | Path) -> Configuration:
     for key, value in root.value:
         if key.value not in content and key.tag != "tag:yaml.org,2002:merge":
             raise InputError(
-                f"--config: {key.value} in line {key.start_mark.line + 1} of {path} is no name of an option, but a "
+                f"--config: {key.value} in line {key.start_mark.line + 1} of {path} is not a name of an option, but a "
                 "number, a date or the like."
             )
         if key.value == "phi" and isinstance(value, yaml.MappingNode):

@@ -13,11 +13,14 @@ TITLE = """# Options of phi-mace-train
 
 Made by `python -m training.options.docs docs/options.md` from the fields of `training/run`, with the defaults of mace
 {version}; a test compares the two. Names, aliases, abbreviations and defaults are those of the installed mace. An
-option is **honoured**, **refused** (it would change what is trained, in a way that this library does not have) or
-**idle**: mace ignores it too with the models that are trained here. A refused one stops the run, by its name, when it
-is given another value than its default. An idle one gets a line in the log with its name and the reason, and so does
-any other that cannot act in a run, such as `ema_decay` without `ema`: none is ignored in silence. Those marked ↻ may
-change when an interrupted run goes on by `--restart_latest`; `max_num_epochs` may not with a cosine schedule.
+option is **honoured**, **refused** or **idle**.
+
+- A **refused** option would change what is trained, in a way that this library does not have. If it is given another
+  value than its default, the run stops and names it.
+- An **idle** option is one that mace ignores too, with the models that are trained here. It gets a line in the log
+  with its name and the reason. So does any other option that cannot act in a run, such as `ema_decay` without `ema`.
+- Options marked ↻ may change when an interrupted run goes on by `--restart_latest`. `max_num_epochs` may not change
+  with a cosine schedule.
 """
 
 

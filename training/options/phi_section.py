@@ -102,7 +102,7 @@ def validate(section: object, lines: Mapping[str, str] | None = None, trained_ho
 def from_command_line(assignments: Iterable[str]) -> dict[str, Any]:
     """``KEY=VALUE`` words to a section; values are read as YAML (``null``, numbers, text).
 
-    InputError for a word that is no assignment.
+    InputError for a word that is not an assignment.
     """
     section: dict[str, Any] = {}
     for word in assignments:

@@ -88,7 +88,7 @@ def _reasons(run: Run) -> Iterator[tuple[tuple[str, ...], str]]:
     elif run.replay.selects:
         yield ("pt_valid_file",), "the validation structures of mp are split off"
     else:
-        yield _OF_SELECTION, "all of a file of one's own are replayed, as in mace; only mp is selected from"
+        yield _OF_SELECTION, "all structures of your own file are replayed, as in mace; only from mp some are selected"
     if host.edge_irreps is None:
         yield ("use_edge_irreps_first",), "it acts with --edge_irreps only"
     if not host.embedding_specs:

@@ -181,4 +181,4 @@ class Run:
         """Whether what a tracker records are options."""
         unknown = [name for name in self.output.wandb_log_hypers if name not in options()]
         if unknown and self.output.wandb:
-            raise InputError(f"--wandb_log_hypers: {', '.join(unknown)} is no option of phi-mace-train.")
+            raise InputError(f"--wandb_log_hypers: {', '.join(unknown)} is not an option of phi-mace-train.")

@@ -11,7 +11,7 @@ from training.run.option import ABOVE_ZERO, Part, option
 class Data(Part):
     """What is trained on. With ``heads`` the options named in :data:`OF_A_HEAD` are what each head may change."""
 
-    dataset: str | None = option("data set of the registry; its preset are the defaults of all other options")
+    dataset: str | None = option("data set of the registry; its preset gives the defaults of all other options")
     data_dir: str | None = option("folder with the data set's files: nothing is downloaded", restart=True)
     downloads_dir: str | None = option("folder for downloaded data sets, in place of the cache", restart=True)
     train_file: Any = option("training structures: what ase reads, HDF5 or LMDB of mace_prepare_data; one or a list")

@@ -17,7 +17,7 @@ SCHEDULERS = ("ReduceLROnPlateau", "ExponentialLR", "CosineAnnealingLR")
 class Optimiser(Part):
     """The optimiser, its learning rates and the moving average of the weights."""
 
-    optimizer: str = option("adam, adamw or schedulefree (a package of its own, no schedule acts on it)")
+    optimizer: str = option("adam, adamw or schedulefree (a separate package; schedules do not act on it)")
     lr: float = option("learning rate")
     lr_params_factors: str = option("factors on the learning rates of mace's parameter groups")
     weight_decay: float = option("for the parameters that mace decays; never for Φ")
@@ -66,7 +66,7 @@ class Optimiser(Part):
     def factors(self) -> dict[str, float]:
         """{layers: factor} of ``lr_params_factors``; layers that it does not name, and those not in it, have 1.
 
-        InputError if it is no JSON of mace's four names with numbers, zero or more.
+        InputError if it is not JSON of mace's four names with numbers, zero or more.
         """
         text = self.lr_params_factors
         try:

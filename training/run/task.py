@@ -18,7 +18,7 @@ class Task(Part):
     dry_run: bool = option("check everything, write nothing, do not train", restart=True)
     restart_latest: bool = option("go on from the run's last checkpoint", restart=True)
     time_limit: float | None = option(
-        "minutes for the whole run: no epoch starts that would not end and be tested in time", restart=True
+        "minutes for the whole run: an epoch starts only if it can end and be tested in time", restart=True
     )
 
     def __post_init__(self) -> None:

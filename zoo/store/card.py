@@ -48,18 +48,16 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > FILE_LIMITS[path.name]:
-            raise InputError(
-                f"{path} has {path.stat().st_size} bytes; more are not read than {FILE_LIMITS[path.name]}."
-            )
+            raise InputError(f"{path} has {path.stat().st_size} bytes; at most {FILE_LIMITS[path.name]} are read.")
         card = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} has no {path.name}; phi-zoo export makes a folder with one.") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         text = " ".join(str(error).split())
-        raise InputError(f"{path} is no YAML that can be read ({type(error).__name__}: {text[:200]}).") from error
+        raise InputError(f"{path} is not YAML that can be read ({type(error).__name__}: {text[:200]}).") from error
     if not isinstance(card, dict) or (missing := [name for name in SECTIONS if name not in card]):
         what = f"lacks {', '.join(missing)}" if isinstance(card, dict) else f"holds {type(card).__name__}"
-        raise InputError(f"{path} is no model card: it {what}.")
+        raise InputError(f"{path} is not a model card: it {what}.")
     return card
 
 
@@ -69,7 +67,7 @@ def check_stated(card: dict[str, Any], path: Path) -> None:
     if missing:
         raise InputError(
             f"{path} does not state {', '.join(missing)} ({'; '.join(SECTIONS[name] for name in missing)}). Write it "
-            "there: nobody can judge the model without."
+            "there: the model cannot be judged without it."
         )
 
 

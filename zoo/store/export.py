@@ -113,7 +113,7 @@ class Run:
         """From its folder; InputError if it has no such files, or damaged ones."""
         path = Path(path)
         if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
-            raise InputError(f"{path} is no finished run of phi-mace-train: it has no {', '.join(missing)}.")
+            raise InputError(f"{path} is not a finished run of phi-mace-train: it has no {', '.join(missing)}.")
         try:
             read = {name: _read(path / name) if (path / name).is_file() else {} for name in RUN_FILES + MORE}
             config, data, errors, built, metrics = read.values()
@@ -122,7 +122,7 @@ class Run:
                 raise ValueError(f"{', '.join(RUN_FILES)} do not hold what a run writes")
         except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{path} is no finished run of phi-mace-train: its files are damaged ({type(error).__name__})."
+                f"{path} is not a finished run of phi-mace-train: its files are damaged ({type(error).__name__})."
             ) from error
         log = (path / "log.txt").read_text().splitlines() if (path / "log.txt").is_file() else []
         command = next((line.split("command: ", 1)[1] for line in log if "command: " in line), "")
@@ -181,7 +181,7 @@ def _check_together(name: str, run: Run, more: Sequence[Run], bare: Sequence[Run
             if _public(other.data.get(key)) != _public(run.data.get(key)):
                 raise InputError(
                     f"{other.path} has {key} {other.data.get(key)!r}, {run.path} has {run.data.get(key)!r}; errors on "
-                    "different data cannot stand side by side."
+                    "different data cannot be compared."
                 )
         if other in more and other.architecture() != run.architecture():
             raise InputError(

@@ -48,7 +48,7 @@ def find(name: str, offline: bool = False, refresh: bool = False) -> Entry:
         where, _, name = name.rstrip("/").rpartition("/")
         if not is_address(where) or where.endswith("/"):
             raise InputError(
-                f"{where}/{name} is no address of a trained model; write https://…/phi-mace-small.water_pbe."
+                f"{where}/{name} is not an address of a trained model; write https://…/phi-mace-small.water_pbe."
             )
         known = {}
     if name in ARCHITECTURES:
@@ -119,7 +119,7 @@ def locate(name: str | Path, offline: bool = False) -> Path:
         return files_of(entry, offline)
     path = Path(os.path.expanduser(name))
     if not path.is_dir():
-        raise InputError(f"{name} is no folder; give one that holds model.safetensors and config.json.")
+        raise InputError(f"{name} is not a folder; give one that holds model.safetensors and config.json.")
     return path
 
 

@@ -42,7 +42,7 @@ def check(saved: SavedModel) -> None:
     except InputError as error:
         raise InputError(f"{path}: {str(error).rstrip('.')}. Nothing was built.") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path} is no configuration of a model ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} is not a configuration of a model ({type(error).__name__}: {error}).") from error
 
 
 def _check_values(config: Any) -> None:

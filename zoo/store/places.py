@@ -76,7 +76,9 @@ class Hub(Folder):
         """How huggingface_hub calls a file."""
         match = _HUB.fullmatch(self.where)
         if match is None:
-            raise InputError(f"{self.where} is no address on the hub; write hf://owner/repository[@revision]/folder")
+            raise InputError(
+                f"{self.where} is not an address on the hub; write hf://owner/repository[@revision]/folder"
+            )
         filename = (Path(match["path"] or "") / name).as_posix()
         return {"repo_id": match["repo"], "filename": filename, "revision": match["revision"]}
 
@@ -133,5 +135,5 @@ def place(where: str) -> Folder:
     """
     kind = Hub if where.startswith("hf://") else Web if is_address(where) else Folder
     if "://" in where and (kind is Folder or not urlsplit(where).netloc):
-        raise InputError(f"{where!r} is no address; write https://… or hf://…, or the path of a folder")
+        raise InputError(f"{where!r} is not an address; write https://… or hf://…, or the path of a folder")
     return kind(where.rstrip("/"))

@@ -62,7 +62,7 @@ def check(model: torch.nn.Module, folder: Path) -> None:
     Raises
     ------
     InputError
-        If the file is no reference, or something differs by more than ``TOLERANCES``: then what the constructor
+        If the file is not a reference, or something differs by more than ``TOLERANCES``: then what the constructor
         made is not what the weights were trained with.
     """
     path = folder / REFERENCE_FILE
@@ -75,7 +75,7 @@ def check(model: torch.nn.Module, folder: Path) -> None:
         atoms.info["total_charge"] = float(structure["total_charge"])
         kept = {name: None if kept[name] is None else np.array(kept[name], dtype=float) for name in TOLERANCES}
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path} is no reference of a model ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} is not a reference of a model ({type(error).__name__}: {error}).") from error
     r_max: Any = model.r_max
     _check_cost(atoms, float(r_max), path)
     try:

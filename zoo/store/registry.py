@@ -47,7 +47,7 @@ def check_name(name: str) -> str:
     """The name of a trained model, ``phi-<host>-<size>.<data>``; InputError for any other."""
     if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
         raise InputError(
-            f"{str(name)[:100]!r} is no name of a trained model; write phi-<host>-<size>.<data> in small letters, "
+            f"{str(name)[:100]!r} is not a name of a trained model; write phi-<host>-<size>.<data> in small letters, "
             "digits and _, as in phi-mace-small.water_pbe."
         )
     return name
@@ -64,7 +64,7 @@ def read_registry(path: Path, where: str | None = None) -> dict[str, Entry]:
     Raises
     ------
     InputError
-        If the file is no registry of this format, or an entry has a name, a file, a size or an address that is not
+        If the file is not a registry of this format, or an entry has a name, a file, a size or an address that is not
         allowed.
     """
     content = read_json(path, REGISTRY_LIMIT)
@@ -79,7 +79,7 @@ def read_registry(path: Path, where: str | None = None) -> dict[str, Entry]:
     except InputError as error:
         raise InputError(f"registry {path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is no registry of models ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} is not a registry of models ({type(error).__name__}: {error}).") from error
 
 
 def _entry(name: str, values: dict[str, Any], where: str) -> Entry:

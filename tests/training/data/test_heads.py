@@ -381,7 +381,7 @@ def test_downloads_go_to_a_folder_of_the_users(monkeypatch, tmp_path):
         ("{'a': {'train_file': 'x', 'valid_fraction': 2}}", "head 'a': expected a fraction between 0 and 1, got 2"),
         ("{'a': 'x.xyz'}", "head 'a' is 'x.xyz'; expected its settings"),
         ("{'a': {'train_file': 'x', 'info_keys': {'forces': 'f'}}}", "forces belongs into arrays_keys"),
-        ("{'a': {'train_file': 'x', 'info_keys': {'enrgy': 'f'}}}", "'enrgy_key' names no label.*energy_key"),
+        ("{'a': {'train_file': 'x', 'info_keys': {'enrgy': 'f'}}}", "'enrgy_key' does not name a label.*energy_key"),
         ("{'a': {'train_file': 'x', 'E0s': 'averge'}}", "--E0s: head 'a': 'averge' cannot be read"),
         ("{'a': {'train_file': 'x', 'atomic_numbers': 'H'}}", "--atomic_numbers: head 'a'"),
         ("a: x.xyz", "--heads: 'a: x.xyz' cannot be read"),

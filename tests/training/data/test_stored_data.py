@@ -262,7 +262,7 @@ def test_what_cannot_be_used_is_refused_before_training(prepared, tmp_path):
         ({"statistics_file": None, "E0s": "average"}, "--atomic_numbers: the elements of HDF5"),
         ({"atomic_numbers": "[1, 8]", "statistics_file": None, "E0s": "average"}, "holds C, which the model"),
         ({"test_dir": tmp_path / "nowhere"}, "--test_dir: there is no folder"),
-        ({"test_dir": tmp_path / "empty"}, "holds no test set"),
+        ({"test_dir": tmp_path / "empty"}, "does not hold a test set"),
     ):
         with pytest.raises(InputError, match=message):
             building.load(stored_run(prepared, **given))

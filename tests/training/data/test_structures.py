@@ -328,5 +328,5 @@ def test_a_label_under_its_key_in_other_letters(tmp_path):
 
 
 def test_unknown_label_names():
-    refuses("'force_key' names no label.*forces_key", "x.xyz", {"force_key": "forces"})
+    refuses("'force_key' does not name a label.*forces_key", "x.xyz", {"force_key": "forces"})
     refuses("energy_key is 3", "x.xyz", {"energy_key": 3})

@@ -172,7 +172,7 @@ def test_replay_with_phi(files, tmp_path, capsys):
     assert json.loads((folder / "data.json").read_text())["heads"]["pt_head"]["valid_file"] == str(tmp_path / "old.xyz")
     for line in (
         "replay: --loss universal in place of weighted, as in mace",
-        "--num_samples_pt does not act: all of a file of one's own are replayed",
+        "--num_samples_pt does not act: all structures of your own file are replayed",
         "--r_max 4.0 does not act: the model of --foundation_model has 3.0",
         "stress: not trained of head 'pt_head': no training structure has it",
     ):

@@ -227,7 +227,7 @@ def test_other_settings_of_phi_are_named_one_by_one(uninterrupted):
 
 
 def test_damaged_checkpoint_is_refused(uninterrupted, tmp_path, capsys):
-    """Half a checkpoint is no silent start from zero."""
+    """Half a checkpoint is not a silent start from zero."""
     data = uninterrupted[0]
     folder = run(tmp_path, name="run", train_file=data, max_num_epochs=1, **FAST)
     path = folder / "checkpoints" / "last.ckpt"

@@ -116,7 +116,7 @@ def test_resolved_options_give_the_same_options_again(tmp_path):
         ("train_file: a.xyz\n  lr: 0.1\n", ["not valid YAML", "line 2, column 5"]),
         ("train_file: [a.xyz\n", ["not valid YAML", "line 2"]),
         ("- train_file\n", ["holds a list"]),
-        ("train_file: a.xyz\n1: 2\n", ["1 in line 2", "no name of an option"]),
+        ("train_file: a.xyz\n1: 2\n", ["1 in line 2", "not a name of an option"]),
         ("train_file: a.xyz\nconfig: b.yaml\n", ["names another configuration"]),
         ("train_file: a.xyz\nno_phi: true\nphi:\n  channels: 2\n", ["--no_phi", "phi: section"]),
         ("train_file: a.xyz\ncompare: true\nphi:\n  channels: 2\n", ["--compare", "phi:"]),
