@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-slow check docs install
+.PHONY: train test test-slow check docs wheel install
 
 # One thread: at this size a second one gains little, and on a machine that does other work it costs a lot.
 train: install
@@ -24,6 +24,12 @@ check: install
 # The site, into build/site. A broken link or a docstring that cannot be read is an error.
 docs: install
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+
+# dist/*.whl, to be installed elsewhere by pip. setuptools would take what an earlier build left into it.
+wheel: install
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build/lib build/bdist.*
 
 install: .venv/.installed
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-# isort: split
-from e3nn import o3
-
 from phi_equivariant.elements import electronegativity
 from phi_equivariant.errors import InputError
+from phi_equivariant.quiet import importing
+
+with importing():
+    from e3nn import o3
 
 
 class ScalarHead(torch.nn.Module):

@@ -5,15 +5,16 @@ from typing import Any, cast
 
 import torch
 
-# isort: split
-from e3nn import o3
-
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_protocol import MaceLike
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.potential import PhiPotential
+from phi_equivariant.quiet import importing
 from phi_equivariant.taps import RecordedOutput, Tap, irreps_of, read_taps, submodules
+
+with importing():
+    from e3nn import o3
 
 
 def attach_phi(

@@ -13,6 +13,7 @@ from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
 from phi_equivariant.operators.registry import operator_class
 from phi_equivariant.planes import is_slab, planes
 from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, respond
+from phi_equivariant.quiet import quiet
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
 from phi_equivariant.structures import Structures
 
@@ -63,6 +64,7 @@ class PhiModule(torch.nn.Module):
 
     start_scale = {"default": 1.0, "small": 1e-3}
 
+    @quiet()
     def __init__(
         self, layer_irreps: Sequence[str], atomic_numbers: Sequence[int], r_max: float, config: PhiConfig
     ) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-# isort: split
-from e3nn import o3
-
 from phi_equivariant.errors import InputError
+from phi_equivariant.quiet import importing
+
+with importing():
+    from e3nn import o3
 
 LAYOUTS = ("mul_ir", "ir_mul")
 Taps = Mapping[str, "tuple[Tap, ...]"]  # {"submodule.name": what is read from its output}

@@ -124,7 +124,7 @@ def _attach(host: torch.nn.Module, phi: Phi, data: RunData) -> PhiPotential:
 def describe(host: Host, phi: Phi | None) -> str:
     """The kind of potential, for the log."""
     if phi is None:
-        return host.model
+        return f"{host.model} without Φ"
     config = phi.config
     words = [config.operator, config.poisson]
     if config.responds:

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from phi_equivariant.inputs.state import reader_of, set_reader
 from phi_equivariant.weights import load_model
 from training import distribution, run_folder
 from training.data.geometry import ALL_PERIODICITIES
+from training.data.heads import own_keys, settings_of
 from training.data.labels import KEY_OPTIONS
 from training.data.stream import Census, FrameStream
 from training.fit.file_evaluation import Evaluation
 from training.fit.predictions import Predictor, Wanted
-from training.options.evaluation import OPENERS, Asked
+from training.options.configuration_file import read_configuration
+from training.options.evaluation import OPENERS, Asked, check_prefix
 from training.quantities import TARGETS
 from training.report import tables
 from zoo import load_pretrained, mace_host
@@ -46,18 +47,16 @@ def read_model(asked: Asked) -> torch.nn.Module:
         path = path.parent
     if asked.enable_cueq:
         mace_host.check_kernels("cueq")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
-        if named:
-            model = _of_the_zoo(asked.model, asked.default_dtype)
-        elif path.is_dir():
-            model = load_model(path, dtype=asked.default_dtype)
-        else:
-            model = mace_host.read_model(path, asked.trust_pickle).to(getattr(torch, asked.default_dtype))
-        if asked.enable_cueq:
-            reader = reader_of(model)
-            model = _on_cueq(model, asked.device)
-            set_reader(model, reader)
+    if named:
+        model = _of_the_zoo(asked.model, asked.default_dtype)
+    elif path.is_dir():
+        model = load_model(path, dtype=asked.default_dtype)
+    else:
+        model = mace_host.read_model(path, asked.trust_pickle).to(getattr(torch, asked.default_dtype))
+    if asked.enable_cueq:
+        reader = reader_of(model)
+        model = _on_cueq(model, asked.device)
+        set_reader(model, reader)
     return model.to(asked.device).eval()
 
 
@@ -78,6 +77,30 @@ def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:
     fast = attach_phi(mace_host.accelerate(model.detach(), "cueq", device), config)
     fast.phi.load_state_dict(state)
     return fast
+
+
+def trained_keys(asked: Asked) -> dict[str, str]:
+    """{label: key in files} that the run was trained with, where ``--model`` is a run's folder and names no other.
+
+    Raises
+    ------
+    InputError
+        If the run's configuration cannot be read.
+    """
+    folder = Path(asked.model)
+    folder = folder.parent if folder.name in (WEIGHTS_FILE, CONFIG_FILE) else folder
+    folder = folder.parent if folder.name == "stage_one" else folder
+    if not (folder / run_folder.CONFIG).is_file():
+        return {}
+    try:
+        options = read_configuration(folder / run_folder.CONFIG).options
+        keys = {option: options[option] for option in KEY_OPTIONS if options.get(option)}
+        settings = settings_of(options["heads"]) if options.get("heads") else {}
+        if asked.head in settings:
+            keys |= own_keys(settings[asked.head], f"head {asked.head!r}: ")
+    except InputError as error:
+        raise InputError(f"--model: {str(error).removeprefix('--config: ')}") from error
+    return {option.removesuffix("_key"): key for option, key in keys.items() if option not in asked.keys}
 
 
 def _check_labels(asked: Asked, census: Census) -> None:
@@ -138,7 +161,8 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     )
     predictor = Predictor(model, asked.device, asked.head, wanted)
     phi = model.phi if isinstance(model, PhiPotential) else None
-    reader = reader_of(model)
+    reader, trained = reader_of(model), trained_keys(asked)
+    check_prefix(asked.info_prefix, trained)
     stream = FrameStream(
         asked.configs,
         predictor.numbers,
@@ -147,7 +171,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         allow_charged=phi is None or phi.operator.carries_charge,
         embeddings=predictor.embeddings,
         skip_bad=asked.skip_bad,
-        usual=reader.keys,
+        usual={**trained, **reader.keys},
         ions=reader.ions,
     )
     census = stream.take_census()

@@ -1,7 +1,6 @@
 """The hosts that mace makes: from options, from a trained model, with statistics of the training set."""
 
 import dataclasses
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,14 +8,14 @@ import torch
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies, keep_exact
-
-# isort: split
-from mace.tools import finetuning_utils, model_script_utils, scripts_utils
-
+from phi_equivariant.quiet import importing, quiet
 from training.mace_interface import irreps, namespace
 from training.mace_statistics import TrainingSet, mean_and_scale
 from training.run import Data, Host, Loss
 from zoo.mace_host import MaceHost, check_energies, readable_by_mace
+
+with importing():
+    from mace.tools import finetuning_utils, model_script_utils, scripts_utils
 
 Outputs = dict[str, bool]
 
@@ -30,7 +29,6 @@ def build_host(host: Host, data: Data, loss: Loss, training: TrainingSet) -> tup
     """
     options = namespace(host, data, loss, compute_energy=True, compute_dipole=False, compute_polarizability=False)
     loader, heads, isolated = training.loader, training.heads, training.isolated
-    warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
     try:
         options.avg_num_neighbors = scripts_utils.get_avg_num_neighbors(heads, options, loader, torch.device("cpu"))
         if not options.avg_num_neighbors > 0:
@@ -40,9 +38,10 @@ def build_host(host: Host, data: Data, loss: Loss, training: TrainingSet) -> tup
             )
         options.mean, options.std = mean_and_scale(host.model, data, training)
         written = [SimpleNamespace(**dataclasses.asdict(head)) for head in heads]  # mace changes them
-        model, outputs = model_script_utils.configure_model(
-            options, loader, isolated, None, training.names, training.table, written
-        )
+        with quiet():
+            model, outputs = model_script_utils.configure_model(
+                options, loader, isolated, None, training.names, training.table, written
+            )
         keep_exact(model, isolated)
     except InputError:
         raise
@@ -76,7 +75,8 @@ def single_head(model: Any, head: str | None = None) -> Any:
         return model
     kept = heads.index(head) if head else next((i for i, name in enumerate(heads) if name != "pt_head"), 0)
     try:
-        single = scripts_utils.remove_pt_head(readable_by_mace(model), heads[kept])
+        with quiet():
+            single = scripts_utils.remove_pt_head(readable_by_mace(model), heads[kept])
     except (ValueError, AttributeError, RuntimeError, KeyError) as error:
         raise InputError(f"mace cannot take the head {heads[kept]!r} out of the model: {error}") from error
     keep_exact(single, atomic_energies(model)[kept])

@@ -13,15 +13,15 @@ import torch
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.empty_space import compact, mostly_empty
 from phi_equivariant.inputs.graphs import Edges
-
-# isort: split
-from e3nn import o3
-from mace import data as mace_data
-from mace import tools as mace_tools
-from mace.tools import scripts_utils
-
+from phi_equivariant.quiet import importing
 from training.run import Loss
 from training.run.option import Part
+
+with importing():
+    from e3nn import o3
+    from mace import data as mace_data
+    from mace import tools as mace_tools
+    from mace.tools import scripts_utils
 
 
 def version() -> str:

@@ -8,6 +8,7 @@ import torch
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
+from phi_equivariant.quiet import quiet
 from phi_equivariant.weights import portable
 from zoo.mace_host import MaceHost, readable_by_mace
 
@@ -31,6 +32,8 @@ def write(model: torch.nn.Module, path: Path) -> None:
     A bare host is a mace model in e3nn's layout, as ``mace_run_train`` saves it. One with Φ is a ``PhiPotential``:
     reading it needs phi_equivariant installed.
     """
-    whole = copy.deepcopy(portable(model)).cpu().eval()
+    with quiet():
+        whole = copy.deepcopy(portable(model)).cpu().eval()
     readable_by_mace(whole.host if isinstance(whole, PhiPotential) else whole)
-    write_atomically(path, lambda place: torch.save(whole, place))
+    with quiet():
+        write_atomically(path, lambda place: torch.save(whole, place))

@@ -11,16 +11,16 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.precision import default_dtype
-
-# isort: split
-from mace import data as mace_data
-from mace import modules
-from mace import tools as mace_tools
-from mace.tools import scripts_utils
-
+from phi_equivariant.quiet import importing
 from training.mace_interface import namespace
 from training.quantities import LABELS
 from training.run import Data, Head
+
+with importing():
+    from mace import data as mace_data
+    from mace import modules
+    from mace import tools as mace_tools
+    from mace.tools import scripts_utils
 
 
 class Loader(Protocol):

@@ -110,7 +110,7 @@ def _train(
         isolated = isolated_energies(built.model) if output.plot_interaction_e else None
         extra.append(callbacks.Plots(folders.results, history, output.plot_frequency, isolated))
     if run_folder.console.is_terminal and distribution.is_main():
-        extra.append(callbacks.Bar(run_folder.console))
+        extra.append(callbacks.Bar(run_folder.console, output.error_table, data.heads))
     if deadline is not None:
         to_test = sum(map(data.size, ("train", "valid", "test"))) * (2 if run.stages.swa else 1)
         extra.append(callbacks.TimeLimit(deadline, to_test))

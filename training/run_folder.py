@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,8 +28,8 @@ CONFIG, DATA, LOG = "config.yaml", "data.json", "log.txt"
 METRICS, METRICS_TABLE, LEARNING_CURVE = "metrics.json", "metrics.csv", "learning_curve.png"
 ERRORS, ERRORS_TABLE, PARITY = "errors.json", "errors.md", "parity.png"
 console = Console()
-if not console.is_terminal:
-    console = Console(width=140)  # tables in a file are not wrapped to a terminal's default width
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console = Console(width=140)  # tables in a file are not fitted to a terminal's default width
 
 
 class _ConsoleHandler(logging.Handler):
@@ -36,9 +38,24 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         if console.is_terminal:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(folded(text, console.width), markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=sys.stdout, flush=True)
+
+
+def folded(text: str, width: int) -> str:
+    """A line of the log broken to a width, between what double spaces part or else between words.
+
+    A command stays whole: it is there to be copied.
+    """
+    if len(text) <= width or text.startswith("command: "):
+        return text
+    glue = "\N{NO-BREAK SPACE}"  # which textwrap does not break at
+    parts = re.sub(r"(?<=\S) (?=\S)", glue, text) if "  " in text.strip() else text
+    lines = textwrap.wrap(
+        parts, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+    )
+    return "\n".join(lines).replace(glue, " ")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,10 +156,11 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0, 2 for unusable input, 130 when interrupted."""
     args = parser().parse_args(words)
+    from rich.console import Console
     from rich.logging import RichHandler
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False)])
-    warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
+    handler = RichHandler(console=Console(stderr=True), show_time=False)  # results alone go to standard output
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         args.function(args)
     except InputError as error:

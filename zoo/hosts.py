@@ -9,11 +9,13 @@ from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.host_protocol import ParameterGroup
+from phi_equivariant.quiet import importing
 from phi_equivariant.weights import host_type_of
 from zoo.bounds import check_arguments
 from zoo.energy_model import EnergyModel
 
-from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
+with importing():
+    from e3nn import o3
 
 
 class Host(abc.ABC):

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-# isort: split
-from e3nn import o3
-from mace import modules
-from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE
-from mace.tools.cg import U_matrix_real
-from mace.tools.scripts_utils import extract_radial_MLP, get_params_options
 from pydantic import Field
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies, keep_exact
 from phi_equivariant.host_protocol import ParameterGroup
 from phi_equivariant.precision import default_dtype
+from phi_equivariant.quiet import importing, quiet
 from zoo.bounds import (
     Count,
     Degree,
@@ -40,6 +34,13 @@ from zoo.bounds import (
 )
 from zoo.hosts import Host
 from zoo.probe import energy_difference
+
+with importing():
+    from e3nn import o3
+    from mace import modules
+    from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE
+    from mace.tools.cg import U_matrix_real
+    from mace.tools.scripts_utils import extract_radial_MLP, get_params_options
 
 _CLASSES = {"MACE": modules.MACE, "ScaleShiftMACE": modules.ScaleShiftMACE}
 # How the constructor arguments that JSON cannot hold are written, and read back.
@@ -172,6 +173,7 @@ class MaceHost(Host):
             )
 
     @staticmethod
+    @quiet()
     def build(arguments: dict[str, typing.Any]) -> modules.MACE:
         """A fresh mace model from what ``describe`` gave."""
         arguments = dict(arguments)
@@ -242,7 +244,8 @@ def read_model(path: str | Path, trust_pickle: bool = False) -> modules.MACE:
             "comes from, allow it by --trust_pickle (trust_pickle=True). Folders of phi-mace-train need no such trust."
         )
     try:
-        model = torch.load(path, map_location="cpu", weights_only=False)
+        with quiet():
+            model = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # unpickling raises whatever the pickled classes do
         raise InputError(f"{path} cannot be read as a model ({type(error).__name__}: {error}).") from error
     if not isinstance(model, torch.nn.Module):
@@ -366,7 +369,7 @@ def _converted(model: modules.MACE, run: Conversion, device: str | torch.device)
     """What mace's conversion makes of the model, checked."""
     try:
         # Random numbers, too, go on as if nothing had been built: Φ then starts the same on all kernels.
-        with torch.random.fork_rng(devices=[]), default_dtype(next(model.parameters()).dtype):
+        with torch.random.fork_rng(devices=[]), default_dtype(next(model.parameters()).dtype), quiet():
             converted = run(readable_by_mace(copy.deepcopy(model)), device=device, return_model=True).to(device)
             keep_exact(converted, atomic_energies(model))
             check_energies(model, converted)

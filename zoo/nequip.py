@@ -8,11 +8,13 @@ import torch
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.derivatives import Batch
 from phi_equivariant.errors import InputError
+from phi_equivariant.quiet import importing, quiet
 from zoo.bounds import Count, Degree, Elements, Energies, Irreps, Layers, Length, Neighbours, Widths
 from zoo.energy_model import EnergyModel
 
-from e3nn import o3  # isort: skip  (after phi_equivariant, which makes e3nn 0.4.4 importable)
-from e3nn.nn import FullyConnectedNet, Gate  # isort: skip
+with importing():
+    from e3nn import o3
+    from e3nn.nn import FullyConnectedNet, Gate
 
 ACTIVATIONS = {1: torch.nn.functional.silu, -1: torch.tanh}  # of scalars by parity: odd ones must stay odd
 
@@ -188,6 +190,7 @@ class NequIP(EnergyModel):
         For irreps that cannot be used, and as ``EnergyModel`` does.
     """
 
+    @quiet()
     def __init__(
         self,
         atomic_numbers: Elements,

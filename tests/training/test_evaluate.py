@@ -12,6 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -239,6 +240,38 @@ def test_errors_are_those_of_the_labels(models, structures, tmp_path):
         assert row["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-6)
         assert row["rmse"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-6)
         assert row["count"] == errors.size
+
+
+def test_labels_are_read_under_the_keys_of_the_run(structures, tmp_path, capsys):
+    """A run's folder says what its labels are called; the command line may call single ones otherwise."""
+    folder = tmp_path / "run"
+    save_model(potential(host=small_host()), folder)
+    keys = {"energy_key": "e", "forces_key": "f", "charges_key": "q", "dipole_key": "mu"}
+    (folder / run_folder.CONFIG).write_text(yaml.safe_dump(keys | {"name": "run", "phi": {"operator": "coulomb"}}))
+    words = options(structures, tmp_path / "o.xyz", "--errors", tmp_path / "errors.json", model=folder)
+    assert evaluate.main(words) == 0
+    assert "energy_key: e\n" in capsys.readouterr().out
+    found = json.loads((tmp_path / "errors.json").read_text())["errors"]
+    assert evaluate.main([*words, *(word for key, name in keys.items() for word in (f"--{key}", name))]) == 0
+    assert json.loads((tmp_path / "errors.json").read_text())["errors"] == found
+    assert set(found) == {"energy", "energy_per_atom", "forces", "charges", "dipole", "dipole_per_atom"}
+    assert "'REF_energy'" in refused(capsys, *words, "--energy_key", "REF_energy")  # mace's name, said aloud, counts
+    (folder / run_folder.CONFIG).write_text(yaml.safe_dump(keys | {"energy_key": "MACE_energy"}))
+    assert "--info_prefix" in refused(capsys, *words)
+
+
+def test_labels_are_read_under_the_keys_of_the_head(structures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    save_model(small_host(heads=["low", "high"]), folder)
+    heads = {"low": {"train_file": "low.xyz"}, "high": {"train_file": "high.xyz", "info_keys": {"energy": "e"}}}
+    (folder / run_folder.CONFIG).write_text(yaml.safe_dump({"heads": heads, "forces_key": "f"}))
+    for head, energies in (("low", 0), ("high", 5)):
+        assert evaluate.main(options(structures, tmp_path / "o.xyz", "--head", head, model=folder)) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"energies {energies} energy_key" in shown and "forces 5 forces_key: f" in shown
+    (folder / run_folder.CONFIG).write_text("heads: {")
+    words = options(structures, tmp_path / "o.xyz", "--head", "low", model=folder)
+    assert "--model" in (message := refused(capsys, *words)) and "config.yaml is not valid YAML" in message
 
 
 @pytest.mark.usefixtures("double")

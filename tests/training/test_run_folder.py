@@ -74,7 +74,7 @@ def test_an_existing_run_is_never_overwritten(molecules, tmp_path, capsys):
     """Without --restart_latest a folder that holds anything is refused and stays as it is; quiet runs log to a file."""
     folder = run(tmp_path, name="run", train_file=molecules, max_num_epochs=1, log_level="WARNING")
     before = contents(folder)
-    assert "epoch    1/1" not in capsys.readouterr().out and "epoch    1/1" in (folder / "log.txt").read_text()
+    assert "epoch 1/1" not in capsys.readouterr().out and "epoch 1/1" in (folder / "log.txt").read_text()
     message = refused(capsys, words(tmp_path, name="run", train_file=molecules, max_num_epochs=1))
     assert "--restart_latest" in message and "--name" in message
     assert contents(folder) == before

@@ -58,6 +58,7 @@ BAD = {
     "dipole without Φ": ({"dipole_weight": 1}, ("--dipole_weight", "bare host")),
     "pde of exact": ({"phi": ["pde_weight=0.1"]}, ("pde_weight", "exact")),
     "Φ and no Φ": ({"phi": ["channels=2"], "no_phi": True}, ("--no_phi",)),
+    "a comparison without Φ": ({"compare": True, "no_phi": True}, ("--compare", "--no_phi")),
     "misspelt setting": ({"phi": ["chanels=2"]}, ("chanels", "channels")),
     "scheduler": ({"scheduler": "StepLR"}, ("StepLR", "ReduceLROnPlateau")),
     "width told twice": ({"num_channels": 2}, ("--num_channels", "hidden_irreps 4x0e", "contradict")),

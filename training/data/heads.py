@@ -51,7 +51,7 @@ def read_heads(data: Data, host: Host, replay: Replay) -> list[Head]:
         common["train_file"] = data.dataset
     # Of a trained model's statistics nothing is taken, so its cut-off need not be that of the statistics.
     r_max = host.r_max if host.foundation_model is None else None
-    settings = {HEAD: common} if data.heads is None else _parse_heads(data.heads)
+    settings = {HEAD: common} if data.heads is None else settings_of(data.heads)
     if data.heads is not None:
         common |= {"test_file": None, "test_dir": None}  # which mace does not pass on
     replayed = settings.pop(PT_HEAD, {}) if replay.active else None
@@ -59,12 +59,12 @@ def read_heads(data: Data, host: Host, replay: Replay) -> list[Head]:
     for name, own in settings.items():
         where = "" if data.heads is None else f"head {name!r}: "
         values = common | {key: value for key, value in own.items() if key in OF_A_HEAD}
-        own_keys = keys if data.heads is None else keys | _own_keys(own, where)
-        heads.append(_head(name, values, own_keys, own.get("head_key") or data.head_key, r_max, where))
+        of_head = keys if data.heads is None else keys | own_keys(own, where)
+        heads.append(_head(name, values, of_head, own.get("head_key") or data.head_key, r_max, where))
     if replayed is not None:
         if not heads:
             raise InputError(f"--heads: with --pt_train_file there must be a head beside {PT_HEAD}. Add one.")
-        heads.append(_replayed_head(data, replay, keys | _own_keys(replayed, f"head {PT_HEAD!r}: "), common))
+        heads.append(_replayed_head(data, replay, keys | own_keys(replayed, f"head {PT_HEAD!r}: "), common))
     return sorted(heads, key=lambda head: head.name != PT_HEAD)
 
 
@@ -84,7 +84,8 @@ def _replayed_head(data: Data, replay: Replay, keys: dict[str, str], common: Map
     return _head(PT_HEAD, values, keys, data.head_key, None, "--pt_train_file: ")
 
 
-def _parse_heads(text: object) -> dict[str, dict[str, Any]]:
+def settings_of(text: object) -> dict[str, dict[str, Any]]:
+    """{head: its settings} of ``--heads``, checked; InputError if they cannot be understood."""
     if isinstance(text, str):
         _refuse_twice(text)
     found = literal(text, "--heads", "{'dft': {'train_file': 'dft.xyz', 'E0s': 'average'}, 'mp2': {…}}")
@@ -114,7 +115,7 @@ def _refuse_twice(text: str) -> None:
         raise InputError(f"--heads: {', '.join(twice)} is given twice. Heads need different names.")
 
 
-def _own_keys(settings: Mapping[str, Any], where: str) -> dict[str, str]:
+def own_keys(settings: Mapping[str, Any], where: str) -> dict[str, str]:
     """Keys of the labels that a head names itself: ``energy_key`` …, then ``info_keys`` and ``arrays_keys``."""
     keys = {name: settings[name] for name in KEY_OPTIONS if settings.get(name) is not None}
     for place, per_atom in (("info_keys", False), ("arrays_keys", True)):

@@ -11,6 +11,7 @@ import torch
 from phi_equivariant import PhiModule, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies
+from phi_equivariant.quiet import quiet
 from phi_equivariant.weights import load_model
 from training import mace_hosts, mace_interface
 from training.data.heads import read_heads
@@ -60,7 +61,8 @@ class Foundation:
     @property
     def potential(self) -> torch.nn.Module:
         """The whole trained model: a copy of the host, with its Φ where there is one."""
-        host = copy.deepcopy(self.model)
+        with quiet():
+            host = copy.deepcopy(self.model)
         if self.phi is None:
             return host
         potential = attach_phi(host, self.phi.config)
@@ -129,12 +131,15 @@ def _check_phi(phi: PhiModule, settings: Phi | None, path: str) -> None:
     own = phi.config.to_dict()
     own.pop("init")
     wanted = {} if settings is None else settings.config.to_dict()
-    differing = [f"{name}: {value}" for name, value in own.items() if wanted.get(name, value) != value]
+    differing = [
+        f"{name}: {value}, not {wanted[name]}" for name, value in own.items() if wanted.get(name, value) != value
+    ]
     if settings is None or differing:
         raise InputError(
-            f"{path} was trained with Φ ({', '.join(differing or [f'operator: {phi.config.operator}'])}), and its host "
-            "has left the electrostatics to it. Go on with the same phi: section; for the host alone save "
-            "load_model(folder).detach() by save_model and start from that."
+            f"{path} was trained with Φ ({'; '.join(differing or [f'operator: {phi.config.operator}'])}), to which its "
+            "host has left the electrostatics. Its Φ goes on by itself: leave --phi and the phi: section out, but for "
+            "weights, freeze_host and host_lr_factor. For the host alone save load_model(folder).detach() by "
+            "save_model and start from that."
         )
 
 

@@ -132,23 +132,39 @@ def _run(asked: Asked, command: str) -> Run:
         stem = run.data.dataset or Path(heads[0].train_files[0]).stem
         kind = "compare" if run.task.compare else "mace" if phi is None else "phi"
         run = run.changed(name=f"{stem}_{kind}")
-    return dataclasses.replace(run, notes=(*notes, *idle_options(run)))
+    return dataclasses.replace(run, notes=(*notes, *_without_phi(asked, run), *idle_options(run)))
+
+
+def _without_phi(asked: Asked, run: Run) -> list[str]:
+    """A line for the log where Φ is off and nobody said that it should be."""
+    if run.phi is not None or run.task.compare or run.task.no_phi or asked.file.has_section:
+        return []
+    return [
+        "Φ is off: the bare host is trained, as mace_run_train does. --phi operator=coulomb (or a phi: section in the "
+        "configuration) switches Φ on, --no_phi takes this line away"
+    ]
 
 
 def _phi(asked: Asked) -> Phi | None:
     """The ``phi:`` section of a run, or None for the bare host."""
-    from training.options import named_models, phi_section
+    from training.options import named_models, phi_section, trained_phi
 
     values, section = asked.values, asked.file.section
     if values["no_phi"] and (values["phi"] or (section is not None and not asked.no_phi)):
         raise InputError("--no_phi trains the bare host, --phi and a phi: section set Φ: give one of them.")
+    if values["compare"] and values["no_phi"]:
+        raise InputError(
+            "--compare trains the bare host and two kinds of Φ: leave --no_phi out; or leave --compare out, and the "
+            "bare host alone is trained."
+        )
     if values["compare"] and (values["phi"] or section is not None):
         raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi and phi: out.")
     has_section = asked.file.has_section
-    wanted = values["dataset"] or has_section or values["phi"] or named_models.is_named(values["model"])
+    trained = {} if values["compare"] else trained_phi.section_of(values["foundation_model"])
+    wanted = values["dataset"] or has_section or values["phi"] or named_models.is_named(values["model"]) or trained
     if values["no_phi"] or (has_section and section is None) or not wanted:
         return None
     merged = phi_section.check_mapping(section) if has_section else dict(asked.preset_section or {})
-    merged = {**named_models.settings_of_phi(values["model"]), **merged}
+    merged = {**named_models.settings_of_phi(values["model"]), **trained, **merged}
     merged.update(phi_section.from_command_line(values["phi"] or []))
     return phi_section.validate(merged, asked.file.section_lines, values["foundation_model"] is not None)

@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import lzma
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--model",
         required=True,
-        help="folder of a run, its model.safetensors, a name of the zoo, or a mace .model file",
+        help="folder of a run, its model.safetensors, a name of the zoo (phi-zoo list), or a mace .model file",
     )
     add("--output", required=True, help="extended XYZ: .xyz or .extxyz, also with .gz, .bz2 or .xz behind it")
     add("--errors", help="JSON file for the errors with respect to the labels in the file")
@@ -105,7 +105,8 @@ def parser() -> argparse.ArgumentParser:
     add("--compute_bec", action="store_true", help=argparse.SUPPRESS)
     for option in KEY_OPTIONS:
         name = option.removesuffix("_key")
-        add(f"--{option}", help=f"name of the {name} in the file; {LABELS[name].default_key} where not given")
+        text = f"name of the {name} in the file; where not given, that of the run, or {LABELS[name].default_key}"
+        add(f"--{option}", help=text)
     return made
 
 
@@ -133,25 +134,25 @@ def parse(words: Sequence[str] | None = None) -> Asked:
         )
     values = {name: value for name, value in vars(args).items() if name not in (*KEY_OPTIONS, "compute_bec")}
     asked = Asked(**values, keys={option: key for option in KEY_OPTIONS if (key := getattr(args, option))})
-    _check_prefix(asked)
+    check_prefix(asked.info_prefix, {option.removesuffix("_key"): key for option, key in asked.keys.items()})
     _check_files(asked)
     return asked
 
 
-def _check_prefix(asked: Asked) -> None:
-    """Predictions must not take the place of labels, nor of what ase calls energy and forces."""
-    if not asked.info_prefix or any(character.isspace() for character in asked.info_prefix):
+def check_prefix(prefix: str, keys: Mapping[str, str]) -> None:
+    """InputError where predictions would take the place of labels, or of what ase calls energy and forces.
+
+    keys : {label: key in the file}, where it is not mace's
+    """
+    if not prefix or any(character.isspace() for character in prefix):
         raise InputError(
-            f"--info_prefix is {asked.info_prefix!r}; expected a word such as MACE_: without one, predictions would "
+            f"--info_prefix is {prefix!r}; expected a word such as MACE_: without one, predictions would "
             "take the place of the energies and forces that ase reads from the file."
         )
-    for option in KEY_OPTIONS:
-        name = option.removesuffix("_key")
-        key = asked.keys.get(option) or LABELS[name].default_key
-        if key == asked.info_prefix + name:
-            raise InputError(
-                f"--info_prefix: {asked.info_prefix} would write predictions over the labels {key}. Choose another."
-            )
+    for name, label in LABELS.items():
+        key = keys.get(name, label.default_key)
+        if key == prefix + name:
+            raise InputError(f"--info_prefix: {prefix} would write predictions over the labels {key}. Choose another.")
 
 
 def _check_files(asked: Asked) -> None:

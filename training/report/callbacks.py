@@ -4,15 +4,16 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from phi_equivariant.files import write_atomically
 from training import distribution, run_folder
@@ -105,17 +106,34 @@ class Plots(Callback):
             plots.parity_plot(self.folder / run_folder.PARITY, pairs, title, table, interaction)
 
 
-class Bar(Callback):
-    """Progress bar with rates and current errors, for terminals."""
+class _BarOverErrors(Progress):
+    """The bar, and the last validation's errors below it."""
 
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
+    errors: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines."""
+        yield from super().get_renderables()
+        yield from map(Text, self.errors)
+
+
+class Bar(Callback):
+    """Progress bar with rates and current errors, for terminals of 80 columns and more.
+
+    Parameters
+    ----------
+    console : the terminal
+    form, heads : as of :func:`training.report.tables.validation_errors`
+    """
+
+    def __init__(self, console: Console, form: str = "PerAtomRMSE", heads: Sequence[str] = ()) -> None:
+        self.form, self.heads = form, heads
+        self.progress = _BarOverErrors(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[errors]}"),
             console=console,
             transient=True,
         )
@@ -128,14 +146,12 @@ class Bar(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """One bar per epoch."""
-        errors = "" if self.task is None else self.progress.tasks[0].fields["errors"]
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             total=trainer.num_training_batches,
             rate="",
-            errors=errors,
         )
         self._start = time.perf_counter()
 
@@ -149,11 +165,7 @@ class Bar(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Show the new errors."""
-        energy, forces = (module.row.get(f"valid_rmse_{name}") for name in ("energy_per_atom", "forces"))
-        text = "" if energy is None else f"E {energy:.1f} meV/atom "
-        text += "" if forces is None else f"F {forces:.1f} meV/Å"
-        if self.task is not None:
-            self.progress.update(self.task, errors=text)
+        self.progress.errors = tables.validation_errors(module.row, self.form, self.heads)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Take the bar away."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from phi_equivariant.files import write_atomically
@@ -79,10 +80,23 @@ def error_rows(sets: Mapping[str, Row], form: str | None = None) -> tuple[list[s
 
 def epoch_line(row: Mapping[str, Any], epochs: int | None, form: str = "PerAtomRMSE", heads: Sequence[str] = ()) -> str:
     """One line for the log: epoch, seconds, loss and the validation errors that the form shows, head by head."""
-    parts = [f"epoch {row['epoch'] + 1:4d}/{epochs}", f"{row['seconds']:7.1f} s", f"loss {row['train_loss']:.5g}"]
+    parts = [
+        f"epoch {row['epoch'] + 1:>{len(str(epochs))}}/{epochs}",
+        f"{row['seconds']:6.1f} s",
+        f"loss {row['train_loss']:.4g}",
+        *validation_errors(row, form, heads),
+    ]
+    if row.get("valid_pde_residual"):
+        parts.append(f"R {row['valid_pde_residual']:.3g}")
+    return "  ".join(parts)
+
+
+def validation_errors(row: Mapping[str, Any], form: str = "PerAtomRMSE", heads: Sequence[str] = ()) -> list[str]:
+    """The validation errors of an epoch that the form shows, with units: one text for each head."""
     kind, columns = FORMS[form]
     shown = {*columns, *(name for name in EXTRA if f"{name}_per_atom" not in columns)}
     shown_heads: Sequence[str | None] = heads if len(heads) > 1 else (None,)
+    texts = []
     for head in shown_heads:
         prefix = "valid" if head is None else f"valid_{head}"
         found = {name: row.get(f"{prefix}_{kind}_{name}") for name in shown}
@@ -92,10 +106,8 @@ def epoch_line(row: Mapping[str, Any], epochs: int | None, form: str = "PerAtomR
             if found.get(measure.name) is not None
         ]
         if errors:
-            parts.append(" ".join((prefix.replace("_", " "), kind.upper(), "  ".join(errors))))
-    if row.get("valid_pde_residual"):
-        parts.append(f"R {row['valid_pde_residual']:.3g}")
-    return "  ".join(parts)
+            texts.append(" ".join((prefix.replace("_", " "), kind.upper(), "  ".join(errors))))
+    return texts
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -111,11 +123,20 @@ def print_table(
     rows: Iterable[Sequence[str]],
     caption: str | None = "MAE / RMSE",
 ) -> None:
-    """The table on the terminal."""
-    table = Table(*header, title=title, caption=caption)
-    for row in rows:
-        table.add_row(*row)
+    """The table on the terminal, units below names; where it is too wide, what were columns are rows."""
+    lines = [[name.replace(" / ", "\n") for name in header], *rows]
+    table = _table(lines, title, caption)
+    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
+        table = _table(list(zip(*lines, strict=True)), title, caption)
     console.print(table)
+
+
+def _table(lines: Sequence[Sequence[str]], title: str, caption: str | None) -> Table:
+    """A table whose first line is its header."""
+    table = Table(*lines[0], title=title, caption=caption)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
 
 
 def write_errors(folder: Path, tables: Mapping[str, Row], about: Mapping[str, Any], form: str) -> None:

@@ -99,7 +99,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(molecules, tmp_path):
     command = [*torchrun, SUPPORT / "only_first_writes.py", tmp_path, *map(str, two)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count("epoch    1/2") == found.stdout.count("done: ") == 1
+    assert found.stdout.count("epoch 1/2") == found.stdout.count("done: ") == 1
     ours = metrics(tmp_path / "two")
     for alone, together in zip(metrics(one), ours, strict=True):
         assert set(alone) == set(together)

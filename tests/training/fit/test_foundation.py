@@ -1,6 +1,7 @@
 """Starting from a trained model: mace's own fine-tuning is the reference."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import pytest
 import torch
 from training_runs import batch_of, build, keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
 
-from phi_equivariant import attach_phi
+from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.weights import save_model
-from training import mace_hosts
+from training import mace_hosts, run_folder
 from training.fit import losses
 from training.fit.lightning_module import PotentialModule
 from training.options.phi_section import validate
@@ -249,14 +250,19 @@ def test_frozen_layers_do_not_move_and_the_rest_does(molecules):
 def test_a_run_with_phi_goes_on_with_its_phi(host, molecules, water, tmp_path, settings):
     potential = attach_phi(copy.deepcopy(host), settings)
     save_model(potential, tmp_path / "before")
-    given = {"phi": [f"{name}={value}" for name, value in settings.items()], "trust_pickle": None}
-    part, data, _ = start_from(tmp_path / "before", water, **given)
+    part, data, started = start_from(tmp_path / "before", water, trust_pickle=None)
+    assert started.phi.config == dataclasses.replace(PhiConfig(**settings), init="small")
     batch = batch_of(data)
     wanted = outputs(potential, in_order_of(host, batch, [1, 8]))
     torch.testing.assert_close(outputs(part, batch), wanted, rtol=1e-10, atol=1e-10)
-    for phi in (None, "operator=graph"):
-        with pytest.raises(InputError, match="was trained with Φ .*operator: coulomb"):
-            start_from(tmp_path / "before", molecules, phi=phi, trust_pickle=None)
+    (tmp_path / "before" / run_folder.CONFIG).write_text("phi: {net_charge_weight: 0.5, freeze_host: true}\n")
+    said = [f"{name}={value}" for name, value in settings.items()]
+    for phi, weight in (("host_lr_factor=0.5", 0.5), ([*said, "net_charge_weight=0.25"], 0.25)):
+        again = start_from(tmp_path / "before", water, phi=phi, trust_pickle=None)[2].phi
+        assert again.config == started.phi.config and again.net_charge_weight == weight and not again.freeze_host
+    for given, what in (({"phi": "hidden=5"}, "hidden: .*, not 5"), ({"no_phi": True}, "operator: coulomb")):
+        with pytest.raises(InputError, match=f"was trained with Φ .*{what}.* leave --phi and the phi: section out"):
+            start_from(tmp_path / "before", molecules, **given, trust_pickle=None)
 
 
 def write_scripted(model, path):

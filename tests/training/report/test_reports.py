@@ -135,7 +135,7 @@ def test_the_epoch_line_follows_the_form():
     for head, factor in (("", 1.0), ("hot_", 2.0), ("cold_", 1.0)):
         for number, name in enumerate(("energy", "energy_per_atom", "forces", "stress", "charges", "dipole_per_atom")):
             row |= {f"valid_{head}rmse_{name}": factor * (number + 1), f"valid_{head}mae_{name}": 10 * factor}
-    assert tables.epoch_line(row, 9).startswith("epoch    2/9      2.0 s  loss 0.5  valid RMSE E 2.00 meV/atom  F 3.0 ")
+    assert tables.epoch_line(row, 9).startswith("epoch 2/9     2.0 s  loss 0.5  valid RMSE E 2.00 meV/atom  F 3.0 ")
     total = tables.epoch_line(row, 9, "TotalMAE")
     assert "valid MAE E 10.0 meV  F 10.0 meV/Å  q 10.0000 e" in total and "atom" not in total
     assert "σ 4.00 meV/Å³" in tables.epoch_line(row, 9, "PerAtomRMSEstressvirials")
