@@ -1,9 +1,25 @@
 """The data sets that have a name: what is known of each, and the options that make training on it a sensible run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phi_equivariant.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class XyzFiles:
+    """The files of a data set that is published as extended XYZ.
+
+    train : training structures; tests : test sets, of which the first must be there; isolated : single atoms with their
+    energies, or None; keys : {option of a label's key: its name in the files}; valid_fraction : share of the training
+    structures for validation.
+    """
+
+    train: str
+    tests: tuple[str, ...]
+    isolated: str | None
+    keys: dict[str, str]
+    valid_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -14,12 +30,16 @@ class DatasetInfo:
     ----------
     name : name in the registry
     description : one line
-    formula : chemical formula of its one molecule
+    formula : chemical formula of its one molecule; empty where there are several
     level : level of theory of the labels
-    frames : number of frames in the published file; None if the data set comes in split files
-    file : published file name; None for the data set that is shipped
+    frames : number of frames in the published file; None for any
+    file : published file name; None if the data set comes in split files
     train_size : published number of training and validation frames together; None if the split is fixed
     options : preset, mace option -> value
+    form : of the files, which decides who reads them: shipped, md22, rmd17, xyz or oe62
+    source, licence, citation : where it is published, and how; of a form that is read for more than one source
+    part : number of the published split (rmd17), number of validation frames (oe62)
+    xyz : the files of the form xyz
     """
 
     name: str
@@ -30,6 +50,12 @@ class DatasetInfo:
     file: str | None
     train_size: int | None
     options: dict[str, Any]
+    form: str = "md22"
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
+    part: int = 0
+    xyz: XyzFiles | None = None
 
 
 # Hosts and schedules: about 200,000 updates for MD22. float64 because its energies reach -340,000 eV, where float32
@@ -59,6 +85,72 @@ def _md22(
     return DatasetInfo(name, description, formula, "PBE+MBD", frames, f"md22_{file}.npz", train_size, options)
 
 
+_RMD17 = {
+    "azobenzene": "C12H10N2",
+    "aspirin": "C9H8O4",
+    "benzene": "C6H6",
+    "ethanol": "C2H6O",
+    "malonaldehyde": "C3H4O2",
+    "naphthalene": "C10H8",
+    "paracetamol": "C8H9NO2",
+    "salicylic": "C7H6O3",
+    "toluene": "C7H8",
+    "uracil": "C4H4N2O2",
+}
+
+
+def _rmd17(molecule: str, formula: str) -> DatasetInfo:
+    return DatasetInfo(
+        name=f"rmd17_{molecule}",
+        description=f"revised MD17: {molecule}, published split 1; rmd17_{molecule}_2 to _5 are the others",
+        formula=formula,
+        level="PBE/def2-SVP",
+        frames=None,
+        file=f"rmd17_{molecule}.npz",
+        train_size=None,
+        options=_MD22_OPTIONS | {"batch_size": 5, "valid_batch_size": 10, "max_num_epochs": 1000},
+        form="rmd17",
+        source="the archive rmd17 (figshare, doi 10.6084/m9.figshare.12672038)",
+        licence="CC0",
+        citation="A. S. Christensen, O. A. von Lilienfeld, On the role of gradients for machine learning of molecular "
+        "energies and forces, Mach. Learn.: Sci. Technol. 1, 045018 (2020)",
+        part=1,
+    )
+
+
+# The isolated atoms of these come with them; energies of a few thousand eV.
+_BOTNET_OPTIONS = {
+    **{name: value for name, value in _MD22_OPTIONS.items() if name != "E0s"},
+    **{"energy_weight": 10.0, "forces_weight": 1000.0, "lr": 0.01, "batch_size": 5, "valid_batch_size": 10},
+    "max_num_epochs": 500,
+}
+
+
+def _botnet(
+    name: str, description: str, formula: str, level: str, folder: str, train: str, tests: tuple[str, ...], atoms: str
+) -> DatasetInfo:
+    return DatasetInfo(
+        name, description, formula, level, None, None, None, _BOTNET_OPTIONS,
+        form="xyz",
+        source=f"{folder} of github.com/davkovacs/BOTNet-datasets",
+        licence="MIT",
+        citation="D. P. Kovács, C. van der Oord, J. Kucera, A. E. A. Allen, D. J. Cole, C. Ortner, G. Csányi, Linear "
+        "atomic cluster expansion force fields for organic molecules, J. Chem. Theory Comput. 17, 7696 (2021)"
+        if folder == "dataset_3BPA" else
+        "I. Batatia, S. Batzner, D. P. Kovács, A. Musaelian, G. N. C. Simm, R. Drautz, C. Ortner, B. Kozinsky, G. "
+        "Csányi, The design space of E(3)-equivariant atom-centred interatomic potentials, Nat. Mach. Intell. 7, 56 "
+        "(2025)",
+        xyz=XyzFiles(train, tests, atoms, {"energy_key": "energy", "forces_key": "forces"}),
+    )  # fmt: skip
+
+
+_3BPA = ("C12H12N2O", "ωB97X/6-31G(d)", "dataset_3BPA")
+_3BPA_TESTS = (
+    *(f"test_{kelvin}K.xyz" for kelvin in (300, 600, 1200)),
+    *(f"test_dih_beta{angle}.xyz" for angle in (120, 150, 180)),
+)
+_ACAC_TESTS = ("test_MD_300K.xyz", "test_MD_600K.xyz", "test_dihedral.xyz", "test_H_transfer.xyz")
+
 DATASETS = {
     info.name: info
     for info in (
@@ -70,6 +162,7 @@ DATASETS = {
             frames=None,
             file=None,
             train_size=None,
+            form="shipped",
             # No E0s: the data set brings those of its own level of theory.
             options={
                 "model": "ScaleShiftMACE",
@@ -100,6 +193,70 @@ DATASETS = {
         _md22("md22_at_at_cg_cg", "DNA base pairs AT-AT-CG-CG", "AT-AT-CG-CG", "C38H42N30O8", 10153, 2000, 4, 400),
         _md22("md22_buckyball", "buckyball-catcher complex", "buckyball-catcher", "C120H28", 6102, 600, 2, 700),
         _md22("md22_nanotube", "double-walled nanotube", "double-walled_nanotube", "C326H44", 5032, 800, 2, 500),
+        *(_rmd17(molecule, formula) for molecule, formula in _RMD17.items()),
+        _botnet("3bpa", "3BPA, trained at 300 K", *_3BPA, "train_300K.xyz", _3BPA_TESTS, "iso_atoms.xyz"),
+        _botnet(
+            "3bpa_mixed",
+            "3BPA, trained at 300, 600 and 1200 K",
+            *_3BPA,
+            "train_mixedT.xyz",
+            _3BPA_TESTS,
+            "iso_atoms.xyz",
+        ),
+        _botnet(
+            "acac",
+            "acetylacetone, trained at 300 K",
+            "C5H8O2",
+            "PBE-D3/def2-SVP",
+            "dataset_acac",
+            "train_300K.xyz",
+            _ACAC_TESTS,
+            "isolated_atoms.xyz",
+        ),
+        DatasetInfo(
+            name="spice_dipeptides",
+            description="dipeptides of SPICE with dipoles and MBIS charges; its validation file is the test set",
+            formula="",
+            level="ωB97M-D3(BJ)/def2-TZVPPD",
+            frames=None,
+            file=None,
+            train_size=None,
+            options=_MD22_OPTIONS
+            | {"energy_weight": 10.0, "forces_weight": 1000.0, "lr": 0.01}
+            | {"batch_size": 4, "valid_batch_size": 4, "max_num_epochs": 300},
+            form="xyz",
+            source="github.com/BingqingCheng/cace-lr-fit",
+            licence="CC BY-NC 4.0",
+            citation="P. Eastman et al., SPICE, a dataset of drug-like molecules and peptides for training machine "
+            "learning potentials, Sci. Data 10, 11 (2023); this part: B. Cheng, Latent Ewald summation for machine "
+            "learning of long-range interactions, npj Comput. Mater. 11, 80 (2025)",
+            xyz=XyzFiles(
+                "train.xyz",
+                ("val.xyz",),
+                None,
+                {"energy_key": "energy", "forces_key": "force", "charges_key": "mbi_charges", "dipole_key": "dipole"},
+            ),
+        ),
+        DatasetInfo(
+            name="oe62",
+            description="61,489 molecules of organic crystals, PBE0 energies only; the paper's other benchmark",
+            formula="",
+            level="PBE0 (tier2 basis, vacuum), geometries PBE+TS",
+            frames=61489,
+            file="df_62k.json",
+            train_size=56000,
+            # The paper's linear fit over the elements is E0s: average. No forces are published.
+            options=_MD22_OPTIONS
+            | {"r_max": 6.0, "energy_weight": 1.0, "forces_weight": 0.0, "error_table": "TotalMAE", "lr": 0.001}
+            | {"batch_size": 64, "valid_batch_size": 64, "max_num_epochs": 250},
+            form="oe62",
+            source="mediaTUM (doi 10.14459/2019mp1507656)",
+            licence="CC BY 4.0",
+            citation="A. Stuke, C. Kunkel, D. Golze, M. Todorović, J. T. Margraf, K. Reuter, P. Rinke, H. Oberhofer, "
+            "Atomic structures and orbital energies of 61,489 crystal-forming organic molecules, Sci. Data 7, 58 "
+            "(2020)",
+            part=6000,
+        ),
     )
 }
 ALIASES = {"md22_buckyball_catcher": "md22_buckyball", "md22_double_walled_nanotube": "md22_nanotube"}
@@ -111,6 +268,9 @@ def find_dataset(name: str) -> DatasetInfo:
     key = ALIASES.get(key, key)
     if key in DATASETS:
         return DATASETS[key]
+    molecule, _, split = key.rpartition("_")
+    if molecule in DATASETS and DATASETS[molecule].form == "rmd17" and split in ("1", "2", "3", "4", "5"):
+        return replace(DATASETS[molecule], name=key, part=int(split))
     hint = did_you_mean(key, DATASETS, n=3)
     raise InputError(f"There is no data set {name!r}. {hint and hint + ' '}The data sets are {', '.join(DATASETS)}.")
 

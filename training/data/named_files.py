@@ -1,8 +1,8 @@
-"""Data sets that are trained on by name: MD22, downloaded once, and the one that comes with the project."""
+"""Data sets by name: MD22, downloaded once, the shipped one, and those that are read from a folder as published."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,23 @@ import numpy as np
 from ase import Atoms, units
 
 from phi_equivariant.errors import InputError
+from training.data import named_oe62, named_rmd17, named_xyz
 from training.data.fetched import cache_folder, fetch, verify
 from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport
 from training.data.named import DATASETS, DatasetInfo, find_dataset, preset
 from training.data.npz import NpzFrames, read_npz
+from training.data.published import ArrayFrames, Found, existing, pick
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "preset"]
 
 SPLITS = ("train", "valid", "test")
+#: Those that are read from a folder: {form: what reads it}.
+READERS = {"oe62": named_oe62.load, "rmd17": named_rmd17.load, "xyz": named_xyz.load}
 VALID_FRACTION = 0.05  # of MD22's published train + validation sizes
 MD22_URL = "http://www.quantum-machine.org/gdml/repo/datasets/"  # PHI_MD22_URL names a mirror
 SHIPPED = "training.shipped.ala3_gfn2"
+KEYS = {"energy": "E", "forces": "F", "charges": "charges", "dipole": "dipole"}  # of npz files
 _MD22_CITATION = (
     "S. Chmiela, V. Vassilev-Galindo, O. T. Unke, A. Kabylda, H. E. Sauceda, A. Tkatchenko, K.-R. Müller, Accurate "
     "global machine learning force fields for molecules with hundreds of atoms, Sci. Adv. 9, eadf0873 (2023)"
@@ -44,6 +49,9 @@ class Dataset:
     e0s : energies of the isolated atoms at the same level of theory, atomic number -> eV; None if unknown
     provenance : source, sha256, licence, citation, split: for JSON
     reports : label counts of each split
+    test_name : of the test set, where there are further ones
+    further_tests : {name: structures} of these
+    notes : lines for the log
     """
 
     name: str
@@ -53,6 +61,9 @@ class Dataset:
     e0s: dict[int, float] | None
     provenance: dict[str, Any]
     reports: dict[str, LabelReport]
+    test_name: str = ""
+    further_tests: dict[str, Sequence[Atoms]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_dataset(
@@ -61,9 +72,10 @@ def load_dataset(
     data_dir: str | Path | None = None,
     cache: str | Path | None = None,
     seed: int = 123,
-    test_size: int | None = None,
+    max_train: int | None = None,
+    max_test: int | None = None,
 ) -> Dataset:
-    """Load a data set of the registry, downloading it if need be.
+    """Load a data set of the registry; MD22 is downloaded where it is not there.
 
     Parameters
     ----------
@@ -71,37 +83,72 @@ def load_dataset(
     data_dir : folder that holds the published files; nothing is downloaded then
     cache : folder for downloads; :func:`training.data.fetched.cache_folder` by default
     seed : of the split, where the data set has no fixed one
-    test_size : number of test frames to keep, the provenance then says so; None for all
+    max_train : train on at most so many frames, drawn by the seed, and validate on no more; None for all
+    max_test : test on at most so many frames of each test set, drawn by the seed; None for all
 
     Raises
     ------
     InputError
-        for an unknown name, a missing, damaged or changed file, or a download that failed.
+        for an unknown name, a missing, damaged or changed file, a download that failed, or a data set that is not
+        downloaded and for which no folder is given.
     """
     info = find_dataset(name)
-    if test_size is not None and test_size < 1:
-        raise InputError(f"test_size is {test_size}; expected at least 1, or None for the whole test set.")
+    for option, size in (("max_train", max_train), ("max_test", max_test)):
+        if size is not None and size < 1:
+            raise InputError(f"{option} is {size}; expected at least 1, or None for all frames.")
     if data_dir is not None and not Path(data_dir).is_dir():
         raise InputError(f"data_dir is {data_dir}, which is not a folder. Give the folder that holds the data files.")
     folder = None if data_dir is None else Path(data_dir)
-    if info.file is None:
-        frames, e0s, provenance = _load_split_files(info, folder)
+    if info.form in READERS:
+        if folder is None:
+            raise InputError(
+                f"--data_dir: {info.name} is not downloaded. Get it from {info.source}, and give the folder of its "
+                "files."
+            )
+        found = READERS[info.form](info, folder, seed)
+    elif info.form == "shipped":
+        found = _load_split_files(info, folder)
     else:
-        frames, e0s, provenance = _load_md22(info, folder, Path(cache) if cache else cache_folder(), seed)
-    if test_size is not None and test_size < len(frames["test"]):
-        provenance["split"]["test_left_out"] = len(frames["test"]) - test_size
-        frames["test"] = frames["test"][:test_size]
-    provenance["split"] |= {split: len(frames[split]) for split in SPLITS}
-    reports = {split: _report(split, frames[split], provenance["files"]) for split in SPLITS}
+        found = _load_md22(info, folder, Path(cache) if cache else cache_folder(), seed)
+    _shorten(found, {"train": max_train, "valid": max_train, "test": max_test}, seed)
+    found.provenance["split"] |= {split: len(found.frames[split]) for split in SPLITS}
     about = {"dataset": info.name, "description": info.description, "level_of_theory": info.level}
-    return Dataset(info.name, **frames, e0s=e0s, provenance=about | provenance, reports=reports)
+    return Dataset(
+        info.name,
+        **found.frames,
+        e0s=found.e0s,
+        provenance=about | found.provenance,
+        reports={split: _report(split, found) for split in SPLITS},
+        test_name=found.test_name,
+        further_tests=found.further_tests,
+        notes=found.notes,
+    )
 
 
-#: Frames of each split, energies of the isolated atoms, provenance.
-_Found = tuple[dict[str, NpzFrames], dict[int, float] | None, dict[str, Any]]
+def _shorten(found: Found, sizes: dict[str, int | None], seed: int) -> None:
+    """Keep at most so many frames of each set, and let the provenance say so."""
+    split = found.provenance["split"]
+
+    def some(frames: Sequence[Atoms], size: int) -> tuple[Sequence[Atoms], np.ndarray]:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(frames))[:size])
+        return pick(frames, chosen), chosen
+
+    for name, size in sizes.items():
+        frames = found.frames[name]
+        if size is None or size >= len(frames):
+            continue
+        found.frames[name], chosen = some(frames, size)
+        split[f"{name}_left_out"] = len(frames) - size
+        if isinstance(indices := split.get(f"{name}_indices"), list):
+            split[f"{name}_indices"] = [indices[i] for i in chosen]
+        found.notes.append(f"{name}: {size} of {len(frames)} structures, drawn by the seed")
+    if (size := sizes["test"]) is not None:
+        found.further_tests |= {
+            name: some(frames, size)[0] for name, frames in found.further_tests.items() if len(frames) > size
+        }
 
 
-def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int) -> _Found:
+def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int) -> Found:
     assert info.file is not None and info.frames is not None and info.train_size is not None
 
     def check(path: Path) -> dict[str, np.ndarray]:
@@ -110,9 +157,15 @@ def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int)
     url = os.environ.get("PHI_MD22_URL", MD22_URL).rstrip("/") + f"/{info.file}"
     if data_dir is None:
         path = cache / "md22" / info.file
-        digest = fetch(url, path, check)
+        try:
+            digest = fetch(url, path, check)
+        except InputError as error:
+            raise InputError(
+                f"{error} A file that you have got otherwise is read from its folder: --data_dir FOLDER, with "
+                f"{info.file} in it."
+            ) from error
     else:
-        path = _existing(data_dir / info.file, f"{MD22_URL}{info.file}")
+        path = existing(data_dir, info.file, f"{MD22_URL}{info.file}")
         digest = verify(path)
     arrays = check(path)
     order = np.random.default_rng(seed).permutation(info.frames)
@@ -122,7 +175,9 @@ def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int)
         "valid": order[:n_valid],
         "test": order[info.train_size :],
     }
-    frames = {split: NpzFrames(arrays, units.kcal / units.mol, chosen) for split, chosen in indices.items()}
+    frames: dict[str, Sequence[Atoms]] = {
+        split: NpzFrames(arrays, units.kcal / units.mol, chosen) for split, chosen in indices.items()
+    }
     provenance = {
         "files": {info.file: digest},
         "source": url if data_dir is None else str(path),
@@ -135,17 +190,17 @@ def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int)
             "test_indices": "all other frames",
         },
     }
-    return frames, None, provenance
+    return Found(frames, None, provenance, KEYS)
 
 
-def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> _Found:
-    frames: dict[str, NpzFrames] = {}
+def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> Found:
+    frames: dict[str, Sequence[Atoms]] = {}
     digests: dict[str, str] = {}
     e0s: dict[int, float] | None = None
     extra = ("charges", "dipole", "trajectory", "atom_numbers", "atom_energies")
     for split in SPLITS:
         with as_file((files(SHIPPED) if data_dir is None else data_dir) / f"{split}.npz") as path:
-            _existing(path, f"the project's folder {SHIPPED.replace('.', '/')}")
+            existing(path.parent, path.name, f"the project's folder {SHIPPED.replace('.', '/')}")
             digests[path.name] = verify(path)
             arrays = read_npz(path, info.formula, extra=extra)
         frames[split] = NpzFrames(arrays)
@@ -163,18 +218,16 @@ def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> _Found:
         "citation": _GFN2_CITATION,
         "split": {"by": "trajectory"},
     }
-    return frames, e0s, provenance
+    return Found(frames, e0s, provenance, KEYS)
 
 
-def _existing(path: Path, source: str) -> Path:
-    if not path.is_file():
-        raise InputError(f"There is no {path.name} in {path.parent}. Put the file from {source} there.")
-    return path
-
-
-def _report(split: str, frames: NpzFrames, sources: Iterable[str]) -> LabelReport:
-    keys = {"energy": "E", "forces": "F", "charges": "charges", "dipole": "dipole", "total_charge": "(neutral)"}
-    counts = dict.fromkeys(frames.labels, len(frames))
+def _report(split: str, found: Found) -> LabelReport:
+    frames, sources = found.frames[split], list(found.provenance["files"])
+    keys = {**found.keys, "total_charge": "(neutral)"}
     own = [name for name in sources if name == f"{split}.npz"]
     notes = [f"total charge: 0 in all {len(frames)} structures", describe_periodicity({0: len(frames)})]
-    return LabelReport(split, own or list(sources), len(frames), keys=keys, counts=counts, notes=notes)
+    report = LabelReport(split, own or sources, len(frames), keys=keys, notes=notes)
+    if isinstance(frames, ArrayFrames):
+        report.counts = dict.fromkeys(frames.labels, len(frames))
+        return report
+    return report.count(frames, {})

@@ -4,17 +4,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
 from ase import Atoms
 from ase.formula import Formula
 
 from phi_equivariant.errors import InputError
+from training.data.published import ArrayFrames
 from training.quantities import LABELS
 
 
-class NpzFrames(Sequence[Atoms]):
+class NpzFrames(ArrayFrames):
     """Labelled structures of one neutral molecule; an index gives ``ase.Atoms``, a slice another such sequence.
 
     Parameters
@@ -55,6 +56,10 @@ class NpzFrames(Sequence[Atoms]):
             atoms.info[LABELS["dipole"].canonical] = arrays["dipole"][index].astype(np.float64)
         return atoms
 
+    def pick(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Some of the structures."""
+        return type(self)(self._arrays, self._to_ev, self._indices[np.asarray(indices, dtype=np.int64)])
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the labels that every structure has."""
@@ -62,7 +67,12 @@ class NpzFrames(Sequence[Atoms]):
 
 
 def read_npz(
-    path: Path, formula: str, frames: int | None = None, extra: Sequence[str] = (), unit: str | None = None
+    path: Path,
+    formula: str,
+    frames: int | None = None,
+    extra: Sequence[str] = (),
+    unit: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays of a file with the keys E, F, R, z and those in ``extra``, after checking all of them.
 
@@ -73,6 +83,7 @@ def read_npz(
     frames : number of frames that the file must have; None for any
     extra : further keys: ``charges`` (n, N), ``dipole`` (n, 3), others of any shape
     unit : energy unit that the file's own ``e_unit``, where it has one, must name
+    names : what the file calls E, F, R and z, where it calls them otherwise
 
     Raises
     ------
@@ -80,7 +91,9 @@ def read_npz(
         if the file is not a complete npz file, lacks a key, or an array has an unexpected shape or a value that is not
         finite.
     """
-    arrays = _load_arrays(path, ("E", "F", "R", "z", *extra), unit)
+    called = {key: (names or {}).get(key, key) for key in ("E", "F", "R", "z", *extra)}
+    loaded = _load_arrays(path, list(called.values()), unit)
+    arrays = {key: loaded[name] for key, name in called.items()}
     composition = Formula(formula).count()
     n_atoms = sum(composition.values())
     n_frames = len(arrays["R"]) if frames is None and arrays["R"].ndim else frames

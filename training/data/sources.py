@@ -180,7 +180,14 @@ class HeadReader:
 def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames:
     """A data set of the registry as the only head's."""
     assert data.dataset is not None
-    found = named_files.load_dataset(data.dataset, data_dir=data.data_dir, cache=data.downloads_dir, seed=seed)
+    found = named_files.load_dataset(
+        data.dataset,
+        data_dir=data.data_dir,
+        cache=data.downloads_dir,
+        seed=seed,
+        max_train=data.max_train,
+        max_test=data.max_test,
+    )
     for need in needs.labels:
         report = found.reports["train"]
         if report.counts.get(need.label.name, 0) < report.frames:
@@ -192,7 +199,8 @@ def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames
     reports = [replace(report, trained=needs.names()) for report in found.reports.values()]
     neutral = StateCount()
     neutral.add({"total_charge": (0.0, "total_charge")})
-    tests = {head.name: found.test}
+    tests = {**found.further_tests, found.test_name or head.name: found.test}  # the last is the one that is shown
+    head.notes.extend(found.notes)
     return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance, states=[neutral])
 
 

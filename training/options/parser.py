@@ -45,6 +45,8 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
     """The options that mace does not have; what they mean stands with the fields of the run."""
     for name in ("dataset", "data_dir"):
         parser.add_argument(f"--{name}")
+    for name in ("max_train", "max_test"):
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--phi", nargs="+", metavar="KEY=VALUE")
     for name in ("no_phi", "trust_pickle", "tensorboard", "compare", "save_mace_model"):
         parser.add_argument(f"--{name}", action="store_true")

@@ -14,6 +14,8 @@ class Data(Part):
     dataset: str | None = option("data set of the registry; its preset gives the defaults of all other options")
     data_dir: str | None = option("folder with the data set's files: nothing is downloaded", restart=True)
     downloads_dir: str | None = option("folder for downloaded data sets, in place of the cache", restart=True)
+    max_train: int | None = option("of a data set: train on so many structures, and validate on no more; for a trial")
+    max_test: int | None = option("of a data set: test on so many structures of each test set", restart=True)
     train_file: Any = option("training structures: what ase reads, HDF5 or LMDB of mace_prepare_data; one or a list")
     valid_file: Any = option("validation structures, likewise")
     valid_fraction: float = option("share of the training file used for validation without a valid_file")
@@ -51,6 +53,10 @@ class Data(Part):
         if (self.dataset is None) == (self.train_file is None and self.heads is None):
             what = "both were given" if self.dataset else "neither was given"
             raise InputError(f"--dataset and --train_file: exactly one of them says what to train on; {what}.")
+        self.expect(ABOVE_ZERO, "max_train", "max_test")
+        for name in ("max_train", "max_test"):
+            if getattr(self, name) is not None and self.dataset is None:
+                raise InputError(f"--{name} takes a part of a data set by name; of a file, give a shorter one.")
         if self.heads is None:
             return
         if self.dataset is not None:

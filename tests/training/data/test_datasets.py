@@ -16,6 +16,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase import units
 from ase.formula import Formula
 from local_server import LocalServer
 
@@ -155,11 +156,19 @@ def test_a_published_size_is_downloaded_once_split_and_converted(server, tmp_pat
 
 def test_a_limited_test_set_is_said_so(server):
     server.files[WATER] = npz(**water())
-    data = load_dataset("md22_water", test_size=7)
+    data, whole = load_dataset("md22_water", max_test=7), load_dataset("md22_water")
     assert len(data.test) == 7 and data.reports["test"].frames == 7
-    assert data.provenance["split"]["test_left_out"] == 13
-    assert "test_left_out" not in load_dataset("md22_water").provenance["split"]
-    refuses("test_size is 0", "md22_water", test_size=0)
+    assert data.provenance["split"]["test_left_out"] == 13 and data.notes == [
+        "test: 7 of 20 structures, drawn by the seed"
+    ]
+    assert "test_left_out" not in whole.provenance["split"] and not whole.notes
+    refuses("max_test is 0", "md22_water", max_test=0)
+    part = load_dataset("md22_water", max_train=6)
+    energies = {atoms.info["REF_energy"] for atoms in part.train}
+    assert len(energies) == 6 and energies < {atoms.info["REF_energy"] for atoms in whole.train}
+    arrays, split = water(), part.provenance["split"]
+    assert energies == {float(arrays["E"][i, 0]) * units.kcal / units.mol for i in split["train_indices"]}
+    assert len(part.valid) == 1 and len(part.test) == 20 and split["train_left_out"] == 13
 
 
 @pytest.mark.parametrize(
@@ -205,6 +214,7 @@ def test_a_download_that_fails_leaves_nothing(server, tmp_path, reason, match):
         server.stop()
     message = refuses(match, "md22_water")
     assert server.url + WATER in message and "othing was kept" in message
+    assert "--data_dir FOLDER" in message and "urllib3" not in message and "Pool" not in message
     left = [path.name for path in (tmp_path / "cache" / "md22").iterdir()]
     assert left in ([], [WATER + ".lock"])
     if reason != "down":

@@ -1,0 +1,86 @@
+"""Data sets that are published as extended XYZ, a file for each training and test set."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ase import Atoms
+from ase.formula import Formula
+
+from phi_equivariant.errors import InputError
+from training.data.labels import resolve_keys
+from training.data.named import DatasetInfo
+from training.data.parts import random_split
+from training.data.published import Found, digests, existing
+from training.data.structures import read_structures
+from training.quantities import LABELS
+
+
+def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
+    """A data set from the folder that holds its files.
+
+    Parameters
+    ----------
+    info : ``xyz`` names the files, the keys of the labels, and the share of the training file for validation
+    folder : with the files
+    seed : of the validation frames, which are taken from those for training
+
+    Raises
+    ------
+    InputError
+        If the training file, the one of the isolated atoms or the first test file is missing, or one cannot be used.
+    """
+    files = info.xyz
+    assert files is not None
+    train = existing(folder, files.train, info.source)
+    first = existing(folder, files.tests[0], info.source)
+    further = [folder / name for name in files.tests[1:] if (folder / name).is_file()]
+    isolated = existing(folder, files.isolated, info.source) if files.isolated else None
+    read = read_structures(train, files.keys, "train").frames
+    _check_formula(read, info, train)
+    kept, held_out = random_split(len(read), files.valid_fraction, seed)
+    tests = {path.stem.removeprefix("test_"): _test(path, files.keys) for path in (first, *further)}
+    name = next(iter(tests))
+    frames = {
+        "train": [read[i] for i in kept],
+        "valid": [read[i] for i in held_out],
+        "test": tests.pop(name),
+    }
+    used = [train, first, *further, *([isolated] if isolated else [])]
+    provenance = {
+        "files": digests(used),
+        "source": str(folder),
+        "licence": info.licence,
+        "citation": info.citation,
+        "split": {"seed": seed, "train_indices": kept, "valid_indices": held_out, "test": first.name},
+    }
+    absent = [name for name in files.tests[1:] if folder / name not in further]
+    notes = [f"{info.name}: not in {folder}, not tested on: {', '.join(absent)}"] if absent else []
+    keys = {name: key for name, key in resolve_keys(files.keys).items() if LABELS[name].within(read[0])}
+    e0s = None if isolated is None else _e0s(isolated, files.keys)
+    return Found(frames, e0s, provenance, keys, name if tests else "", tests, notes)
+
+
+def _check_formula(frames: Sequence[Atoms], info: DatasetInfo, path: Path) -> None:
+    if info.formula:
+        expected = Formula(info.formula).count()
+        for index, atoms in enumerate(frames):
+            if (found := atoms.symbols.formula).count() != expected:
+                raise InputError(
+                    f"frame {index} of {path} holds {found.format('hill')}; expected {info.formula}. Is it another "
+                    "molecule's file?"
+                )
+
+
+def _test(path: Path, keys: Mapping[str, str]) -> Sequence[Atoms]:
+    return read_structures(path, keys, "test").frames
+
+
+def _e0s(path: Path, keys: Mapping[str, str]) -> dict[int, float]:
+    """{Z: eV} of a file of single atoms."""
+    found: dict[int, float] = {}
+    for atoms in read_structures(path, keys, "isolated atoms", keep_isolated_atoms=True).frames:
+        energy = atoms.info.get(LABELS["energy"].canonical)
+        if len(atoms) != 1 or energy is None or int(atoms.numbers[0]) in found:
+            raise InputError(f"{path} must hold single atoms of different elements, each with its energy.")
+        found[int(atoms.numbers[0])] = float(energy)
+    return found
