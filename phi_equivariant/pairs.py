@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from phi_equivariant.division import WHOLE, Share
+
 _PER_STEP = 10_000  # distances that are as fast to compute as it is to look at one more box around each
 _CHUNK = 1_000_000  # distances looked at together
 _PER_RADIUS = 2  # boxes along a radius: finer ones look at fewer pairs in vain, but there are more of them
@@ -19,6 +21,11 @@ class Pairs(NamedTuple):
     first: torch.Tensor
     second: torch.Tensor
     images: torch.Tensor
+
+    def part(self, share: Share) -> "Pairs":
+        """Those of a share."""
+        rows = share.rows(len(self.first))
+        return Pairs(*(values[rows] for values in self))
 
     def vectors(self, positions: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
         """From the first to the second atom of every pair, (n_pairs, 3) in Å: positions (n_atoms, 3), cell (3, 3)."""
@@ -208,7 +215,7 @@ class KeptPairs:
 
     def __init__(self, search: Callable[..., Pairs] = find_pairs, skin: float = 0.5) -> None:
         self.search, self.skin = search, skin
-        self._kept: dict[int, tuple[_Kept, ...]] = {}
+        self._kept: dict[tuple[int, Share], tuple[_Kept, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files do without the lists."""
@@ -216,28 +223,34 @@ class KeptPairs:
 
     def latest(self, place: int = 0) -> object:
         """What the list that was used last was made for; None before the first."""
-        return next((kept.positions for kept in self._kept.get(place, ())), None)
+        return next((kept.positions for kept in self._kept.get((place, WHOLE), ())), None)
 
     @torch.no_grad()
     def __call__(
-        self, radius: float, positions: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor, place: int = 0
+        self,
+        radius: float,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        pbc: torch.Tensor,
+        place: int = 0,
+        share: Share = WHOLE,
     ) -> Pairs:
-        """As the search: place is the structure's in its batch."""
-        lists, wraps = self._kept.get(place, ()), None
+        """A share of what the search finds: place is the structure's in its batch."""
+        lists, wraps = self._kept.get((place, share), ()), None
         for index, kept in enumerate(lists):
             wraps = kept.wraps(radius, positions, cell, pbc, self.skin)
             if wraps is not None:
                 lists = (kept, *lists[:index], *lists[index + 1 :])
                 break
         if wraps is None:
-            pairs = self.search(radius + self.skin, positions, cell, pbc)
+            pairs = self.search(radius + self.skin, positions, cell, pbc).part(share)
             wraps = torch.zeros_like(positions)
             lists = (_Kept(radius, positions.clone(), cell.clone(), pbc.clone(), pairs), *lists)
             while len(lists) > 1 and (
                 len(lists) > self.most_lists or sum(len(one.pairs.first) for one in lists) > self.most_pairs
             ):
                 lists = lists[:-1]
-        self._kept[place] = lists  # in one step: threads see the old lists or the new ones
+        self._kept[place, share] = lists  # in one step: threads see the old lists or the new ones
         pairs = lists[0].pairs
         if bool(wraps.any()):
             first, second, images = pairs

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 
 from phi_equivariant.batching import PaddedLayout
+from phi_equivariant.division import WHOLE, Share
 
 # Entries of padding in a group's matrices that take no longer than the calls for one more group.
 _PADDING = 20_000
@@ -30,6 +31,7 @@ class Structures:
     cell: (n_structures, 3, 3), rows are the cell vectors in Å
     pbc: (n_structures, 3), True for periodic directions
     external_field: (n_structures, 3), homogeneous, in V/Å; None where there is none
+    share: this process's, of the sums of large structures
     """
 
     positions: torch.Tensor
@@ -42,6 +44,7 @@ class Structures:
     cell: torch.Tensor
     pbc: torch.Tensor
     external_field: torch.Tensor | None = None
+    share: Share = WHOLE
 
     @classmethod
     def of_batch(
@@ -154,4 +157,5 @@ class Structures:
             cell=self.cell[index],
             pbc=self.pbc[index],
             external_field=None if self.external_field is None else self.external_field[index],
+            share=self.share,
         )

@@ -1,11 +1,13 @@
 """The Coulomb operator: −∇² as the inverse of the potential matrix of Gaussian charges."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import ase.data
 import torch
 
+from phi_equivariant.division import WHOLE
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import describe_pbc
 from phi_equivariant.operators import particle_mesh, waves
@@ -131,6 +133,8 @@ class GaussianCoulomb(Operator):
     def _part(self, structures: Structures, width_squared: torch.Tensor, places: list[int], alone: bool) -> Part:
         """P of structures of one kind: places, which they are of the batch."""
         directions = structures.n_periodic[0]
+        if not alone and structures.share is not WHOLE:  # matrices are small
+            structures = dataclasses.replace(structures, share=WHOLE)
         if directions == 0:
             return (FreeSpaceTiles if alone else FreeSpaceMatrix)(structures, width_squared)
         if directions == 2:
@@ -154,7 +158,7 @@ class GaussianCoulomb(Operator):
         reach = (particle_mesh.REACH if on_mesh else waves.REACH)[cell.dtype]
         volumes = cell_volume(cell).tolist()
         widest = structures.layout.pad(width_squared).amax(1).tolist()
-        starts = structures.ptr.tolist()
+        starts, share = structures.ptr.tolist(), structures.share
         splittings, found = [], []
         for index, place in enumerate(places):
             positions = structures.positions[starts[index] : starts[index + 1]]
@@ -162,7 +166,10 @@ class GaussianCoulomb(Operator):
             s = max(self._choose(positions, volumes[index], on_mesh), math.sqrt(2 * widest[index]))
             about = positions, cell[index], torch.ones_like(structures.pbc[index])
             # Batches of training have no pairs in common, steps of a simulation have.
-            pairs = find_pairs(reach * s, *about) if self.training else self.kept_pairs(reach * s, *about, place)
+            if self.training:
+                pairs = find_pairs(reach * s, *about).part(share)
+            else:
+                pairs = self.kept_pairs(reach * s, *about, place, share)
             splittings.append(s)
             found.append(pairs)
         splitting = torch.tensor(splittings, dtype=cell.dtype, device=device)

@@ -136,8 +136,10 @@ class FreeSpaceTiles(Part):
         n = len(values)
         if n == 1:
             return own
-        inputs = self.structures.positions, self.width_squared, values
-        return own + sum_of_parts(_rows, _tiles(n), *inputs)[0]
+        share = self.structures.share
+        inputs = share.enter(self.structures.positions, self.width_squared, values)
+        tiles = share.of(_tiles(n)) or [(0, 0)]
+        return own + share.leave(*sum_of_parts(_rows, tiles, *inputs))[0]
 
     def diagonal(self) -> torch.Tensor:
         """k_e / (√π σ_i)."""
@@ -148,8 +150,9 @@ class FreeSpaceTiles(Part):
         n = len(charges)
         rows = max(1, _JOINT_TILE // n)
         tiles = [(first, min(n, first + rows)) for first in range(0, n, rows)]
-        inputs = self.structures.positions, self.width_squared, charges, dipoles
-        potential, gradient = sum_of_parts(_joint_rows, tiles, *inputs)
+        share = self.structures.share
+        inputs = share.enter(self.structures.positions, self.width_squared, charges, dipoles)
+        potential, gradient = share.leave(*sum_of_parts(_joint_rows, share.of(tiles) or [(0, 0)], *inputs))
         return potential, gradient
 
 

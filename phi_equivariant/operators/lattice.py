@@ -29,7 +29,10 @@ class Smooth(abc.ABC):
 
     @abc.abstractmethod
     def potential(self, charges: torch.Tensor) -> torch.Tensor:
-        """(1/V) Σ_{k≠0} v(k) Σ_j cos k·r_ij q_j with v(k) = 4π k_e e^{−k²s²/2}/k²: (n_atoms, c) in e → in V."""
+        """(1/V) Σ_{k≠0} v(k) Σ_j cos k·r_ij q_j with v(k) = 4π k_e e^{−k²s²/2}/k²: (n_atoms, c) in e → in V.
+
+        Where the structure is shared among processes, they add up to it; so do those of ``joint``.
+        """
 
     @abc.abstractmethod
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +91,7 @@ class LatticeSum(Part):
     ----------
     structures: ``Structures``; width_squared: (n_atoms,), σ² in Å²
     splitting: (n_structures,), s in Å
-    near: ``NearPairs`` up to where the sum over pairs ends
+    near: ``NearPairs`` up to where the sum over pairs ends, this process's share of them
     smooth: the first sum, by waves or on a mesh
 
     Source: P. P. Ewald, Ann. Phys. 369, 253 (1921).
@@ -110,28 +113,31 @@ class LatticeSum(Part):
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """Pq."""
-        structures = self.structures
+        structures, share = self.structures, self.structures.share
         if torch.is_grad_enabled():
-            inputs = structures.positions, self.width_squared, structures.cell, values
+            inputs = share.enter(structures.positions, self.width_squared, structures.cell, values)
             (near,) = sum_of_parts(_near, self.near.chunks(), *inputs)
         else:
             first, second, _ = self.near.pairs
             near = add_pairs(first, second, self._fixed_kernel, values)
-        own = self._own()[:, None] * values
-        return self.smooth.potential(values) + near + own + self._background(values)
+        (shared,) = share.leave(self.smooth.potential(values) + near)
+        return shared + self._own()[:, None] * values + self._background(values)
 
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
+        share = self.structures.share
         if torch.is_grad_enabled():
-            inputs = self.structures.positions, self.width_squared, self.structures.cell, charges, dipoles
+            about = self.structures.positions, self.width_squared, self.structures.cell
+            inputs = share.enter(*about, charges, dipoles)
             near, slope = sum_of_parts(_near_joint, self.near.chunks(), *inputs)
         else:
             first, second, _ = self.near.pairs
             near, slope = add_joint_pairs(first, second, *self._fixed_kernels, charges, dipoles)
         potential, gradient = self.smooth.joint(charges, dipoles)
-        potential = potential + near + self._own()[:, None] * charges + self._background(charges)
+        potential, gradient = share.leave(potential + near, gradient + slope)
+        potential = potential + self._own()[:, None] * charges + self._background(charges)
         own = own_gradient_kernel(2 * self.width_squared) - own_gradient_kernel(self._of_atoms(self.splitting) ** 2)
-        return potential, gradient + slope + own[:, None, None] * dipoles
+        return potential, gradient + own[:, None, None] * dipoles
 
     def matrix(self) -> torch.Tensor:
         """P of every structure."""
@@ -153,8 +159,11 @@ class LatticeSum(Part):
     def diagonal(self) -> torch.Tensor:
         """P_ii: with an atom's own images."""
         first, second, _ = self.near.pairs
-        kernel = _kernel(self.near, self.structures.positions, self.width_squared, self.structures.cell)
+        share = self.structures.share
+        inputs = share.enter(self.structures.positions, self.width_squared, self.structures.cell)
+        kernel = _kernel(self.near, *inputs)
         images = torch.zeros_like(self.width_squared).index_add(0, first, 2 * kernel * (first == second))
+        (images,) = share.leave(images)
         background = self._of_atoms(self.per_volume) * (2 * self.width_squared - self._of_atoms(self.splitting) ** 2)
         return self._of_atoms(self.smooth.own()) + self._own() + images + background
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from phi_equivariant.operators.lattice import Smooth, cell_volume, smooth_transform
-from phi_equivariant.operators.mesh import SLOPES, VALUE, Stencils, read, spread
+from phi_equivariant.operators.mesh import SLOPES, VALUE, Orders, Stencils, read, spread
 from phi_equivariant.structures import Structures
 
 # Where the sum over pairs ends, in units of s; order of the splines; mesh points per s.
@@ -30,7 +30,8 @@ class ParticleMesh(Smooth):
     """
 
     def __init__(self, structures: Structures, splitting: float) -> None:
-        cell = structures.cell[0]
+        cell, self.share = structures.cell[0], structures.share
+        self.rows, self.n_atoms = self.share.rows(len(structures.positions)), len(structures.positions)
         self.splitting, self.volume = splitting, cell_volume(structures.cell)[0]
         order, spacing = _ORDER[cell.dtype], splitting / _PER_WIDTH[cell.dtype]
         lengths = cell.detach().norm(dim=1).tolist()
@@ -40,20 +41,21 @@ class ParticleMesh(Smooth):
         fractional = structures.positions @ inverse
         # Whole cells change nothing, but large arguments would lose digits.
         fractional = fractional - fractional.detach().floor()
-        self.stencils = Stencils(fractional * fractional.new_tensor(self.size), self.size, order)
+        (place,) = self.share.enter(fractional * fractional.new_tensor(self.size))
+        self.stencils = Stencils(place[self.rows], self.size, order)
         self.transform, correction = self._influence(inverse, order)
         self.influence = self.transform * correction / self.volume
 
     def potential(self, charges: torch.Tensor) -> torch.Tensor:
         """Put on the mesh, filtered, read off: (n_atoms, c) → (n_atoms, c)."""
-        return read(self.stencils, self._filter(spread(self.stencils, charges[..., None])))[..., 0]
+        return self._filtered(charges[..., None], VALUE)[..., 0]
 
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both from one mesh."""
         moments = torch.cat([charges[..., None], dipoles @ self.per_length], dim=-1)  # (n_atoms, c, 4)
-        mesh = self._filter(spread(self.stencils, moments, (*VALUE, *SLOPES)))
-        found = read(self.stencils, mesh, (*VALUE, *SLOPES))
-        return found[..., 0], found[..., 1:] @ self.per_length.mT
+        found = self._filtered(moments, (*VALUE, *SLOPES))
+        (per_length,) = self.share.enter(self.per_length)
+        return found[..., 0], found[..., 1:] @ per_length.mT
 
     def own(self) -> torch.Tensor:
         """Σ_k v(k)/V; of the last axis half is there."""
@@ -63,10 +65,16 @@ class ParticleMesh(Smooth):
             last[-1] = 1.0
         return (self.transform * last).sum()[None] / self.volume
 
-    def _filter(self, mesh: torch.Tensor) -> torch.Tensor:
-        """The potential on the mesh of charges on the mesh: (c, *size) → (c, *size)."""
+    def _filtered(self, moments: torch.Tensor, orders: Orders) -> torch.Tensor:
+        """Moments of all atoms → what this process's rows read, zero elsewhere: (n_atoms, c, n_orders) both."""
+        (moments,) = self.share.enter(moments)
+        (mesh,) = self.share.leave(spread(self.stencils, moments[self.rows], orders))
         waves = torch.fft.rfftn(mesh, dim=(1, 2, 3))
-        return torch.fft.irfftn(waves * self.influence, s=self.size, dim=(1, 2, 3), norm="forward")
+        mesh = torch.fft.irfftn(waves * self.influence, s=self.size, dim=(1, 2, 3), norm="forward")
+        (mesh,) = self.share.enter(mesh)
+        found = read(self.stencils, mesh, orders)
+        before, after = self.rows.start, self.n_atoms - self.rows.stop
+        return torch.nn.functional.pad(found, (0, 0, 0, 0, before, after)) if before or after else found
 
     def _influence(self, inverse: torch.Tensor, order: int) -> tuple[torch.Tensor, torch.Tensor]:
         """v(k) in V·Å³/e, zero at k = 0, and Π_a sinc^{−2p}(m_a/n_a): (n_a, n_b, n_c/2 + 1) both."""

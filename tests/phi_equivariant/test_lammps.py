@@ -47,6 +47,16 @@ def ran(tmp_path_factory, processes, names):
     return dict(np.load(place))
 
 
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_sums_are_shared_exactly(tmp_path, processes):
+    place = tmp_path / "deviations.json"
+    done = mpirun(processes, CASES_FILE.with_name("shared_sums.py"), place)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    deviations = json.loads(place.read_text())
+    assert set(deviations) == {"open", "crystal", "slab"}
+    assert max(deviations.values()) < 1e-12, deviations
+
+
 def expected(case, positions, cell):
     """PhiCalculator's results at LAMMPS' positions."""
     atoms = case.atoms()

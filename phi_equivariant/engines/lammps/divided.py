@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from phi_equivariant.division import ShareOfProcesses
 from phi_equivariant.engines.inference import ModelInput
 from phi_equivariant.engines.lammps.domain import PROPERTIES, Array, Domain, Evaluation
 from phi_equivariant.engines.lammps.ghosts import Ghosts
@@ -26,8 +27,9 @@ from phi_equivariant.structures import Structures
 class Divided:
     """E = Σ_own atoms e_i + E_Φ(heads of all atoms, positions), exact on any number of processes.
 
-    Each process runs the host on its own atoms and reads Φ's heads h_i. All gather heads and positions, compute E_Φ,
-    its derivatives ∂E_Φ/∂h_i, held fixed from there on, and its direct forces. Then one pass back through the host,
+    Each process runs the host on its own atoms and reads Φ's heads h_i. All gather heads and positions, compute E_Φ, of
+    large structures each a share of its sums, its derivatives ∂E_Φ/∂h_i, held fixed from there on, and its direct
+    forces. Then one pass back through the host,
 
         F = −∂/∂r [Σ_own e_i + Σ_own (∂E_Φ/∂h_i)·h_i] − ∂E_Φ/∂r|_h,
 
@@ -61,6 +63,7 @@ class Divided:
             raise InputError(f"the host embeds {of_atoms[0]} of every atom, which LAMMPS does not hold.")
         embedded = {name: value for name, value in self.info.items() if name not in ("total_charge", FIELD)}
         self.host = HostRunner(model, self.make, embedded)
+        self.share = ShareOfProcesses(comm)
         self.neighbours = NeighbourList(float(cast(MaceLike, model).r_max), skin)
         self.memory = Memory()
         self.ghosts: Ghosts | None = None
@@ -215,4 +218,5 @@ class Divided:
             cell=(cell + cell @ epsilon)[None],
             pbc=torch.as_tensor(domain.pbc, device=device)[None],
             external_field=self.field,
+            share=self.share,
         )

@@ -1,0 +1,64 @@
+"""Under mpirun: P of structures that are shared among the processes, against P on one, with its derivatives."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import torch
+from ase import Atoms
+from mpi4py import MPI
+from systems import ELEMENTS, structures_of
+
+from phi_equivariant.division import ShareOfProcesses
+from phi_equivariant.operators.coulomb import GaussianCoulomb
+
+
+def atoms_of(kind):
+    """Random atoms, enough to be computed on a mesh, or by tiles."""
+    n = {"open": 510, "crystal": 160, "slab": 152}[kind]
+    random = np.random.default_rng(1)
+    cell = np.array([[13.0, 0, 0], [2.0, 12.0, 0], [1.0, -1.5, 12.5]])
+    pbc = {"open": False, "crystal": True, "slab": (True, False, True)}[kind]
+    return Atoms(random.choice(ELEMENTS, n), random.random((n, 3)) @ cell, cell=cell, pbc=pbc)
+
+
+def everything(operator, structures, moments):
+    """P's products, diagonal, and first and second derivatives of energies: a flat tensor."""
+    charges, dipoles = moments
+    leaves = [structures.positions, structures.cell, operator.width_logit, charges, dipoles]
+    bound = operator.at(structures)
+    potential, gradient = bound.joint(charges, dipoles)
+    energy = (charges * bound.product(charges)).sum() + (charges * potential).sum() + (dipoles * gradient).sum()
+    slopes = torch.autograd.grad(energy, leaves, create_graph=True, allow_unused=True)
+    slopes = [slope for slope in slopes if slope is not None]
+    curvatures = torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves, allow_unused=True)
+    with torch.no_grad():
+        fixed = bound.product(charges), *bound.joint(charges, dipoles)
+    found = [potential, gradient, bound.diagonal(), *fixed, *slopes, *(c for c in curvatures if c is not None)]
+    return torch.cat([values.detach().flatten() / values.detach().abs().max() for values in found])
+
+
+def main(place):
+    """Write, for every kind of structure, the largest deviation of any process, relative to the largest number."""
+    torch.set_default_dtype(torch.float64)
+    deviations = {}
+    for kind in ("open", "crystal", "slab"):
+        operator = GaussianCoulomb(ELEMENTS).eval()
+        structures, random = structures_of(atoms_of(kind)), np.random.default_rng(2)
+        n = len(structures.positions)
+        structures.positions.requires_grad_()
+        structures.cell.requires_grad_()
+        charges = random.normal(size=(n, 1))
+        charges -= charges.mean(0)
+        moments = [torch.tensor(m).requires_grad_() for m in (charges, random.normal(size=(n, 1, 3)))]
+        whole = everything(operator, structures, moments)
+        shared = everything(operator, dataclasses.replace(structures, share=ShareOfProcesses(MPI.COMM_WORLD)), moments)
+        deviations[kind] = MPI.COMM_WORLD.allreduce(float((whole - shared).abs().max()), MPI.MAX)
+    if MPI.COMM_WORLD.rank == 0:
+        with open(place, "w") as file:
+            json.dump(deviations, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
