@@ -98,23 +98,6 @@ class GraphList(torch.utils.data.Dataset[Graph]):
                     sha.update(value.numpy().tobytes())
 
 
-class GraphStream(torch.utils.data.Dataset[Graph]):
-    """Structures whose neighbour lists are built when they are asked for and not kept (large test sets)."""
-
-    def __init__(self, frames: Sequence[Atoms], make_graph: Callable[[Atoms], Graph]) -> None:
-        self.frames, self.make_graph = frames, make_graph
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> Graph:
-        return self.make_graph(self.frames[index])
-
-    def name(self, index: int) -> str:
-        """What a structure is called."""
-        return name_of(self.frames[index]) or f"structure {index}"
-
-
 def graph_set(parts: list[Any], make: Callable[[Atoms], Graph], sha: Any) -> Graphs:
     """The data set of a head's parts, each with graphs in memory or on disk; ``sha`` learns what is in it."""
     sets: list[Any] = []

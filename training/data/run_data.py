@@ -13,7 +13,7 @@ from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.registry import operator_class
 from training import distribution
 from training.data.geometry import ALL_PERIODICITIES
-from training.data.graphs import GraphMaker, Graphs, GraphStream, graph_set
+from training.data.graphs import GraphMaker, Graphs, graph_set
 from training.data.isolated import isolated_energies
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
@@ -21,6 +21,7 @@ from training.data.parts import HeadFrames, state_reader
 from training.data.placing import Accepted
 from training.data.replay import repeat_new_structures
 from training.data.sources import HeadReader, from_registry
+from training.data.spool import GraphStream
 from training.run import Data, Head, Machine, Run
 
 

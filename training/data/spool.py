@@ -1,4 +1,4 @@
-"""Neighbour lists of data sets that are not held in memory: built once, kept on disk."""
+"""Graphs of structures that are not held in memory: made when they are asked for, kept on disk or not at all."""
 
 import logging
 import multiprocessing
@@ -13,13 +13,31 @@ from ase import Atoms
 from safetensors.torch import load, save
 
 from phi_equivariant.inputs.graphs import Graph
+from training.data.parts import name_of
 
 logger = logging.getLogger("phi_mace_train")
 FREE_SHARE = 0.5  # of the free disk space: no more is taken
 ZEROS = ("shifts", "unit_shifts")  # one row of zeros, expanded, in open structures
 
 
-class SpooledGraphs(torch.utils.data.Dataset[Graph]):
+class GraphStream(torch.utils.data.Dataset[Graph]):
+    """Structures whose neighbour lists are built when they are asked for and not kept (large test sets)."""
+
+    def __init__(self, frames: Sequence[Atoms], make_graph: Callable[[Atoms], Graph]) -> None:
+        self.frames, self.make_graph = frames, make_graph
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Graph:
+        return self.make_graph(self.frames[index])
+
+    def name(self, index: int) -> str:
+        """What a structure is called."""
+        return name_of(self.frames[index]) or f"structure {index}"
+
+
+class SpooledGraphs(GraphStream):
     """Structures read from disk when they are asked for, their graphs kept in a temporary file after the first time.
 
     The file is in the system's temporary folder (``TMPDIR`` names another), has no name and vanishes with the process,
@@ -29,7 +47,7 @@ class SpooledGraphs(torch.utils.data.Dataset[Graph]):
     """
 
     def __init__(self, frames: Sequence[Atoms], make_graph: Callable[[Atoms], Graph]) -> None:
-        self.frames, self.make_graph = frames, make_graph
+        super().__init__(frames, make_graph)
         self._file: IO[bytes] | None = None
         self._room = 0.0
         try:
@@ -40,9 +58,6 @@ class SpooledGraphs(torch.utils.data.Dataset[Graph]):
         # Where a graph stands, and how long it is; zero: not yet built. Shared, because a loader process may build it.
         self._places = torch.zeros(len(frames), 2, dtype=torch.int64).share_memory_()
         self._end = multiprocessing.Value("q", 0)
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
     def name(self, index: int) -> str:
         """What a structure is called in messages."""

@@ -3,12 +3,13 @@
 Nothing heavy is imported before the words and the file are known to be options: help and misspellings answer at once.
 """
 
+import argparse
 import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -56,10 +57,10 @@ def read(words: Sequence[str]) -> Asked:
     refused.
     """
     early, rest = _early(words)
-    file = configuration_file.read_configuration(early["config"]) if early["config"] else Configuration()
+    file = configuration_file.read_configuration(early.config) if early.config else Configuration()
     file_text = yaml.safe_dump(file.options, sort_keys=False) if file.options else None
     parser = Parser()
-    name = early["dataset"] or file.options.get("dataset")
+    name = early.dataset or file.options.get("dataset")
     preset = named.preset(name) if name else {}
     preset_section = preset.pop("phi", None)
     if unknown := set(preset) - set(parser.actions):
@@ -68,7 +69,7 @@ def read(words: Sequence[str]) -> Asked:
     values = parser.parse(rest, file_text, file.lines)
     if values["config"] is not None or values["dataset"] != name:
         raise InputError("--config and --dataset cannot be abbreviated: write them in full.")
-    values["config"] = early["config"]
+    values["config"] = early.config
     given, said = parser.given(rest, file_text)
     if file.options.get("amsgrad") is False and "--amsgrad" not in rest:
         values["amsgrad"] = False  # mace's parser leaves it on
@@ -78,27 +79,23 @@ def read(words: Sequence[str]) -> Asked:
     return Asked(values, given, said, file, preset_section, "--no_phi" in rest)
 
 
-def _early(words: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+class _Early(argparse.ArgumentParser):
+    """Its complaints are InputErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"command line: {message}.")
+
+
+def _early(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """What decides about all other options, and the words without --config, whose file we read ourselves."""
-    found: dict[str, list[str]] = {"config": [], "dataset": []}
-    rest: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        option, equals, value = word.removeprefix("--").partition("=")
-        if not (word.startswith("--") and option in found):
-            rest.append(word)
-            continue
-        if not equals:
-            following = next(remaining, None)
-            if following is None or following.startswith("--"):
-                raise InputError(f"command line: --{option} wants a value: write --{option} VALUE.")
-            value = following
-        found[option].append(value)
-        if option != "config":
-            rest += [f"--{option}", value]
-    if len(found["config"]) > 1:
-        raise InputError(f"--config: {len(found['config'])} files were given, and only one is read. Join them.")
-    return {option: values[-1] if values else None for option, values in found.items()}, rest
+    parser = _Early(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--dataset")
+    found, rest = parser.parse_known_args(words)
+    if len(found.config) > 1:
+        raise InputError(f"--config: {len(found.config)} files were given, and only one is read. Join them.")
+    found.config = found.config[0] if found.config else None
+    return found, [*rest, *(["--dataset", found.dataset] if found.dataset is not None else [])]
 
 
 def _run(asked: Asked, command: str) -> Run:
