@@ -1,6 +1,7 @@
 """A model on disk: ``model.safetensors`` and ``config.json``; nothing is ever unpickled."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 from pathlib import Path
@@ -23,6 +24,7 @@ from phi_equivariant.taps import write_taps
 FORMAT_VERSION = 3  # 1 had no "tensors": all of them; 2 no "inputs": charges and spins under their usual names
 
 
+@functools.cache
 def host_types() -> dict[str, importlib.metadata.EntryPoint]:
     """{name: entry point} of the hosts that can be saved and loaded, from installed packages."""
     return {point.name: point for point in importlib.metadata.entry_points(group="phi_equivariant.hosts")}

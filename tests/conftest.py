@@ -2,16 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import phi_equivariant  # noqa: F401  (before e3nn and mace: it makes e3nn 0.4.4 importable)
+from generated_code import generated_once
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_execution():
-    """TorchScript as it stands: optimising mace takes longer than the few calls that a test makes of a model."""
-    with torch.jit.optimized_execution(False):
+def quick_models():
+    """TorchScript is generated once, and runs as it stands: a test calls a model too few times for more to pay."""
+    with torch.jit.optimized_execution(False), generated_once():
         yield
 
 

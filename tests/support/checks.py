@@ -28,16 +28,16 @@ def check_symmetries(model):
 
 
 def check_forces(model, atoms, n_components=4, step=1e-4):
-    """Forces against a fourth-order central difference of the total energy."""
-    forces = run(model, atoms)["forces"]
-    for index in np.random.default_rng(1).permutation(3 * len(atoms))[:n_components]:
-        i, c = divmod(int(index), 3)
-        energies = []
+    """Forces against a fourth-order central difference of the total energy, whose structures share a batch."""
+    forces, moved = run(model, atoms)["forces"], []
+    chosen = [divmod(int(index), 3) for index in np.random.default_rng(1).permutation(3 * len(atoms))[:n_components]]
+    for i, c in chosen:
         for factor in (-2, -1, 1, 2):
-            moved = atoms.copy()
-            moved.positions[i, c] += factor * step
-            energies.append(run(model, moved)["energy"][0])
-        slope = (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * step)
+            moved.append(atoms.copy())
+            moved[-1].positions[i, c] += factor * step
+    energies = run(model, *moved, compute_force=False)["energy"].reshape(-1, 4)
+    slopes = energies @ [1, -8, 8, -1] / (12 * step)
+    for (i, c), slope in zip(chosen, slopes, strict=True):
         assert abs(forces[i, c] + slope) < 1e-6 * max(1.0, np.abs(forces).max())
 
 
@@ -59,28 +59,40 @@ def residual_loss(model, *structures):
 
 
 def check_gradients(model, loss, atoms, step=5e-5):
-    """d(loss)/d(parameter) against a central difference: the largest entry of every tensor of Φ and of two of the host,
+    """d(loss)/d(parameter) against central differences: the largest entry of every tensor of Φ and of two of the host,
     those with the largest slopes.
 
-    Every slope counts by its own size, down to a thousandth of the largest.
+    Every slope counts by its own size, down to a thousandth of the largest. Tensors with slopes of like size share a
+    difference, in which they move so far that each adds the same.
     """
     model.zero_grad()
     loss(model, atoms).backward()
-    parameters = dict(model.phi.named_parameters())
-    largest = max(float(p.grad.abs().max()) for p in parameters.values() if p.grad is not None)
-    assert largest > 0
     slopes = {name: float(p.grad.abs().max()) for name, p in model.host.named_parameters() if p.grad is not None}
     of_host = {name: model.host.get_parameter(name) for name in sorted(slopes, key=slopes.get)[-2:]}
-    for name, parameter in (parameters | of_host).items():
-        if parameter.grad is None:  # the residual does not depend on it
-            parameter.grad = torch.zeros_like(parameter)
-        assert torch.isfinite(parameter.grad).all(), name
-        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
-        index, values = int(gradient.abs().argmax()), []
-        kept = flat[index].item()
+    parameters = dict(model.phi.named_parameters()) | of_host
+    largest = max(float(p.grad.abs().max()) for p in model.phi.parameters() if p.grad is not None)
+    assert largest > 0
+    entries = []  # (size, name, parameter's values, index, slope)
+    for name, parameter in parameters.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # the residual's, say
+        assert torch.isfinite(gradient).all(), name
+        index = int(gradient.abs().argmax())
+        slope = float(gradient.view(-1)[index])
+        entries.append((max(1e-3 * largest, abs(slope)), name, parameter.data.view(-1), index, slope))
+    entries.sort(key=lambda entry: entry[0])
+    while entries:
+        smallest = entries[0][0]
+        group = [entry for entry in entries if entry[0] < 10 * smallest]
+        del entries[: len(group)]
+        kept = [float(values[index]) for _, _, values, index, _ in group]
+        losses, expected = [], 0.0
+        for size, _, _, _, slope in group:
+            expected += abs(slope) * smallest / size
         for change in (step, -step):
-            flat[index] = kept + change
-            values.append(loss(model, atoms).item())
-        flat[index] = kept
-        slope = (values[0] - values[1]) / (2 * step)
-        assert abs(slope - gradient[index].item()) < 1e-5 * max(1e-3 * largest, abs(slope)), name
+            for (size, _, values, index, slope), value in zip(group, kept, strict=True):
+                values[index] = value + change * smallest / size * (1 if slope >= 0 else -1)
+            losses.append(loss(model, atoms).item())
+        for (_, _, values, index, _), value in zip(group, kept, strict=True):
+            values[index] = value
+        found = (losses[0] - losses[1]) / (2 * step)
+        assert abs(found - expected) < 1e-5 * smallest, [name for _, name, *_ in group]

@@ -45,6 +45,7 @@ TINY = {
     "default_dtype": "float64",
     "energy_key": "energy",
     "forces_key": "forces",
+    "plot": "False",  # half the time of so short a run
 }
 
 
