@@ -36,7 +36,7 @@ def test_crossing_eigenvalues_give_neither_jump_nor_kink(operator, path, k, pois
             model.phi.operator.width_logit.fill_(0.0)  # equal widths, so that the square is symmetric
 
     tangent = path(2.0).positions - path(1.0).positions
-    batches = [batch_of(*(path(stretch) for stretch in np.linspace(0.95, 1.05, n))) for n in (41, 161)]
+    batches = [batch_of(*(path(stretch) for stretch in np.linspace(0.975, 1.025, n))) for n in (21, 81)]
 
     def differences(batch):
         """Largest second difference of Φ's energy and largest first difference of its force along the path."""

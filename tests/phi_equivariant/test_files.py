@@ -1,6 +1,7 @@
 """Files of structures: comment lines that ase misreads are refused, all else is read as ase reads it."""
 
 import gzip
+import itertools
 from pathlib import Path
 
 import ase.db
@@ -116,11 +117,12 @@ def test_a_label_that_is_glued_to_another_value():
         check_header("config_type=a,dft=1", "frame 0", ["dft"])
 
 
+@pytest.mark.parametrize("count", [50, pytest.param(None, marks=pytest.mark.full)])
 @pytest.mark.parametrize("file", sorted(DATA.rglob("*xyz")), ids=lambda path: path.name)
-def test_published_files_are_read_as_ase_reads_them(file):
+def test_published_files_are_read_as_ase_reads_them(file, count):
     """Every frame of every published file passes, and nothing in it changes."""
-    ours = [atoms for _, atoms in read_frames(file)]
-    theirs = ase.io.read(file, ":")
+    ours = [atoms for _, atoms in itertools.islice(read_frames(file), count)]
+    theirs = list(itertools.islice(ase.io.iread(file, ":"), count))
     assert len(ours) == len(theirs) > 0
     for one, other in zip(ours, theirs, strict=True):
         assert one == other and list(one.info) == list(other.info) and list(one.arrays) == list(other.arrays)

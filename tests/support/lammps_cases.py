@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import molecule
+from generated_code import generated_once
 
 from systems import enlarge_dipoles, mace_host, nequip_host, potential  # isort: skip
 
@@ -81,7 +82,7 @@ def _dipoles():
 
 
 CASES = {
-    "mace": Case(potential, run=("velocity all set 150 0 0", "fix n all nve", "run 25")),
+    "mace": Case(potential, run=("velocity all set 500 0 0", "fix n all nve", "run 8")),
     "nequip open": Case(lambda: potential(host=nequip_host()), apart, -1.0, "real"),
     "bare": Case(nequip_host, lines=("processors 1 1 *",)),
     "graph": Case(lambda: potential(operator="graph", low_pass=0.5)),
@@ -150,11 +151,15 @@ def _has_dipoles(program):
 
 
 def main(place, names):
-    """Run cases and write what was found, on the first process."""
+    """Run cases and write what was found, on the first process; ``refused`` among them is what is refused."""
+    from phi_equivariant.engines.lammps.mpi import load_mpi
     from phi_equivariant.lammps import LammpsPotential, load_lammps
 
     lammps, results = load_lammps(), {}
     for name in names:
+        if name == "refused":
+            results[name] = np.array(json.dumps(refused(lammps)))
+            continue
         case = CASES[name]
         program = start(lammps, case)
         info = {} if case.field is None else {"external_field": case.field}
@@ -170,19 +175,17 @@ def main(place, names):
                 program.get_mpi_comm().allgather(program.extract_setting("nlocal"))
             )
         driver.check()
-        rank = program.extract_setting("world_rank")
         program.close()
-    if rank == 0:
+    if load_mpi().COMM_WORLD.rank == 0:
         np.savez(Path(place), **results)
 
 
-def refused(place):
+def refused(lammps):
     """What is said of inputs and models that cannot be, on all processes alike."""
     from phi_equivariant.errors import InputError
-    from phi_equivariant.lammps import LammpsPotential, load_lammps
+    from phi_equivariant.lammps import LammpsPotential
 
-    lammps, said = load_lammps(), {}
-    usual = CASES["mace"]
+    said, usual = {}, CASES["mace"]
     attempts = {
         "cutoff": (dataclasses.replace(usual, cutoff=3.0), ELEMENTS),
         "units": (dataclasses.replace(usual, units="lj"), ELEMENTS),
@@ -196,14 +199,10 @@ def refused(place):
             LammpsPotential(made(case), elements).attach(program)
         except InputError as error:
             said[name] = str(error)
-        rank = program.extract_setting("world_rank")
         program.close()
-    if rank == 0:
-        Path(place).write_text(json.dumps(said))
+    return said
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["refused"]:
-        refused(sys.argv[1])
-    else:
+    with generated_once():
         main(sys.argv[1], sys.argv[2:])

@@ -15,9 +15,9 @@ from training import evaluate
 SQE = ["charge_model=sqe", "polarizable=true"]
 
 
-def in_fields(tmp_path, name="fields.xyz", **changes):
+def in_fields(tmp_path, count=12, name="fields.xyz", **changes):
     """Molecules in fields that take their energy −F·μ − ½FαF and pull at their charges, with labels."""
-    frames = ase.io.read(write_molecules(tmp_path / name, charges=True), ":")
+    frames = ase.io.read(write_molecules(tmp_path / name, count=count, charges=True), ":")
     rng = np.random.default_rng(0)
     for atoms in frames:
         field = rng.normal(size=3)
@@ -38,7 +38,7 @@ def test_a_run_and_what_it_says_of_its_structures(tmp_path, capsys):
     data = in_fields(tmp_path)
     given = {"external_field_key": "F", "polarizability_key": "alpha", "polarizability_weight": 1e4, "phi": SQE}
     given |= {"dipole_key": "mu", "dipole_weight": 100, "energy_weight": 0.01, "forces_weight": 0.01}
-    folder = train(tmp_path, name="run", train_file=data, max_num_epochs=8, lr=0.02, **given)
+    folder = train(tmp_path, name="run", train_file=data, max_num_epochs=6, lr=0.05, **given)
     told = capsys.readouterr().out
     assert "external fields" in told and "polarizabilities" in told and "external_field_key: F" in told
     rows = metrics(folder)
@@ -63,7 +63,7 @@ def test_a_run_and_what_it_says_of_its_structures(tmp_path, capsys):
 
 def test_the_field_is_what_moves_the_energy(tmp_path):
     """Without their fields the same structures train worse."""
-    data = in_fields(tmp_path)
+    data = in_fields(tmp_path, count=20)
     given = {"dipole_key": "mu", "dipole_weight": 100, "phi": SQE, "max_num_epochs": 6, "forces_weight": 10}
     with_field = metrics(train(tmp_path, name="with", train_file=data, external_field_key="F", **given))
     without = metrics(train(tmp_path, name="without", train_file=data, **given))

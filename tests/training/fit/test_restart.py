@@ -185,13 +185,14 @@ def test_lbfgs_goes_on_from_another_optimiser(uninterrupted, tmp_path):
     assert list(state(folder)["optimizer"]["state"]) == [0]
 
 
-def test_more_epochs_go_on(uninterrupted, tmp_path):
-    """A finished run is continued by a larger max_num_epochs."""
-    data = uninterrupted[0]
-    first = run(tmp_path, name="run", train_file=data, max_num_epochs=1, **FAST)
-    early = metrics(first)
-    run(tmp_path, name="run", train_file=data, max_num_epochs=2, restart_latest=True, **FAST)
-    assert metrics(first)[:1] == early and len(metrics(first)) == 2
+def test_more_epochs_go_on_exactly(uninterrupted, tmp_path):
+    """A finished run goes on in stage two with a larger max_num_epochs, and ends where one without a break does."""
+    data, whole = uninterrupted
+    folder = run(tmp_path, name="run", train_file=data, **PHI | {"max_num_epochs": START + 1})
+    early = metrics(folder)
+    assert early == metrics(whole)[: START + 1]
+    run(tmp_path, name="run", train_file=data, restart_latest=True, **PHI)
+    assert_equal_runs(folder, whole)
 
 
 def test_checkpoint_of_other_options_or_data_is_refused(uninterrupted, tmp_path, capsys):
