@@ -60,9 +60,10 @@ def assert_same(found, expected, tolerance=0.0):
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_calculators_on_one_model_in_threads(name, periodic):
-    """Each result is that of the structure alone, by a calculator that has seen nothing else."""
+    """Each result is that of the structure alone, by a calculator that has seen nothing else, on another model."""
     model, structures = model_of(CONFIGS[name]), frames(periodic)
-    expected = [values(PhiCalculator(copy.deepcopy(model)), atoms) for atoms in structures]
+    other = copy.deepcopy(model)
+    expected = [values(PhiCalculator(other), atoms) for atoms in structures]
     calculators = [PhiCalculator(model) for _ in structures]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(2):

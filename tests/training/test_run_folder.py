@@ -44,7 +44,7 @@ def contents(folder):
 
 def test_a_run_leaves_a_complete_folder(molecules, tmp_path, capsys):
     """All files, readable by others; one plain line per epoch where there is no terminal."""
-    given = {"charges_key": "q", "dipole_key": "mu", "phi": ["poisson=learned"]}
+    given = {"charges_key": "q", "dipole_key": "mu", "phi": ["poisson=learned"], "plot": "True"}
     folder = run(tmp_path, name="run", train_file=molecules, test_file=molecules, max_num_epochs=3, **given)
     assert sorted(contents(folder)) == sorted(FILES)
     output = capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_files_go_where_options_say(molecules, tmp_path, capsys, monkeypatch):
     """Each kind of file under the run's name in the folder named, relative to where the command runs; restart, too."""
     monkeypatch.chdir(tmp_path)
     shared = {place: f"elsewhere/{place}" for place in PLACES} | {"results_dir": str(tmp_path / "absolute")}
-    given = {"train_file": molecules, "num_interactions": 1, **shared}
+    given = {"train_file": molecules, "num_interactions": 1, "plot": "True", **shared}
     for name in ("first", "second"):  # which share the folders
         run(Path("work"), name=name, max_num_epochs=1, **given)
     expected = {
@@ -158,7 +158,7 @@ def test_full_disk_loses_nothing(molecules, tmp_path, capsys, victim):
 def test_comparison_of_three_rows(molecules, tmp_path, capsys):
     """Same epochs, seed and data for each; finished rows are kept, a missing one is trained, the table is the same."""
     given = {"charges_key": "q", "dipole_key": "mu", "charges_weight": 10, "dipole_weight": 1, "compare": True}
-    given |= {"train_file": molecules, "test_file": molecules, "max_num_epochs": 2}
+    given |= {"train_file": molecules, "test_file": molecules, "max_num_epochs": 2, "plot": "True"}
     folder = run(tmp_path, name="three", **given)
     output = capsys.readouterr().out
     assert all(title in output for title in ("plain MACE", "Φ learned (graph)", "Φ exact (coulomb)"))

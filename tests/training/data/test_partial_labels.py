@@ -158,7 +158,7 @@ def test_heads_without_some_labels(partly, tmp_path):
         for atoms in part:
             ase.io.write(tmp_path / f"{name}.xyz", atoms, format="extxyz", append=True)
     heads = {name: {"train_file": str(tmp_path / f"{name}.xyz"), "valid_file": str(partly)} for name in "ab"}
-    given = {"heads": str(heads), "E0s": str(ENERGIES), "max_num_epochs": 1, "plot": "False", **KEYS}
+    given = {"heads": str(heads), "E0s": str(ENERGIES), "max_num_epochs": 1, "plot": "True", **KEYS}
     (row,) = metrics(run(tmp_path, name="heads", phi=["operator=coulomb"], **given))
     assert row["train_term_energy"] > 0 and row["train_term_forces"] > 0
     (tmp_path / "none.xyz").write_text((tmp_path / "a.xyz").read_text().replace("REF_energy", "other"))

@@ -148,7 +148,7 @@ def test_the_epoch_line_follows_the_form():
 def test_reports_that_cannot_be_are_refused(molecules, tmp_path, capsys, monkeypatch):
     given = {"name": "none", "train_file": molecules}
     for more, parts in (
-        ({"error_table": "DipolePolarRMSE"}, ["--error_table", "polarizabilities", "PerAtomRMSE"]),
+        ({"error_table": "DipolePolarRMSE"}, ["--error_table", "DipolePolarRMSE", "PerAtomRMSE"]),
         ({"error_table": "DipoleMAE"}, ["--error_table", "bare host", "--phi"]),
         ({"plot_frequency": -1}, ["--plot_frequency", "-1"]),
         ({"wandb": True, "wandb_log_hypers": ["lr", "lrr"]}, ["--wandb_log_hypers", "lrr"]),
@@ -193,7 +193,7 @@ def test_plots_are_drawn_again_every_few_epochs(molecules, tmp_path, monkeypatch
     def titles(figure):
         return [axis.get_title() for axis in figure.axes if axis.get_title()]
 
-    given = {"train_file": molecules, "max_num_epochs": 5, "ema": True, "plot_interaction_e": "True"}
+    given = {"train_file": molecules, "max_num_epochs": 5, "ema": True, "plot_interaction_e": "True", "plot": "True"}
     folder = run(tmp_path, name="drawn", plot_frequency=2, eval_interval=1, **given)
     names = [name for name, _ in drawn]
     assert names == ["learning_curve.png", "parity.png"] * 2 + ["learning_curve.png", "parity.png"]
