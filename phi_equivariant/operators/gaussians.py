@@ -59,7 +59,9 @@ def boys(order: int, x: torch.Tensor) -> torch.Tensor:
 class _Boys(torch.autograd.Function):
     @staticmethod
     def forward(order: int, x: torch.Tensor) -> torch.Tensor:
-        return torch.where(x < 1, _downwards(order, x.clamp(max=1)), _upwards(order, x.clamp(min=1)))
+        values, small = _upwards(order, x.clamp(min=1)), x < 1
+        values[:, small] = _downwards(order, x[small])
+        return values
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[int, torch.Tensor], output: torch.Tensor) -> None:

@@ -46,6 +46,12 @@ class Stencils:
             self._splines[derivative] = weights
         return self._splines[derivative]
 
+    def derivatives(self, atoms: slice, orders: Orders) -> tuple[torch.Tensor, ...]:
+        """The splines of some atoms and their derivatives, up to the highest of ``orders``, along each axis: three
+        (n, 1 + highest, p)."""
+        highest = max(d for order in orders for d in order)
+        return torch.stack([self.splines(d)[:, atoms] for d in range(highest + 1)], dim=2).unbind(0)
+
     def chunks(self) -> list[slice]:
         """Slices of atoms."""
         n = self._rest.shape[1]
@@ -117,16 +123,16 @@ class _Spread(torch.autograd.Function):
         ctx.orders, ctx.stencils = orders, stencils
         channels = values.shape[1]
         mesh = values.new_zeros(channels * math.prod(stencils.size))
-        splines = {d: stencils.splines(d) for d in {d for o in orders for d in o}}
         for atoms in stencils.chunks():
-            total: torch.Tensor | None = None
+            x, y, z = stencils.derivatives(atoms, orders)  # (n, d, p) each
+            n, d, p = x.shape
+            weights = values.new_zeros(n, channels, d, d, d)
             for index, (i, j, k) in enumerate(orders):
-                along = values[atoms, :, index, None] * splines[i][0, atoms, None]  # (n, c, p)
-                plane = splines[j][1, atoms, :, None] * splines[k][2, atoms, None, :]  # (n, p, p)
-                term = along[..., None, None] * plane[:, None, None]  # (n, c, p, p, p)
-                total = term if total is None else total.add_(term)
-            assert total is not None
-            mesh.index_add_(0, stencils.points(atoms, channels), total.flatten())
+                weights[:, :, i, j, k] += values[atoms, :, index]
+            lines = weights.reshape(n, channels * d * d, d) @ z
+            planes = y.mT[:, None] @ lines.reshape(n, channels * d, d, p)
+            boxes = x.mT[:, None] @ planes.reshape(n, channels, d, p * p)
+            mesh.index_add_(0, stencils.points(atoms, channels), boxes.flatten())
         return mesh.reshape(channels, *stencils.size)
 
     @staticmethod
@@ -141,16 +147,16 @@ class _Read(torch.autograd.Function):
     def forward(ctx: Any, place: torch.Tensor, mesh: torch.Tensor, orders: Orders, stencils: Stencils) -> torch.Tensor:
         ctx.save_for_backward(place, mesh)
         ctx.orders, ctx.stencils = orders, stencils
-        channels, order, flat = len(mesh), stencils.order, mesh.flatten()
+        channels, flat = len(mesh), mesh.flatten()
         out = mesh.new_empty(len(place), channels, len(orders))
-        splines = {d: stencils.splines(d) for d in {d for o in orders for d in o}}
         for atoms in stencils.chunks():
-            n = atoms.stop - atoms.start
-            points = flat.index_select(0, stencils.points(atoms, channels)).reshape(n, channels * order * order, order)
-            lines = {k: (points @ splines[k][2, atoms, :, None]).reshape(n, channels, order, order) for *_, k in orders}
+            x, y, z = stencils.derivatives(atoms, orders)  # (n, d, p) each
+            n, d, p = x.shape
+            boxes = flat.index_select(0, stencils.points(atoms, channels)).reshape(n, channels * p * p, p)
+            planes = y[:, None] @ (boxes @ z.mT).reshape(n, channels * p, p, d)
+            found = (x[:, None] @ planes.reshape(n, channels, p, d * d)).reshape(n, channels, d, d, d)
             for index, (i, j, k) in enumerate(orders):
-                line = (lines[k] @ splines[j][1, atoms, None, :, None])[..., 0]  # (n, c, p)
-                out[atoms, :, index] = (line * splines[i][0, atoms, None]).sum(-1)
+                out[atoms, :, index] = found[:, :, i, j, k]
         return out
 
     @staticmethod
