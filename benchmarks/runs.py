@@ -15,6 +15,7 @@ from training import build
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import evaluate, predict
 from training.options import command_line
+from training.report.samples import Pairs
 from training.train import main as train
 
 FORCES_ONLY = {"forces": True, "virials": False, "stress": False}
@@ -111,8 +112,9 @@ def _step_seconds(asked, run_data):
 def pairs_on_test(model, run_data, quantities):
     """{quantity: (labels, predictions)} on the test set, flat."""
     (loader,) = run_data.loader("test").values()
-    pairs = evaluate(model, loader, FORCES_ONLY, "cpu", keep=quantities).pairs
-    return {name: np.concatenate(found, axis=1) for name, found in pairs.items() if found}
+    pairs = Pairs(quantities, kept=10**9)  # all, in their order
+    evaluate(model, loader, FORCES_ONLY, "cpu", [pairs])
+    return {name: sample.values().numpy() for name, sample in pairs.samples.items()}
 
 
 def agreement(labels, predictions):

@@ -13,7 +13,7 @@ import yaml
 from phi_equivariant import PhiConfig
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
-from training import build, run_folder
+from training import build, results, run_folder
 from training.build import Built
 from training.data.run_data import RunData
 from training.fit import checkpoints
@@ -23,7 +23,8 @@ from training.fit.optimisers import set_training_mode
 from training.fit.predict import predict
 from training.fit.terms import TERMS
 from training.one_run import train
-from training.report import plots, tables
+from training.report import curves, tables
+from training.report.pictures import attempted
 from training.run import Phi, Run
 
 logger = logging.getLogger("phi_mace_train")
@@ -97,9 +98,11 @@ def plan_epochs(runs: Mapping[str, Run], data: RunData, deadline: float) -> tupl
     """Epochs to try for in every row before the deadline, tests included, and the rows' shares of the time."""
     measured = {name: seconds_per_epoch(run, data) for name, run in runs.items()}
     to_test = sum(map(data.size, ("train", "valid", "test")))
-    tests = sum(1.3 * structure * to_test + 4.0 for _, structure in measured.values())
+    first = next(iter(runs.values()))
+    after = 4.0 + (results.PICTURE_SECONDS if first.output.plot else 0.0)
+    tests = sum(1.3 * structure * to_test + after for _, structure in measured.values())
     per_epoch = sum(seconds for seconds, _ in measured.values())
-    wanted = next(iter(runs.values())).stages.max_num_epochs
+    wanted = first.stages.max_num_epochs
     fit = int((deadline - time.monotonic() - tests) / (1.08 * per_epoch))
     if fit < 1:
         raise InputError(
@@ -157,6 +160,7 @@ def compare(run: Run, data: RunData, deadline: float | None) -> dict[str, Any] |
         folder,
         summaries,
         {name: json.loads((place / run_folder.METRICS).read_text()) for name, place in places.items()},
+        {name: row.output.error_table for name, row in runs.items()} if run.output.plot else None,
     )
     return summaries
 
@@ -198,8 +202,10 @@ def table(summaries: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[lis
     return ["model", *titles, "epochs", "s per epoch", "parameters"], lines
 
 
-def write(folder: Path, summaries: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Print the table and write it, with a plot of the rows' learning curves."""
+def write(
+    folder: Path, summaries: Mapping[str, Any], metrics: Mapping[str, Any], forms: Mapping[str, str] | None
+) -> None:
+    """Print the table and write it, with a plot of the rows' learning curves in their forms, if any are given."""
     header, lines = table(summaries, metrics)
     structures = next(iter(summaries.values()))["sets"]
     split = list(structures)[-1]
@@ -209,5 +215,8 @@ def write(folder: Path, summaries: Mapping[str, Any], metrics: Mapping[str, Any]
     write_atomically(folder / "comparison.md", lambda path: path.write_text(text))
     content = json.dumps({"rows": summaries, "titles": TITLES}, indent=1)
     write_atomically(folder / "comparison.json", lambda path: path.write_text(content))
-    plots.comparison_plot(folder / "comparison.png", {TITLES[name]: found for name, found in metrics.items()})
+    if forms is not None:
+        with attempted("comparison.png"):
+            titled = {TITLES[name]: found for name, found in metrics.items()}
+            curves.comparison_plot(folder / "comparison.png", titled, {TITLES[name]: forms[name] for name in metrics})
     logger.info(f"comparison in {folder}")

@@ -112,8 +112,10 @@ def _train(
     if run_folder.console.is_terminal and distribution.is_main():
         extra.append(callbacks.Bar(run_folder.console, output.error_table, data.heads))
     if deadline is not None:
-        to_test = sum(map(data.size, ("train", "valid", "test"))) * (2 if run.stages.swa else 1)
-        extra.append(callbacks.TimeLimit(deadline, to_test))
+        stages_to_test = 2 if run.stages.swa else 1
+        to_test = sum(map(data.size, ("train", "valid", "test"))) * stages_to_test
+        after = 3.0 + (results.PICTURE_SECONDS * stages_to_test if output.plot else 0.0)
+        extra.append(callbacks.TimeLimit(deadline, to_test, after))
     begin = time.monotonic()
     built.order.set_epoch(0 if start is None else start["epochs_done"])
     if not stages.over:

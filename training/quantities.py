@@ -37,6 +37,21 @@ class Measure:
     title: str | None = None
     plotted: str | None = None
 
+    @property
+    def error_unit(self) -> str:
+        """Unit of the errors, which says whether they are per atom."""
+        return f"{self.unit}/atom" if self.per_atom else self.unit
+
+    @property
+    def axis_unit(self) -> str:
+        """The same of what is plotted."""
+        return f"{self.plotted}/atom" if self.per_atom else f"{self.plotted}"
+
+    @property
+    def heading(self) -> str:
+        """What it is called above a plot."""
+        return self.title or self.name.replace("_", " ")
+
 
 @dataclass(frozen=True)
 class Label:
@@ -112,7 +127,7 @@ LABELS: dict[str, Label] = {
         Label(
             "energy", "REF_energy", "REF_energy", False, (), "energies", "mace",
             (
-                Measure("energy", "meV", "E", ".1f", 1e3),
+                Measure("energy", "meV", "E", ".1f", 1e3, plotted="eV"),
                 Measure("energy_per_atom", "meV", "E", ".2f", 1e3, True, "energy per atom", "eV"),
             ),
         ),
@@ -180,3 +195,11 @@ def measures() -> Iterator[Measure]:
     """All errors, in the order of tables."""
     for label in TARGETS.values():
         yield from label.measures
+
+
+def drawn(form: str) -> tuple[str, tuple[Measure, ...]]:
+    """``mae`` or ``rmse``, and the measures that pictures show: the energy per atom or not, as in the form."""
+    kind, columns = FORMS[form]
+    left_out = "energy_per_atom" if "energy" in columns else "energy"
+    shown = (measure for measure in measures() if measure.title or measure.plotted)
+    return kind, tuple(measure for measure in shown if measure.name != left_out)

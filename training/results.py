@@ -1,23 +1,28 @@
-"""What a run leaves when training is over: the best weights, their errors on all sets, and plots."""
+"""What a run leaves when training is over: the best weights, their errors on all sets, pictures and a page."""
 
 import logging
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
+
+from ase.data import chemical_symbols
 
 from phi_equivariant.weights import save_model
 from training import distribution, mace_model, run_folder
-from training.build import Built
+from training.build import Built, describe
+from training.data.graphs import name_in
 from training.data.run_data import RunData
 from training.fit import checkpoints
-from training.fit.predict import evaluate, isolated_energies
-from training.report import plots
-from training.report.error_sums import PLOTTED
+from training.fit.predict import evaluate, evaluate_one, isolated_energies
+from training.report import settings
+from training.report.page import Table
+from training.report.pictures import Shown, Watched, attempted, write_pictures, write_report
 from training.report.tables import error_rows, print_table, write_errors
 from training.run import Run
 from training.run_folder import Folders
 
 logger = logging.getLogger("phi_mace_train")
+PICTURE_SECONDS = 8.0  # at most, for the pictures and the page of a stage
 
 
 def finish(
@@ -38,23 +43,23 @@ def finish(
     summary of the last stage
     """
     rows = about.pop("rows")
-    if run.output.plot and distribution.is_main():
-        plots.learning_curve(folders.results / run_folder.LEARNING_CURVE, rows)
     for stage in sorted(best):
         checkpoints.load_best(built.model, folders.checkpoints, stage)
         last = stage == max(best)
         summary = {"name": run.output.name, "folder": str(folders.run), "best_epoch": best[stage]["epoch"] + 1, **about}
         summary |= {"stage": stage} if len(best) > 1 else {}
-        _finish_stage(run, data, built, folders if last else folders.stage_one(), summary)
+        _finish_stage(run, data, built, folders if last else folders.stage_one(), summary, rows)
     logger.info(f"done: {folders.run}")
     return summary
 
 
-def _finish_stage(run: Run, data: RunData, built: Built, folders: Folders, summary: dict[str, Any]) -> None:
+def _finish_stage(
+    run: Run, data: RunData, built: Built, folders: Folders, summary: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
     """Test the weights that the model has, and write them with their errors."""
     if distribution.is_main():
         folders.results.mkdir(parents=True, exist_ok=True)
-    tables = _test(run, data, built, folders.results)
+    tables, watched = _test(run, data, built)
     about = {key: value for key, value in summary.items() if key != "folder"}
     summary["sets"] = tables
     if not distribution.is_main():
@@ -64,30 +69,87 @@ def _finish_stage(run: Run, data: RunData, built: Built, folders: Folders, summa
         mace_model.write(built.model, folders.model / f"{run.output.name}.model")
     stage = f"stage {summary['stage']}, " if "stage" in summary else ""
     title = f"{run.output.name}: errors of the weights of {stage}epoch {summary['best_epoch']}"
-    header, rows = error_rows(tables, run.output.error_table)
-    print_table(run_folder.console, title, header, rows, None)
+    header, lines = error_rows(tables, run.output.error_table)
+    print_table(run_folder.console, title, header, lines, None)
+    if watched:
+        shown = _shown(run, data, built, tables, watched, rows, {summary.get("stage", 1): summary["best_epoch"]})
+        write_pictures(folders.results, shown)
+        with attempted(run_folder.REPORT):
+            table = Table(
+                title=f"Errors of the weights of {stage}epoch {summary['best_epoch']}", header=header, rows=lines
+            )
+            write_report(folders.results, shown, errors=table, **_about(run, data, summary, rows))
     # Last, because its presence says that the run is complete.
     write_errors(folders.results, tables, about, run.output.error_table)
 
 
-def _test(run: Run, data: RunData, built: Built, folder: Path) -> dict[str, Any]:
-    """Errors on all sets, and the parity plot."""
+def _test(run: Run, data: RunData, built: Built) -> tuple[dict[str, Any], dict[str, Watched]]:
+    """Errors on all sets, and what is needed to draw them."""
     tables: dict[str, Any] = {}
+    watched: dict[str, Watched] = {}
     device = distribution.device(run.machine)
     built.model.to(device)
     isolated = isolated_energies(built.model) if run.output.plot_interaction_e else None
-    rows = data.evaluated()
-    last = list(rows)[-1]
-    for row, (split, name) in rows.items():
+    for row, (split, name) in data.evaluated().items():
         begin = time.monotonic()
-        keep = PLOTTED if row == last and run.output.plot else ()
+        if run.output.plot:
+            watched[row] = Watched(run.output.error_table, isolated)
+        watchers = watched[row].all() if row in watched else []
         size, loader = len(data.sets(split)[name]), data.loader(split)[name]
         with run_folder.structure_bar(f"testing on {row}", size) as advance:
-            errors = evaluate(built.model, loader, built.outputs, device, keep, advance, isolated)
+            errors = evaluate(built.model, loader, built.outputs, device, watchers, advance)
         tables[row] = {"structures": size, "errors": errors.table()}
         tables[row]["seconds"] = time.monotonic() - begin
-        if keep and distribution.is_main():
-            plots.parity_plot(
-                folder / run_folder.PARITY, errors.pairs, row, tables[row]["errors"], isolated is not None
-            )
-    return tables
+    return tables, watched
+
+
+def _shown(
+    run: Run,
+    data: RunData,
+    built: Built,
+    tables: Mapping[str, Any],
+    watched: Mapping[str, Watched],
+    rows: list[dict[str, Any]],
+    best: Mapping[int, int],
+) -> Shown:
+    """What pictures are made of; structures are looked up, and evaluated again, when they are asked for."""
+    device = distribution.device(run.machine)
+    sets = {row: data.sets(split)[name] for row, (split, name) in data.evaluated().items()}
+    return Shown(
+        sets=watched,
+        tables=tables,
+        rows=rows,
+        heads=data.heads,
+        best=best,
+        numbers=data.atomic_numbers,
+        form=run.output.error_table,
+        interaction=run.output.plot_interaction_e,
+        graph=lambda row, index: sets[row][index],
+        name=lambda row, index: name_in(sets[row], index),
+        output=lambda row, index: evaluate_one(built.model, sets[row], index, built.outputs, device),
+    )
+
+
+def _about(run: Run, data: RunData, summary: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a page says of a run beside errors and pictures."""
+    minutes, seconds = divmod(round(sum(row["seconds"] for row in rows)), 60)
+    facts = {
+        "epochs": f"{summary['epochs']}, best after {summary['best_epoch']}",
+        "training": f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
+        "parameters": f"{summary['parameters']:,}",
+        "structures": ", ".join(f"{row} {found['structures']:,}" for row, found in summary["sets"].items()),
+        "elements": ", ".join(chemical_symbols[number] for number in data.atomic_numbers),
+        "precision": run.machine.default_dtype,
+        "device": run.machine.device,
+        "seed": str(run.machine.seed),
+    }
+    return {
+        "title": run.output.name,
+        "subtitle": describe(run.host, run.phi),
+        "command": run.command,
+        "facts": facts,
+        "versions": settings.versions(),
+        "data": data.lines,
+        "settings": settings.changed(run),
+        "configuration": settings.whole(run),
+    }

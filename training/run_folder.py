@@ -27,6 +27,7 @@ CONFIG, DATA, LOG = "config.yaml", "data.json", "log.txt"
 #: how it went, and how good the model is.
 METRICS, METRICS_TABLE, LEARNING_CURVE = "metrics.json", "metrics.csv", "learning_curve.png"
 ERRORS, ERRORS_TABLE, PARITY = "errors.json", "errors.md", "parity.png"
+CHARGES, REPORT = "charges.png", "report.html"
 console = Console()
 if not console.is_terminal and "COLUMNS" not in os.environ:
     console = Console(width=140)  # tables in a file are not fitted to a terminal's default width

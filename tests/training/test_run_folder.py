@@ -21,6 +21,7 @@ def molecules(tmp_path_factory):
 
 FILES = (
     ".lock",
+    "charges.png",
     "checkpoints/best.safetensors",
     "checkpoints/last.ckpt",
     "config.json",
@@ -34,6 +35,7 @@ FILES = (
     "metrics.json",
     "model.safetensors",
     "parity.png",
+    "report.html",
 )
 
 
@@ -54,7 +56,8 @@ def test_a_run_leaves_a_complete_folder(molecules, tmp_path, capsys):
     with open(folder / "metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [{key: float(value) for key, value in row.items()} for row in table] == rows
-    assert {"lr", "seconds", "train_loss", "valid_loss", "valid_rmse_forces", "valid_pde_residual"} <= set(rows[0])
+    assert {"lr", "seconds", "train_loss", "valid_loss", "train_rmse_forces", "valid_rmse_forces"} <= set(rows[0])
+    assert rows[0]["valid_pde_residual"] > 0
     about = json.loads((folder / "data.json").read_text())
     split = about["split"]
     assert sorted(split["train_indices"] + split["valid_indices"]) == list(range(20))
@@ -64,7 +67,7 @@ def test_a_run_leaves_a_complete_folder(molecules, tmp_path, capsys):
     for table in errors.values():
         assert set(table["errors"]) >= {"energy_per_atom", "forces", "charges", "dipole"}
     assert (folder / "errors.md").read_text().count("|") > 20
-    for name in ("parity.png", "learning_curve.png"):
+    for name in ("parity.png", "learning_curve.png", "charges.png"):
         with Image.open(folder / name) as image:
             assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
 
@@ -88,9 +91,9 @@ def test_files_go_where_options_say(molecules, tmp_path, capsys, monkeypatch):
     """Each kind of file under the run's name in the folder named, relative to where the command runs; restart, too."""
     monkeypatch.chdir(tmp_path)
     shared = {place: f"elsewhere/{place}" for place in PLACES} | {"results_dir": str(tmp_path / "absolute")}
-    given = {"train_file": molecules, "num_interactions": 1, "plot": "True", **shared}
-    for name in ("first", "second"):  # which share the folders
-        run(Path("work"), name=name, max_num_epochs=1, **given)
+    given = {"train_file": molecules, "num_interactions": 1, **shared}
+    for name, plot in (("first", "True"), ("second", "False")):  # which share the folders
+        run(Path("work"), name=name, max_num_epochs=1, plot=plot, **given)
     expected = {
         "absolute/first": (
             "errors.json",
@@ -99,6 +102,7 @@ def test_files_go_where_options_say(molecules, tmp_path, capsys, monkeypatch):
             "metrics.csv",
             "metrics.json",
             "parity.png",
+            "report.html",
         ),
         "elsewhere/checkpoints_dir/first": ("best.safetensors", "last.ckpt"),
         "elsewhere/log_dir": ("first.log", "second.log"),
@@ -195,6 +199,7 @@ def test_comparison_shares_a_time_limit(molecules, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "seconds_per_epoch", lambda *_: (0.05, 0.001))
     given = {"train_file": molecules, "max_num_epochs": 100_000, "time_limit": 0.4, "plot": False, "compare": True}
     folder = run(tmp_path, name="three", **given)
+    assert not list(folder.rglob("*.png"))
     epochs = [row["epochs"] for row in json.loads((folder / "comparison.json").read_text())["rows"].values()]
     # Equal on a quiet machine; on a busy one a later row can be cut short, and the table says so.
     assert 1000 > epochs[0] >= epochs[1] >= epochs[2] >= 1

@@ -1,7 +1,7 @@
 """The LightningModule of every potential: bare hosts and hosts with Φ train by the same code."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -12,43 +12,12 @@ from phi_equivariant.inputs.graphs import GraphBatch
 from training import distribution
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
-from training.fit.predict import Energies, check_finite, freeze, predict, refuse_loss, unfreeze
+from training.fit.predict import check_finite, freeze, predict, refuse_loss, unfreeze
 from training.fit.schedules import Schedule, build_schedule
+from training.fit.validation import ValidationSums
 from training.report.error_sums import ErrorSums
+from training.report.samples import Pairs
 from training.run import HEAD, Optimiser, Stages
-
-
-class ValidationSums:
-    """Sums over the validation set of one head.
-
-    keep, isolated : as of :class:`training.report.error_sums.ErrorSums`
-    """
-
-    def __init__(self, keep: Sequence[str] = (), isolated: Energies | None = None) -> None:
-        self.errors = ErrorSums(keep, isolated)
-        self.sums: dict[str, torch.Tensor | float] = {}
-        self.mace_loss: torch.Tensor | float = 0.0
-        self.structures = 0
-
-    def update(self, output: Mapping[str, Any], batch: GraphBatch, objective: Objective) -> None:
-        """Add a batch."""
-        loss, terms = objective(output, batch)
-        size = batch.num_graphs
-        found = {"loss": size * loss, **{f"term_{name}": size * term for name, term in terms.items()}}
-        found |= {name: output[name].sum() for name in ("pde_residual", "charge_penalty") if name in output}
-        for name, value in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.errors.update(output, batch)
-        self.mace_loss = self.mace_loss + loss.detach()
-        self.structures += size
-
-    def row(self) -> tuple[dict[str, float], float]:
-        """{name: value} over all processes, with mace's Σ_batches loss / structures; and the number of structures."""
-        found = distribution.total({"structures": self.structures, **self.sums, "loss_mace": self.mace_loss})
-        structures = found.pop("structures")
-        means = {name: value / structures for name, value in found.items()}
-        errors = self.errors.gather().flat("")
-        return means | {name.removeprefix("_"): value for name, value in errors.items()}, structures
 
 
 class PotentialModule(pl.LightningModule):
@@ -81,10 +50,11 @@ class PotentialModule(pl.LightningModule):
         self.epochs_that_fit: int | None = None  # a time limit sets it
         self.row: dict[str, Any] = {}  # metrics of the present epoch
         self.valid_loss = float("inf")
-        self.plotted: Sequence[str] = ()  # what the validation keeps for plots, see ErrorSums
-        self.isolated: Energies | None = None
+        self.plotted: Callable[[], Pairs] | None = None  # what the validation keeps for plots
+        self.pairs: Pairs | None = None
         self._sums: dict[str, torch.Tensor | float] = {}
         self._steps = 0.0
+        self._errors = ErrorSums()  # of the training structures, as the steps of an epoch met them
         self.heads = heads
         self._validations: list[ValidationSums] = []
 
@@ -122,7 +92,7 @@ class PotentialModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
         set_training_mode(self._optimizer, True)
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps, self._errors = {}, 0, ErrorSums()
         self.row = {"epoch": self.current_epoch, "lr": self.rate}
         if self.stages.swa:
             self.row["stage"] = self.stage
@@ -141,6 +111,7 @@ class PotentialModule(pl.LightningModule):
             indices = list(loader.batch_sampler)[batch_index]
             refuse_loss(self.model, output, batch, loader.dataset, indices, self.global_step)
         self._add(loss.detach(), terms, 1)
+        self._errors.update(output, batch)
         return loss
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
@@ -154,13 +125,13 @@ class PotentialModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Close the epoch's training sums and go over to the averaged weights."""
-        self._close("train")
+        self._close()
         set_training_mode(self._optimizer, False)
         if self.ema is not None:
             self.ema.store()
             self.ema.copy_to()
         self._flags = freeze(self.model)
-        self._validations = [ValidationSums(self.plotted, self.isolated) for _ in self.heads]
+        self._validations = [ValidationSums(None if self.plotted is None else self.plotted()) for _ in self.heads]
 
     def validation_step(self, batch: GraphBatch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Loss and errors of a batch of one head's set; forces need derivatives here too."""
@@ -183,7 +154,7 @@ class PotentialModule(pl.LightningModule):
             if len(self.heads) > 1:
                 self.row |= {f"valid_{head}_{name}": value for name, value in row.items()}
         self.row |= {f"valid_{name}": value for name, value in row.items()}
-        self.valid_loss, self.errors = row["loss_mace"], found.errors
+        self.valid_loss, self.errors, self.pairs = row["loss_mace"], found.errors, found.pairs
         unfreeze(self.model, self._flags)
         if self.ema is not None:
             self.ema.restore()
@@ -197,7 +168,7 @@ class PotentialModule(pl.LightningModule):
     def finish_row(self) -> None:
         """Close the training sums of an epoch without validation."""
         if self._sums:
-            self._close("train")
+            self._close()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_index: int) -> Any:
         """Batches move themselves."""
@@ -208,11 +179,12 @@ class PotentialModule(pl.LightningModule):
             self._sums[name] = self._sums.get(name, 0.0) + weight * value
         self._steps += weight
 
-    def _close(self, split: str) -> None:
+    def _close(self) -> None:
         found = distribution.total({"steps": self._steps, **self._sums})
         steps = found.pop("steps")
-        self.row |= {f"{split}_{name}": value / steps for name, value in found.items()}
-        self._sums, self._steps = {}, 0
+        self.row |= {f"train_{name}": value / steps for name, value in found.items()}
+        self.row |= self._errors.gather().flat("train")
+        self._sums, self._steps, self._errors = {}, 0, ErrorSums()
 
     @contextlib.contextmanager
     def weights_to_test(self) -> Iterator[None]:

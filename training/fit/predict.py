@@ -1,7 +1,7 @@
 """Predictions of a model for batches, and their errors over a set."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,12 +9,22 @@ from torch.utils.data import DataLoader
 from phi_equivariant.batching import segment_sum
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import isolated_of_atoms
-from phi_equivariant.inputs.graphs import GraphBatch
+from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.potential import run_model
 from training.data.graphs import name_in
-from training.report.error_sums import ErrorSums
+from training.report.error_sums import Energies, ErrorSums
 
-Energies = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+class Watcher(Protocol):
+    """What looks at predictions beside :class:`training.report.error_sums.ErrorSums`."""
+
+    def update(
+        self, output: Mapping[str, torch.Tensor | None], batch: Mapping[str, torch.Tensor], indices: Sequence[int]
+    ) -> None:
+        """Look at a batch, whose structures have these indices in their set."""
+
+    def gather(self) -> Any:
+        """Add what the other processes have seen."""
 
 
 def isolated_energies(model: torch.nn.Module) -> Energies:
@@ -32,19 +42,18 @@ def evaluate(
     loader: DataLoader[Any],
     outputs: Mapping[str, bool],
     device: torch.device | str,
-    keep: Sequence[str] = (),
+    watchers: Sequence[Watcher] = (),
     on_batch: Callable[[int], None] | None = None,
-    isolated: Energies | None = None,
 ) -> ErrorSums:
     """Errors of a model over a loader, without gradients of its parameters.
 
     In a distributed run every process evaluates its share of the batches and has the errors of all.
 
-    ``outputs`` : which of forces, virials, stress and polarizability the model computes; ``keep``, ``isolated`` : as of
-    :class:`training.report.error_sums.ErrorSums`; ``on_batch`` is called with the number of structures of each batch.
+    ``outputs`` : which of forces, virials, stress and polarizability the model computes; ``watchers`` look at all
+    predictions too; ``on_batch`` is called with the number of structures of each batch.
     """
     model.eval()
-    errors = ErrorSums(keep, isolated)
+    errors = ErrorSums()
     flags = freeze(model)
     batches: Any = loader.batch_sampler  # of every loader of a run
     try:
@@ -55,11 +64,28 @@ def evaluate(
             output = predict(model, batch, outputs)
             check_finite(model, output, batch, loader.dataset, indices)
             errors.update(output, batch)
+            for watcher in watchers:
+                watcher.update(output, batch, list(indices))
             if on_batch is not None:
                 on_batch(batch.num_graphs)
     finally:
         unfreeze(model, flags)
+    for watcher in watchers:
+        watcher.gather()
     return errors.gather()
+
+
+def evaluate_one(
+    model: torch.nn.Module, dataset: Any, index: int, outputs: Mapping[str, bool], device: torch.device | str
+) -> dict[str, torch.Tensor | None]:
+    """What a model says of one structure of a set."""
+    model.eval()
+    batch = collate([dataset[index]]).to(device)
+    flags = freeze(model)
+    try:
+        return predict(model, batch, outputs)
+    finally:
+        unfreeze(model, flags)
 
 
 def check_finite(

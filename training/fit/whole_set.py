@@ -37,6 +37,7 @@ class WholeSetModule(PotentialModule):
             total = total + share * loss.detach()
             if self._first:
                 self._add(loss.detach(), terms, share)
+                self._errors.update(output, batch)
         self._first, self._gradients = False, gradients
         return torch.as_tensor(total)
 

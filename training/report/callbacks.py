@@ -4,12 +4,11 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,8 +16,11 @@ from rich.text import Text
 
 from phi_equivariant.files import write_atomically
 from training import distribution, run_folder
-from training.report import plots, tables
-from training.report.error_sums import PLOTTED
+from training.quantities import drawn
+from training.report import curves, parity, tables
+from training.report.error_sums import Energies
+from training.report.pictures import attempted
+from training.report.samples import Pairs
 
 logger = logging.getLogger("phi_mace_train")
 
@@ -76,34 +78,34 @@ class Plots(Callback):
     folder : of the plots
     history : the run's metrics
     frequency : in epochs
-    isolated : as of :class:`training.report.error_sums.ErrorSums`
+    isolated : as of :class:`training.report.samples.Pairs`
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        history: History,
-        frequency: int,
-        isolated: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, history: History, frequency: int, isolated: Energies | None = None) -> None:
         self.folder, self.history, self.frequency, self.isolated = folder, history, frequency, isolated
+        self.measures = drawn(history.form)[1]
 
     def _due(self, trainer: pl.Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.frequency == 0
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Let the validation keep what the plot shows."""
-        module.plotted, module.isolated = (PLOTTED, self.isolated) if self._due(trainer) else ((), None)
+        names = [measure.name for measure in self.measures if measure.plotted]
+        module.plotted = (lambda: Pairs(names, self.isolated)) if self._due(trainer) else None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Draw, after History has completed the row."""
         if not self._due(trainer) or not distribution.is_main():
             return
-        plots.learning_curve(self.folder / run_folder.LEARNING_CURVE, self.history.rows)
+        with attempted(run_folder.LEARNING_CURVE):
+            place, history = self.folder / run_folder.LEARNING_CURVE, self.history
+            curves.learning_curve(place, history.rows, history.form, history.heads)
         if module.validated:
-            title, interaction = f"valid, epoch {trainer.current_epoch + 1}", self.isolated is not None
-            pairs, table = module.errors.pairs, module.errors.table()
-            plots.parity_plot(self.folder / run_folder.PARITY, pairs, title, table, interaction)
+            name = f"valid, epoch {trainer.current_epoch + 1}"
+            sets, errors = {name: module.pairs.samples}, {name: module.errors.table()}
+            with attempted(run_folder.PARITY):
+                place, interaction = self.folder / run_folder.PARITY, self.isolated is not None
+                parity.parity_plot(place, sets, errors, self.measures, interaction=interaction)
 
 
 class _BarOverErrors(Progress):
@@ -185,10 +187,12 @@ class TimeLimit(Callback):
         ``time.monotonic()`` at which the run must be over, test included.
     to_test : int
         Structures that the final test evaluates.
+    after : float
+        Seconds that writing the results takes.
     """
 
-    def __init__(self, deadline: float, to_test: int) -> None:
-        self.deadline, self.to_test = deadline, to_test
+    def __init__(self, deadline: float, to_test: int, after: float = 3.0) -> None:
+        self.deadline, self.to_test, self.after = deadline, to_test, after
         self.epoch_seconds: list[float] = []
         self.test_seconds = 0.0
         self._epoch_start = self._valid_start = 0.0
@@ -208,7 +212,7 @@ class TimeLimit(Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Estimate the final test from the validation."""
         seconds = time.monotonic() - self._valid_start
-        self.test_seconds = 1.3 * seconds * self.to_test / module.validated_structures + 3.0
+        self.test_seconds = 1.3 * seconds * self.to_test / module.validated_structures + self.after
 
     def expected(self) -> float:
         """Seconds that the next epoch is expected to take."""

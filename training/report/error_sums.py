@@ -1,6 +1,6 @@
 """Errors of predictions: mean absolute and root mean square, of every quantity that is labelled and predicted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,73 +8,60 @@ import torch
 from training import distribution
 from training.quantities import TARGETS, Measure, measures
 
-#: Measures whose predictions are plotted against their labels.
-PLOTTED = tuple(measure.name for measure in measures() if measure.plotted)
-KEPT_PAIRS = 200_000  # a plot shows no more, and large test sets would fill the memory
-
 Batch = Mapping[str, torch.Tensor]
+Output = Mapping[str, torch.Tensor | None]
+#: From a batch to energies (n_structures,) in eV.
+Energies = Callable[[Batch], torch.Tensor]
+
+
+def labelled(output: Output, batch: Batch, isolated: Energies | None = None) -> Iterator[tuple[Measure, torch.Tensor]]:
+    """Each measure of a batch with its labels and predictions (2, …) in eV, Å and e, as far as they count.
+
+    What is absent, has weight zero, or is not defined with a structure's periodic directions does not count.
+    ``isolated``: energies of isolated atoms, which both labels and predictions are then without.
+    """
+    atoms = batch["ptr"][1:] - batch["ptr"][:-1]  # (n_structures,)
+    for name, label in TARGETS.items():
+        predicted = output.get(name)
+        if predicted is None or name not in batch:
+            continue
+        counted = label.counted(batch).expand_as(batch[name])
+        if not bool(counted.any()):
+            continue
+        pair = torch.stack([batch[name], predicted.detach()])  # (2, n_structures or n_atoms, …)
+        if name == "energy" and isolated is not None:
+            pair = pair - isolated(batch)
+        for measure in label.measures:
+            yield measure, _per_atom(pair, atoms, measure)[:, counted]
 
 
 class ErrorSums:
     """Sums of |error|, error², |label| and label² per measure, gathered batch by batch.
 
-    Forces, stresses, virials, dipoles and the like are by component. What is absent, has weight zero, or is not defined
-    with a structure's periodic directions does not count.
-
-    Parameters
-    ----------
-    keep : sequence of str
-        Measures whose pairs (label, prediction) are kept for plots.
-    isolated : function or None
-        From a batch to the energies (n_structures,) of its isolated atoms in eV, which the kept energies are without.
+    Forces, stresses, virials, dipoles and the like are by component. What counts is as of :func:`labelled`.
     """
 
-    def __init__(self, keep: Sequence[str] = (), isolated: Callable[[Batch], torch.Tensor] | None = None) -> None:
+    def __init__(self) -> None:
         self.sums: dict[str, tuple[torch.Tensor, int]] = {}
-        self.keep, self.isolated = keep, isolated
-        self.pairs: dict[str, list[torch.Tensor]] = {name: [] for name in keep}
 
-    def update(self, output: Mapping[str, torch.Tensor | None], batch: Batch) -> None:
+    def update(self, output: Output, batch: Batch, indices: Sequence[int] = ()) -> None:
         """Add a batch."""
-        atoms = batch["ptr"][1:] - batch["ptr"][:-1]  # (n_structures,)
-        for name, label in TARGETS.items():
-            predicted = output.get(name)
-            if predicted is None or name not in batch:
-                continue
-            counted = label.counted(batch).expand_as(batch[name])
-            if not bool(counted.any()):
-                continue
-            predicted, reference = predicted.detach(), batch[name]
-            for measure in label.measures:
-                pair = torch.stack([reference, predicted])  # (2, n_structures or n_atoms, …)
-                self._add(measure, _per_atom(pair, atoms, measure)[:, counted])
-                if measure.name in self.keep:
-                    if name == "energy" and self.isolated is not None:
-                        pair = pair - self.isolated(batch)
-                    self._keep(measure, _per_atom(pair, atoms, measure)[:, counted])
-
-    def _add(self, measure: Measure, pair: torch.Tensor) -> None:
-        label, predicted = pair.double()
-        error = predicted - label
-        sums = torch.stack([error.abs().sum(), error.square().sum(), label.abs().sum(), label.square().sum()])
-        before, count = self.sums.get(measure.name, (torch.zeros_like(sums), 0))
-        self.sums[measure.name] = (before + sums, count + error.numel())
-
-    def _keep(self, measure: Measure, pair: torch.Tensor) -> None:
-        if sum(part.shape[1] for part in self.pairs[measure.name]) < KEPT_PAIRS:
-            self.pairs[measure.name].append(pair.double().cpu())
+        for measure, pair in labelled(output, batch):
+            label, predicted = pair.double()
+            error = predicted - label
+            sums = torch.stack([error.abs().sum(), error.square().sum(), label.abs().sum(), label.square().sum()])
+            before, count = self.sums.get(measure.name, (torch.zeros_like(sums), 0))
+            self.sums[measure.name] = (before + sums, count + error.numel())
 
     def gather(self) -> "ErrorSums":
         """Add what the other processes of a distributed run have seen; returns this object."""
         if distribution.size() > 1:
-            mine = ({name: (sums.cpu(), count) for name, (sums, count) in self.sums.items()}, self.pairs)
-            self.sums, self.pairs = {}, {name: [] for name in self.keep}
-            for sums, pairs in distribution.gather(mine):
-                for name, (values, count) in sums.items():
+            mine = {name: (sums.cpu(), count) for name, (sums, count) in self.sums.items()}
+            self.sums = {}
+            for found in distribution.gather(mine):
+                for name, (values, count) in found.items():
                     before, counted = self.sums.get(name, (torch.zeros_like(values), 0))
                     self.sums[name] = (before + values, counted + count)
-                for name, parts in pairs.items():
-                    self.pairs[name] += parts
         return self
 
     def table(self) -> dict[str, dict[str, Any]]:

@@ -42,15 +42,11 @@ def _columns(form: str, tables: Iterable[Errors]) -> tuple[str, tuple[str, ...]]
     return kind, (*columns, *(name for name in EXTRA if name in found))
 
 
-def _unit(measure: Measure) -> str:
-    return f"{measure.unit}/atom" if measure.per_atom else measure.unit
-
-
 def _title(kind: str, column: str) -> str:
     name = column.removeprefix("relative ")
     measure = MEASURES[name]
     if name == column:
-        return f"{kind.upper()} {measure.symbol} / {_unit(measure)}"
+        return f"{kind.upper()} {measure.symbol} / {measure.error_unit}"
     return f"relative {measure.symbol} {kind.upper()} / %"
 
 
@@ -101,7 +97,7 @@ def validation_errors(row: Mapping[str, Any], form: str = "PerAtomRMSE", heads: 
         prefix = "valid" if head is None else f"valid_{head}"
         found = {name: row.get(f"{prefix}_{kind}_{name}") for name in shown}
         errors = [
-            f"{measure.symbol} {found[measure.name]:{measure.style}} {_unit(measure)}"
+            f"{measure.symbol} {found[measure.name]:{measure.style}} {measure.error_unit}"
             for measure in measures()
             if found.get(measure.name) is not None
         ]

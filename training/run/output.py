@@ -34,7 +34,7 @@ class Output(Part):
     log_level: str = option("level of the log on the terminal", restart=True)
     error_table: str = option("which errors the log and the tables show: mace's ten forms", restart=True)
     skip_evaluate_heads: str | None = option("heads left out of the error tables")
-    plot: bool = option("write parity.png and learning_curve.png", restart=True)
+    plot: bool = option("write parity.png, learning_curve.png, charges.png and report.html", restart=True)
     plot_frequency: int = option("draw them after every so many epochs too", restart=True)
     plot_interaction_e: bool = option("parity of the interaction energy, E minus the E0s", restart=True)
     tensorboard: bool = option("write the metrics for TensorBoard, to tensorboard/ in the run's folder", restart=True)

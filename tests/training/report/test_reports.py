@@ -1,4 +1,4 @@
-"""Error tables in mace's forms, plots, and what goes to Weights and Biases and to TensorBoard."""
+"""Error tables in mace's forms, and what goes to Weights and Biases and to TensorBoard."""
 
 import json
 import sys
@@ -6,10 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import ase.io
-import matplotlib.image
 import numpy as np
 import pytest
-import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from mace.tools import evaluate as mace_evaluate
@@ -27,10 +25,9 @@ from training_runs import (  # noqa: F401  (a fixture)
 
 from training import build as building
 from training import mace_interface
-from training.fit.predict import evaluate, isolated_energies, predict
+from training.fit.predict import evaluate
 from training.quantities import FORMS
-from training.report import plots, tables
-from training.report.error_sums import ErrorSums
+from training.report import tables
 
 DEBYE_PER_ELECTRON_ANGSTROM = 4.80320471
 
@@ -166,47 +163,6 @@ def test_reports_that_cannot_be_are_refused(molecules, tmp_path, capsys, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.honours("plot_interaction_e")
-def test_interaction_energies_are_without_the_isolated_atoms(molecules, tmp_path):
-    chosen, run_data, made = built(tmp_path, train_file=molecules, phi=["operator=coulomb"])
-    batch = next(iter(run_data.loader("train")["Default"]))
-    output = predict(made.model, batch, made.outputs)
-    sums = {flag: ErrorSums(("energy_per_atom",), isolated_energies(made.model) if flag else None) for flag in (0, 1)}
-    for errors in sums.values():
-        errors.update(output, batch)
-    numbers = torch.tensor(run_data.atomic_numbers)[batch["node_attrs"].argmax(1)]
-    for graph in range(batch.num_graphs):
-        own = numbers[batch["batch"] == graph].tolist()
-        isolated = sum(run_data.e0s["Default"][number] for number in own) / len(own)
-        whole, interaction = (sums[flag].pairs["energy_per_atom"][0][:, graph] for flag in (0, 1))
-        np.testing.assert_allclose(whole - interaction, isolated, rtol=1e-10)
-    assert sums[0].table() == sums[1].table()
-
-
-@pytest.mark.honours("plot", "plot_frequency")
-def test_plots_are_drawn_again_every_few_epochs(molecules, tmp_path, monkeypatch):
-    drawn, save = [], plots._save
-    monkeypatch.setattr(
-        plots, "_save", lambda figure, path: (drawn.append((path.name, titles(figure))), save(figure, path))
-    )
-
-    def titles(figure):
-        return [axis.get_title() for axis in figure.axes if axis.get_title()]
-
-    given = {"train_file": molecules, "max_num_epochs": 5, "ema": True, "plot_interaction_e": "True", "plot": "True"}
-    folder = run(tmp_path, name="drawn", plot_frequency=2, eval_interval=1, **given)
-    names = [name for name, _ in drawn]
-    assert names == ["learning_curve.png", "parity.png"] * 2 + ["learning_curve.png", "parity.png"]
-    rows = metrics(folder)
-    for (_, (energy, forces)), epoch in zip(drawn[1:4:2], (2, 4), strict=True):
-        assert energy.startswith(f"valid, epoch {epoch}: interaction energy per atom, RMSE ")
-        assert f"{rows[epoch - 1]['valid_rmse_forces']:.3g} meV/Å" in forces
-    assert drawn[-1][1][0].startswith("valid: interaction energy")
-    for name in ("parity.png", "learning_curve.png"):
-        pixels = matplotlib.image.imread(folder / name)[..., :3]
-        assert min(pixels.shape[:2]) > 300 and pixels.std() > 0.02
-
-
 TRACKED = {"max_num_epochs": 2, "plot": "False", "swa_lr": 0.5}
 
 
@@ -218,7 +174,7 @@ def test_tensorboard_has_the_rows_of_the_metrics(molecules, tmp_path):
     folder = run(tmp_path, name="tracked", train_file=molecules, tensorboard=True, **TRACKED)
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    assert not list(folder.glob("*.png"))
+    assert not [*folder.glob("*.png"), *folder.glob("*.html")]
     for number, row in enumerate(json.loads((folder / "metrics.json").read_text())):
         for name, value in row.items():
             if name != "epoch":
