@@ -120,10 +120,11 @@ def print_table(
     caption: str | None = "MAE / RMSE",
 ) -> None:
     """The table on the terminal, units below names; where it is too wide, what were columns are rows."""
-    lines = [[name.replace(" / ", "\n") for name in header], *rows]
-    table = _table(lines, title, caption)
-    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
-        table = _table(list(zip(*lines, strict=True)), title, caption)
+    broken, rows = [name.replace(" / ", "\n") for name in header], list(rows)
+    for lines in ([broken, *rows], list(zip(header, *rows, strict=True)), list(zip(broken, *rows, strict=True))):
+        table = _table(lines, title, caption)
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
+            break
     console.print(table)
 
 

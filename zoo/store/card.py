@@ -92,10 +92,20 @@ def lines_of(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = content.get(name)
         if value in (None, "", [], {}):
             text = "not stated"
-        elif isinstance(value, str | int | float):
-            text = str(value)
+        elif isinstance(value, dict):  # an entry a line, which the terminal may break
+            text = "\n".join(f"{key}: {_in_a_line(part)}" for key, part in value.items())
+        elif name == "errors" and not isinstance(value, str):
+            dumped: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False)
+            text = dumped.strip()
         else:
-            flow = False if name == "errors" else None
-            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=60, default_flow_style=flow).strip()
+            text = _in_a_line(value)
         if name in content:
             yield str(name).replace("_", " "), text
+
+
+def _in_a_line(value: Any) -> str:
+    """Text as it is, anything else as YAML in one line."""
+    if isinstance(value, str | int | float):
+        return str(value)
+    dumped: str = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=10**6, default_flow_style=True)
+    return dumped.removesuffix("...\n").strip()

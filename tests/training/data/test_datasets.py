@@ -167,7 +167,7 @@ def test_a_limited_test_set_is_said_so(server):
     energies = {atoms.info["REF_energy"] for atoms in part.train}
     assert len(energies) == 6 and energies < {atoms.info["REF_energy"] for atoms in whole.train}
     arrays, split = water(), part.provenance["split"]
-    assert energies == {float(arrays["E"][i, 0]) * units.kcal / units.mol for i in split["train_indices"]}
+    assert energies == {float(arrays["E"][i, 0]) * (units.kcal / units.mol) for i in split["train_indices"]}
     assert len(part.valid) == 1 and len(part.test) == 20 and split["train_left_out"] == 13
 
 

@@ -161,7 +161,7 @@ def test_every_option_is_honoured_refused_or_named_in_the_log():
             with pytest.raises(InputError, match="--lora: LoRA is not done here"):
                 command_line.parse(["--train_file", "a.xyz", *line])
             continue
-        notes = command_line.parse(["--train_file", "a.xyz", *line]).notes
+        notes = command_line.parse(["--train_file", "a.xyz", "--no_phi", *line]).notes
         assert len(notes) == 1 and notes[0].startswith(f"--{action.dest} does not act: "), (action.dest, notes)
 
 
@@ -234,3 +234,18 @@ def test_what_is_trained_by_default(tmp_path):
     assert command_line.parse(["--config", str(tmp_path / "null.yaml")]).phi is None
     (tmp_path / "empty.yaml").write_text("train_file: a.xyz\nphi: {}\n")
     assert command_line.parse(["--config", str(tmp_path / "empty.yaml")]).phi.config.operator == "coulomb"
+
+
+def test_a_run_without_phi_says_how_to_switch_it_on(tmp_path):
+    """Unless somebody asked for the bare host: by --no_phi, by phi: null, or in a comparison."""
+    bare = ["--train_file", "a.xyz"]
+    (note,) = command_line.parse(bare).notes
+    assert note.startswith("Φ is off") and "--phi operator=coulomb" in note and "--no_phi" in note
+    (tmp_path / "null.yaml").write_text("train_file: a.xyz\nphi: null\n")
+    for line in (
+        [*bare, "--no_phi"],
+        [*bare, "--phi", "operator=coulomb"],
+        [*bare, "--compare"],
+        ["--config", str(tmp_path / "null.yaml")],
+    ):
+        assert not [note for note in command_line.parse(line).notes if note.startswith("Φ is off")]
