@@ -226,13 +226,14 @@ def test_systems_go_through_xml(model):
 
 
 def argon():
-    """With an element that the model does not know, and with a site that is none."""
+    """With an element that the model does not know."""
     topology = topology_of(molecule("H2O"))
     topology.addAtom("AR", app.Element.getBySymbol("Ar"), next(topology.residues()))
     return topology
 
 
 def with_site():
+    """With a site that is not an atom."""
     topology = topology_of(molecule("H2O"))
     topology.addAtom("M", None, next(topology.residues()))
     return topology
@@ -244,7 +245,7 @@ def with_site():
         ({}, "no model is given"),
         ({"modelPath": "runs/nothing"}, "runs/nothing is not a folder"),
         ({"modelPath": "a", "model": "b"}, "the model is given twice"),
-        ({"modelPth": "a", "model": "b"}, "'modelPth' is no argument"),
+        ({"modelPth": "a", "model": "b"}, "'modelPth' is not an argument of this calculator; did you mean modelPath"),
         ({"model": "b", "charge": -1}, "charge belongs to a system: give it to createSystem"),
         ({"head": "pbe"}, "head is 'pbe'; the model has the heads Default"),
         ({"precision": "half"}, "'half'"),
@@ -262,10 +263,10 @@ def test_wrong_potentials(model, arguments, message):
     [
         (argon, {}, r"does not know atomic numbers \[18\]"),
         (with_site, {}, "atom 3 of the topology .M of residue HOH 1. has no element"),
-        (None, {"charg": -1}, r"'charg' is no argument of createSystem with 'phi'. Did you mean charge\?"),
+        (None, {"charg": -1}, r"'charg' is not an argument of createSystem with 'phi'. Did you mean charge\?"),
         (None, {"total_charge": -1}, "Did you mean charge"),
         (None, {"charge": "-"}, "total_charge"),
-        (None, {"charge": 11}, "there is no such ion"),
+        (None, {"charge": 11}, "such an ion does not exist"),
         (None, {"pbc": (True, True, False)}, "Use ase or LAMMPS for slabs"),
         (None, {"precision": "single"}, r"precision belongs to the potential: give it to MLPotential\('phi'"),
         (None, {"external_field": (0, 1)}, "external_field"),

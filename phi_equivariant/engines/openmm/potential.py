@@ -62,7 +62,7 @@ class PhiPotentialImpl(MLPotentialImpl):
             others["model_path"] = path
         if (precision := others.pop("precision", None)) is not None:
             others["default_dtype"] = _PRECISIONS.get(precision, precision)
-        model, dtype, self._keys = read_names_of_mace(model, dtype, others)
+        model, dtype, self._keys = read_names_of_mace(model, dtype, others, ("modelPath", "precision"))
         self._head, self._skin = head, skin
         self._models = ready_models(model, self._getTorchDevice({}) if device is None else device, dtype)
         self._committee()  # a head that is not there is told now
@@ -176,8 +176,8 @@ def _check_names(others: dict[str, Any]) -> None:
             raise InputError(f"{name} belongs to the potential: give it to MLPotential('phi', {name}=...).")
         if name in ("pbc", "slab"):
             raise InputError(
-                f"{name} is nothing that OpenMM can be told: its boxes are periodic in all directions or in none. Use "
+                f"{name} cannot be given to OpenMM: its boxes are periodic in all directions or in none. Use "
                 "ase or LAMMPS for slabs."
             )
         hint = did_you_mean(name, _OF_SYSTEM, f"Known are {', '.join(_OF_SYSTEM)}.")
-        raise InputError(f"{name!r} is no argument of createSystem with 'phi'. {hint}")
+        raise InputError(f"{name!r} is not an argument of createSystem with 'phi'. {hint}")
