@@ -221,20 +221,21 @@ def _total_charge(data: Batch, pbc: torch.Tensor) -> torch.Tensor:
     if charge is None:
         return data["positions"].new_zeros(n_structures)
     charge = torch.as_tensor(charge, dtype=data["positions"].dtype, device=data["positions"].device).reshape(-1)
-    if len(charge) != n_structures or not bool(torch.isfinite(charge).all()):
+    told, pbc = charge.detach().cpu(), pbc.cpu()  # at once, not at every question
+    if len(told) != n_structures or not bool(torch.isfinite(told).all()):
         raise InputError(
-            f"total_charge is {charge.tolist()} for {n_structures} structures; give one finite number for each, in e."
+            f"total_charge is {told.tolist()} for {n_structures} structures; give one finite number for each, in e."
         )
     slab = is_slab(pbc)
-    if bool((pbc.any(1) & ~slab & (charge != 0)).any()):
+    if bool((pbc.any(1) & ~slab & (told != 0)).any()):
         warnings.warn(
             "total_charge is not 0 in a periodic cell: a uniform background of the opposite charge makes it neutral. "
             "Energies then depend on the cell's size (by about 1.4 k_e Q²/L for a cube of edge L) and compare only "
             "between cells of one charge and shape; the stress holds the background's share.",
             stacklevel=3,
         )
-    if bool((slab & (charge != 0)).any()):
-        charged = sorted({float(f"{one:.6g}") for one in charge[slab & (charge != 0)].tolist()})
+    if bool((slab & (told != 0)).any()):
+        charged = sorted({float(f"{one:.6g}") for one in told[slab & (told != 0)].tolist()})
         warnings.warn(
             f"total_charge is {', '.join(f'{one:g}' for one in charged)} e in a slab: nothing makes it neutral, and "
             "its field of 2π k_e Q/A does not decay. The energy leaves out that of this field up to infinity, so it "

@@ -54,8 +54,9 @@ def check_cells(cell: torch.Tensor, pbc: torch.Tensor, where: str = "structure {
     cell: (n_structures, 3, 3) in Å; pbc: (n_structures, 3), boolean
     where: what to call a structure, with its index
     """
+    cell, pbc = cell.detach().cpu(), pbc.cpu()  # at once: each number that is looked at on a GPU would wait for it
     for index in pbc.any(1).nonzero()[:, 0].tolist():
-        vectors, name = cell[index].detach(), where.format(index)
+        vectors, name = cell[index], where.format(index)
         given = f"{vectors.tolist()} Å with pbc {describe_pbc(pbc[index])}"
         if not bool(torch.isfinite(vectors[pbc[index]]).all()):
             raise InputError(f"the cell of {name} is not finite (NaN or infinity): {given}.")

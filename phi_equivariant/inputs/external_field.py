@@ -91,12 +91,13 @@ def field_of_batch(data: Mapping[str, Any], cell: torch.Tensor, pbc: torch.Tenso
         return None
     positions = data["positions"]
     field = torch.as_tensor(field, dtype=positions.dtype, device=positions.device)
-    if field.shape not in ((len(pbc), 3), (3 * len(pbc),)) or not bool(torch.isfinite(field).all()):
+    told = field.detach().cpu()  # at once, not at every question
+    if field.shape not in ((len(pbc), 3), (3 * len(pbc),)) or not bool(torch.isfinite(told).all()):
         raise InputError(
-            f"{NAME} is {field.tolist()} for {len(pbc)} structures; give three finite numbers for each, in V/Å."
+            f"{NAME} is {told.tolist()} for {len(pbc)} structures; give three finite numbers for each, in V/Å."
         )
     field = field.reshape(-1, 3)
-    if not bool((field != 0).any()):
+    if not bool((told != 0).any()):
         return field if field.requires_grad else None
     if bool(pbc.any()):
         check_directions(field, cell, pbc)
