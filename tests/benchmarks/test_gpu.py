@@ -37,6 +37,7 @@ def test_every_stage_runs(tmp_path):
     assert "42 atoms" in table and "24 atoms" in table and table.strip() in done.stdout
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
