@@ -202,7 +202,7 @@ class Stage:
     def tests(self):
         """The suite's tests that are marked ``gpu``."""
         files = sorted(str(p) for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in p.read_text())
-        words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"]
+        words = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider"]
 
         def measured():
             done = subprocess.run(
