@@ -2,7 +2,7 @@
 
     sh benchmarks/gpu.sh                                   # at most 8 minutes; runs/gpu/gpu.json and gpu.md
     sh benchmarks/gpu.sh --device cpu --quick              # the same code, in minutes, without a GPU
-    python benchmarks/gpu.py --report --page docs/benchmarks.md
+    python benchmarks/gpu.py --report --page docs/log.md
 
 Every stage is a process with a time limit of its own and every row is kept when it is measured, so that a run which is
 stopped loses nothing; a row that fails, out of memory say, has the message in place of figures. Times are medians of
