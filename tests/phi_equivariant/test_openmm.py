@@ -211,6 +211,44 @@ def test_from_classical_to_mixed(model):
         np.testing.assert_allclose(forces, expected[1], atol=1e-5)
 
 
+def test_bonds_that_are_cut_are_capped(model):
+    """The middle residue of a peptide: hydrogens stand for its neighbours, and pass the forces on to real atoms."""
+    pdb = app.PDBFile(str(EXAMPLES / "peptide.pdb"))
+    whole = app.ForceField("amber14-all.xml").createSystem(pdb.topology)
+    residue = [atom.index for atom in list(pdb.topology.residues())[2].atoms()]
+    mixed = MLPotential("phi", model=model).createMixedSystem(pdb.topology, whole, residue, forceGroup=1)
+    assert mixed.getNumParticles() == pdb.topology.getNumAtoms() + 2
+    context = openmm.Context(mixed, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference"))
+    positions = np.zeros((mixed.getNumParticles(), 3))
+    positions[:-2] = np.array(pdb.positions.value_in_unit(unit.angstrom))
+
+    def found():
+        context.setPositions(positions * unit.angstrom)
+        context.computeVirtualSites()
+        return found_by(context, groups={1})
+
+    energy, forces = found()
+    there = context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.angstrom)
+    capped = [*residue, *range(pdb.topology.getNumAtoms(), mixed.getNumParticles())]
+    symbols = [atom.element.symbol for atom in list(pdb.topology.atoms())]
+    atoms = Atoms([*(symbols[i] for i in residue), "H", "H"], there[capped])
+    assert energy == pytest.approx(by_calculator(model, atoms)[0], rel=1e-12)
+    outside = next(  # an atom bonded to the residue, on which only a cap can act
+        a.index
+        for bond in pdb.topology.bonds()
+        for a, b in (bond, bond[::-1])
+        if a.index not in residue and b.index in residue
+    )
+    for index in (residue[0], outside):
+        ends = []
+        for step in (1e-4, -1e-4):
+            positions[index, 0] += step
+            ends.append(found()[0])
+            positions[index, 0] -= step
+        assert forces[index, 0] == pytest.approx(-(ends[0] - ends[1]) / 2e-4, rel=1e-5, abs=1e-7)
+        assert abs(forces[index, 0]) > 1e-4
+
+
 def test_what_acts_on_far_images(model):
     """Which interactions mechanical embedding takes over from the classical charges."""
     graph = attach_phi(mace_host("8x0e"), PhiConfig(operator="graph"))
