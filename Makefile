@@ -9,11 +9,11 @@ train: install
 	OMP_NUM_THREADS=1 $(BIN)/phi-mace-train --dataset ala3_gfn2 --compare --time_limit 14.5 --work_dir runs --restart_latest
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # What takes longer, of a minute or two each.
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 # Rules of style, layout and types, as they are in pyproject.toml.
 check: install

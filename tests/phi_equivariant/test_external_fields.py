@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from checks import check_slopes
 from systems import batch_of, enlarge_dipoles, ethanol, mace_host, potential
 
 from phi_equivariant import PhiCalculator, polarizability
@@ -152,19 +153,9 @@ def test_a_training_step_through_the_polarisability(config):
 
     model.zero_grad()
     loss(True).backward()
-    checked = 0
-    for name, parameter in model.phi.named_parameters():
-        if parameter.grad is None or not parameter.grad.abs().max() > 1e-5:
-            continue
-        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
-        index, values, kept = int(gradient.abs().argmax()), [], flat[int(gradient.abs().argmax())].item()
-        for change in (1e-4, -1e-4):
-            flat[index] = kept + change
-            values.append(loss(False).item())
-        flat[index] = kept
-        assert (values[0] - values[1]) / 2e-4 == pytest.approx(gradient[index].item(), rel=1e-4), name
-        checked += 1
-    assert checked > 5
+    depended_on = {name: p for name, p in model.phi.named_parameters() if p.grad is not None and p.grad.any()}
+    assert len(depended_on) > 5
+    check_slopes(depended_on, lambda: loss(False), precision=1e-4, step=1e-4)
 
 
 def test_methane_is_isotropic():

@@ -58,41 +58,44 @@ def residual_loss(model, *structures):
     return model(batch_of(*structures), training=True)["pde_residual"].sum()
 
 
-def check_gradients(model, loss, atoms, step=5e-5):
-    """d(loss)/d(parameter) against central differences: the largest entry of every tensor of Φ and of two of the host,
-    those with the largest slopes.
+def check_slopes(parameters, loss, floor=1e-3, precision=1e-5, step=5e-5):
+    """The gradients that parameters {name: tensor} have of loss() against central differences, for the largest entry of
+    each.
 
-    Every slope counts by its own size, down to a thousandth of the largest. Tensors with slopes of like size share a
+    Every slope counts by its own size, down to ``floor`` of the largest. Tensors with slopes of like size share a
     difference, in which they move so far that each adds the same.
     """
-    model.zero_grad()
-    loss(model, atoms).backward()
-    slopes = {name: float(p.grad.abs().max()) for name, p in model.host.named_parameters() if p.grad is not None}
-    of_host = {name: model.host.get_parameter(name) for name in sorted(slopes, key=slopes.get)[-2:]}
-    parameters = dict(model.phi.named_parameters()) | of_host
-    largest = max(float(p.grad.abs().max()) for p in model.phi.parameters() if p.grad is not None)
-    assert largest > 0
     entries = []  # (size, name, parameter's values, index, slope)
+    largest = max(float(p.grad.abs().max()) for p in parameters.values() if p.grad is not None)
+    assert largest > 0
     for name, parameter in parameters.items():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # the residual's, say
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # not depended on, then
         assert torch.isfinite(gradient).all(), name
         index = int(gradient.abs().argmax())
         slope = float(gradient.view(-1)[index])
-        entries.append((max(1e-3 * largest, abs(slope)), name, parameter.data.view(-1), index, slope))
+        entries.append((max(floor * largest, abs(slope)), name, parameter.data.view(-1), index, slope))
     entries.sort(key=lambda entry: entry[0])
     while entries:
         smallest = entries[0][0]
         group = [entry for entry in entries if entry[0] < 10 * smallest]
         del entries[: len(group)]
         kept = [float(values[index]) for _, _, values, index, _ in group]
-        losses, expected = [], 0.0
-        for size, _, _, _, slope in group:
-            expected += abs(slope) * smallest / size
+        losses, expected = [], sum(abs(slope) * smallest / size for size, _, _, _, slope in group)
         for change in (step, -step):
             for (size, _, values, index, slope), value in zip(group, kept, strict=True):
                 values[index] = value + change * smallest / size * (1 if slope >= 0 else -1)
-            losses.append(loss(model, atoms).item())
+            losses.append(loss().item())
         for (_, _, values, index, _), value in zip(group, kept, strict=True):
             values[index] = value
         found = (losses[0] - losses[1]) / (2 * step)
-        assert abs(found - expected) < 1e-5 * smallest, [name for _, name, *_ in group]
+        assert abs(found - expected) < precision * smallest, [name for _, name, *_ in group]
+
+
+def check_gradients(model, loss, atoms):
+    """d(loss)/d(parameter) of every tensor of Φ and of two of the host, those with the largest slopes."""
+    model.zero_grad()
+    loss(model, atoms).backward()
+    slopes = {name: float(p.grad.abs().max()) for name, p in model.host.named_parameters() if p.grad is not None}
+    of_host = {name: model.host.get_parameter(name) for name in sorted(slopes, key=slopes.get)[-2:]}
+    assert any(p.grad is not None and p.grad.any() for p in model.phi.parameters())
+    check_slopes(dict(model.phi.named_parameters()) | of_host, lambda: loss(model, atoms))
