@@ -84,6 +84,16 @@ class Structures:
         """Number of periodic directions of each structure."""
         return self.pbc.sum(1).tolist()
 
+    def to(self, dtype: torch.dtype) -> "Structures":
+        """The same atoms and cells in another precision, without edges and derivatives."""
+        return dataclasses.replace(
+            self,
+            positions=self.positions.detach().to(dtype),
+            cell=self.cell.detach().to(dtype),
+            edge_index=None,
+            shifts=None,
+        )
+
     def __len__(self) -> int:
         return len(self.ptr) - 1
 

@@ -1,5 +1,7 @@
 """The energy's second derivatives as matrices, for structures that are small enough."""
 
+from collections.abc import Callable
+
 import torch
 
 from phi_equivariant.batching import PaddedLayout
@@ -57,6 +59,11 @@ def _joint(energy: ChargeEnergy) -> torch.Tensor:
     if energy.hardness is not None:
         potential = potential + energy.hardness[:, None] * charges
     return layout.pad(torch.cat([potential[:, None], gradient.transpose(1, 2)], dim=1))
+
+
+def in_single(solve: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A solution in single precision of what is given in another, to precondition with."""
+    return lambda residual: solve(residual.to(torch.float32)).to(residual.dtype)
 
 
 def flat(values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:

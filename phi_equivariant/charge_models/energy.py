@@ -8,6 +8,9 @@ import torch
 from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.errors import InputError
 
+# Atoms up to which a matrix that is nearly ∂²U/∂z² pays, by the columns of z.
+_NEARLY_TO = {1: 1000, 4: 400}
+
 
 class BoundOperator(Protocol):
     """Gaussian charges and dipoles at the places of a batch of structures, built once and applied often.
@@ -34,6 +37,9 @@ class BoundOperator(Protocol):
 
     def diagonal(self) -> torch.Tensor:
         """P_ii (n_atoms,) in V/e, for preconditioners: it need not be exact, but positive."""
+
+    def nearly(self) -> "BoundOperator | None":
+        """Nearly the same in single precision, with matrices and without derivatives; None where it is not known."""
 
     def dipole_diagonal(self) -> torch.Tensor:
         """S_i (n_atoms,) in V/(e·Å²), what ∇φ of a dipole is at its own atom, per dipole; as ``diagonal``."""
@@ -98,6 +104,17 @@ class ChargeEnergy:
     def __post_init__(self) -> None:
         for name in ("hardness", "polarisability"):
             check_positive(name, getattr(self, name))
+
+    @torch.no_grad()
+    def nearly(self) -> "ChargeEnergy | None":
+        """One with nearly the same ∂²U/∂z² in single precision, as a matrix, and without first derivatives; None where
+        the operator has none, or it would take longer to factorise than it saves."""
+        operator = self.operator.nearly() if self.layout.n_max <= _NEARLY_TO[self.width] else None
+        if operator is None:
+            return None
+        given = self.hardness, self.polarisability
+        hardness, polarisability = (None if values is None else values.to(torch.float32) for values in given)
+        return ChargeEnergy(operator, self.layout, hardness=hardness, polarisability=polarisability)
 
     @property
     def width(self) -> int:

@@ -40,6 +40,12 @@ class FlowGraph:
         self.sender, self.receiver = edge_index
         self.half, self.layout = 0.5 * conductance, layout
 
+    @torch.no_grad()
+    def in_single(self) -> "FlowGraph":
+        """The same in single precision, without derivatives."""
+        edge_index = torch.stack([self.sender, self.receiver])
+        return FlowGraph(edge_index, 2 * self.half.to(torch.float32), self.layout)
+
     def flows(self, level: torch.Tensor) -> torch.Tensor:
         """Charge that flows from sender to receiver along every listed edge: level (n_atoms,) in V → (n_edges,) in e.
 

@@ -5,12 +5,20 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, hessian_matrix, is_small, unflat
+from phi_equivariant.charge_models.dense import (
+    KNOWN_MOMENTS_TO,
+    cholesky,
+    flat,
+    hessian_matrix,
+    in_single,
+    is_small,
+    unflat,
+)
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
 from phi_equivariant.solvers.implicit import with_derivatives
 
-Solve = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Solve = Callable[..., torch.Tensor]  # r, and what its norm is relative to if not to itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,11 @@ class Elastic:
             return matrix
         stiffness = torch.nn.functional.pad((1 / alpha.detach())[:, None].expand(-1, 3), (1, 0))
         return matrix + torch.diag_embed(self.energy.layout.pad(stiffness).flatten(1))
+
+    def nearly(self) -> "Elastic | None":
+        """As ``ChargeEnergy.nearly``."""
+        energy = self.energy.nearly()
+        return None if energy is None else Elastic(energy, self.start)
 
     def diagonal(self) -> torch.Tensor:
         """That of its second derivative, for preconditioners: (n_atoms, width)."""
@@ -109,7 +122,7 @@ def polarise(
         dipoles = dipoles + solve(missing, scale)
     if last is not None:
         last["solution"] = whole(dipoles).detach()
-    (dipoles,) = with_derivatives((dipoles,), residual, lambda rhs: (solve(rhs, None),), order)
+    (dipoles,) = with_derivatives((dipoles,), residual, lambda rhs: (solve(rhs),), order)
     moments = whole(dipoles)
     fields = energy.fields(moments)
     return energy.response(moments, fields, energy.slope(moments, fields)[:, 0], elastic.of_induced(moments))
@@ -119,16 +132,19 @@ def _factorised(elastic: Elastic) -> Solve:
     layout, n = elastic.energy.layout, elastic.energy.layout.n_max
     matrix = elastic.matrix().reshape(layout.n_structures, n, 4, n, 4)[:, :, 1:, :, 1:]
     lower = cholesky(matrix.reshape(layout.n_structures, 3 * n, 3 * n), "induced dipoles", layout)
-    return lambda rhs, scale: unflat(torch.cholesky_solve(flat(rhs, layout), lower), layout)
+    return lambda rhs, scale=None: unflat(torch.cholesky_solve(flat(rhs, layout), lower), layout)
 
 
 def _iterated(elastic: Elastic) -> Solve:
-    diagonal = elastic.diagonal().detach()[:, 1:]
+    """By conjugate gradients, preconditioned by what is nearly the matrix or by its diagonal."""
+    diagonal, nearly = elastic.diagonal().detach()[:, 1:], elastic.nearly()
+    solve_nearly = None if nearly is None else _factorised(nearly)
+    divide = (lambda residual: residual / diagonal) if solve_nearly is None else in_single(solve_nearly)
     pad = torch.nn.functional.pad
     system = System(
-        precondition=lambda residual: (residual / diagonal)[:, None],
+        precondition=lambda residual: divide(residual)[:, None],
         lift=lambda dipoles: dipoles[:, None],
         product=lambda direction: elastic.hessian(pad(direction[:, 0], (1, 0)))[:, 1:],
         what="induced dipoles",
     )
-    return lambda rhs, scale: conjugate_gradients(system, rhs, elastic.energy.layout, scale)
+    return lambda rhs, scale=None: conjugate_gradients(system, rhs, elastic.energy.layout, scale)[0]

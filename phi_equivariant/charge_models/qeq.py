@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, is_small, unflat
+from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, in_single, is_small, unflat
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.induced import Elastic
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
@@ -12,7 +12,7 @@ from phi_equivariant.solvers.implicit import with_derivatives
 
 # c, c_λ and a start → z and λ with Hz − λ = c, −Σρ = c_λ: the start says what a residual is small against.
 Solve = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
-Preconditioner = Callable[[torch.Tensor], torch.Tensor]
+Divide = Callable[[torch.Tensor], torch.Tensor]
 
 FACTORISED_TO = 1000  # atoms up to which that is faster than conjugate gradients
 
@@ -23,7 +23,6 @@ def equilibrate(
     order: int,
     dense: bool | None = None,
     last: Last | None = None,
-    preconditioner: Preconditioner | None = None,
 ) -> Response:
     """Minimum of U[ρ, m] and the energy of induced dipoles under Σρ = Q in each structure.
 
@@ -37,7 +36,6 @@ def equilibrate(
     energy: U, with hardness and electronegativity
     total_charge: Q (n_structures,) in e
     order, dense, last: as for ``split_charges``
-    preconditioner: r (n_atoms,) → M⁻¹r with an M near K, symmetric positive definite; P_ii + η where None
 
     Raises
     ------
@@ -61,7 +59,7 @@ def equilibrate(
         if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(elastic, on_charges), None
         else:
-            solve = _iterated(elastic, preconditioner, on_charges)
+            solve = _iterated(elastic, on_charges)
         moments = start_from(last, elastic.start)
         missing, excess = residual(moments, torch.zeros_like(total_charge))
         change, level = solve(missing, excess, moments)
@@ -95,20 +93,12 @@ def _factorised(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Ten
     return solve
 
 
-def _iterated(
-    elastic: Elastic, preconditioner: Preconditioner | None, on_charges: Callable[[torch.Tensor], torch.Tensor]
-) -> Solve:
+def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tensor]) -> Solve:
     """By conjugate gradients among moments whose charges sum to zero: preconditioned ones are brought there along M⁻¹1,
     and residuals are free of a constant."""
     layout = elastic.energy.layout
     diagonal = elastic.diagonal().detach()
-
-    def divide(residual: torch.Tensor) -> torch.Tensor:
-        divided = residual / diagonal
-        if preconditioner is None:
-            return divided
-        return torch.cat([preconditioner(residual[:, 0])[:, None], divided[:, 1:]], dim=1)
-
+    divide = _nearly(elastic) or (lambda residual: residual / diagonal)
     along = divide(on_charges(torch.ones_like(diagonal[:, 0])))  # M⁻¹1
     along = along / layout.sum(along[:, 0])[layout.batch, None]
 
@@ -118,22 +108,34 @@ def _iterated(
     def level_of(values: torch.Tensor) -> torch.Tensor:
         return layout.sum((along * values).sum(-1))
 
-    def level_out(values: torch.Tensor) -> torch.Tensor:
+    def settle(values: torch.Tensor) -> torch.Tensor:
         return values - on_charges(level_of(values)[layout.batch])
 
     system = System(
         precondition=lambda residual: neutral(divide(residual))[:, None],
         lift=lambda moments: moments[:, None],
-        product=lambda direction: level_out(elastic.hessian(direction[:, 0])),
+        product=lambda direction: elastic.hessian(direction[:, 0]),
         what="charges",
+        settle=settle,
     )
 
     def solve(rhs: torch.Tensor, excess: torch.Tensor, start: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        moments = -along * excess[layout.batch, None]
-        missing, scale = level_out(rhs - elastic.hessian(moments)), None
+        moments, missing, scale = torch.zeros_like(rhs), rhs, None
+        if bool((excess != 0).any()):
+            moments = -along * excess[layout.batch, None]
+            missing = rhs - elastic.hessian(moments)
         if start is not None:
-            scale = norms(missing, layout).maximum(norms(diagonal * start, layout))
-        moments = moments + conjugate_gradients(system, missing, layout, scale)
-        return moments, level_of(elastic.hessian(moments) - rhs)
+            scale = norms(settle(missing), layout).maximum(norms(diagonal * start, layout))
+        change, left = conjugate_gradients(system, missing, layout, scale)
+        return moments + change, -level_of(left)
 
     return solve
+
+
+def _nearly(elastic: Elastic) -> Divide | None:
+    """H⁻¹ of what is nearly H, where there is such a thing."""
+    nearly = elastic.nearly()
+    if nearly is None:
+        return None
+    layout, lower = nearly.energy.layout, cholesky(nearly.matrix(), "charges", nearly.energy.layout)
+    return in_single(lambda residual: unflat(torch.cholesky_solve(flat(residual, layout), lower), layout))

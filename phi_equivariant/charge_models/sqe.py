@@ -4,13 +4,21 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, hessian_matrix, is_small, unflat
+from phi_equivariant.charge_models.dense import (
+    KNOWN_MOMENTS_TO,
+    cholesky,
+    flat,
+    hessian_matrix,
+    in_single,
+    is_small,
+    unflat,
+)
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.flow import FlowGraph
 from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
 from phi_equivariant.solvers.implicit import with_derivatives
 
-Solve = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Solve = Callable[..., torch.Tensor]  # r, and what its norm is relative to if not to itself
 
 FACTORISED_TO = 400  # atoms up to which that is faster than conjugate gradients
 
@@ -68,22 +76,24 @@ def split_charges(
         if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(energy, graph), None
         else:
-            solve = _iterated(energy, give)
+            solve = _iterated(energy, graph, give)
         moments = start_from(last, start)
         levels = energy.slope(moments, energy.fields(moments))
         missing = moments + give(levels) - start
         moments = moments - solve(missing, norms(moments, layout).maximum(norms(missing, layout)))
-        levels = energy.slope(moments, energy.fields(moments))
     if last is not None:
         last["solution"] = moments
 
     @torch.no_grad()
     def inverse(slope: torch.Tensor, missing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        moments = solve(give(slope) - missing, None)
+        moments = solve(give(slope) - missing)
         return moments, energy.hessian(moments) - slope
 
-    moments, levels = with_derivatives((moments, levels), residual, inverse, order)
     fields = energy.fields(moments)
+    levels = energy.slope(moments, fields).detach()
+    if order:
+        moments, levels = with_derivatives((moments, levels), residual, inverse, order)
+        fields = energy.fields(moments)
     closed = start - moments - give(levels)  # zero in value: it makes the energy stationary
     flow = graph.energy(levels[:, 0]) + (levels * closed).sum(-1)
     if energy.polarisability is not None:
@@ -101,7 +111,7 @@ def _factorised(energy: ChargeEnergy, graph: FlowGraph) -> Solve:
     alpha = energy.polarisability
     if alpha is None:
         of_charges = _of_charges(whole, laplacian, energy)
-        return lambda missing, scale: unflat(of_charges(flat(missing, layout)), layout)
+        return lambda missing, scale=None: unflat(of_charges(flat(missing, layout)), layout)
     n = layout.n_max
     blocks = whole.reshape(-1, n, 4, n, 4)
     stiffness = torch.diag_embed(layout.pad((1 / alpha.detach())[:, None].expand(-1, 3)).flatten(1))
@@ -110,7 +120,7 @@ def _factorised(energy: ChargeEnergy, graph: FlowGraph) -> Solve:
     half = torch.linalg.solve_triangular(lower, across, upper=False)
     of_charges = _of_charges(blocks[:, :, 0, :, 0] - half.mT @ half, laplacian, energy)
 
-    def solve(missing: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    def solve(missing: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         pulled = flat(missing[:, 1:] / alpha[:, None], layout)  # r_m/α
         alone = torch.cholesky_solve(pulled, lower)
         charges = of_charges(flat(missing[:, :1], layout) - laplacian @ (across.mT @ alone))
@@ -134,11 +144,19 @@ def _of_charges(
     return solve
 
 
-def _iterated(energy: ChargeEnergy, give: Callable[[torch.Tensor], torch.Tensor]) -> Solve:
-    """The same by conjugate gradients on (K⁻¹ + G) Kz = r, preconditioned by K."""
+def _iterated(energy: ChargeEnergy, graph: FlowGraph, give: Callable[[torch.Tensor], torch.Tensor]) -> Solve:
+    """The same by conjugate gradients on (K⁻¹ + G) Kz = r, preconditioned by K, or by K(1 + GK)⁻¹ with what is nearly
+    K in the brackets: that is symmetric enough for the few steps it leaves."""
+    nearly = energy.nearly()
+    divide = None if nearly is None else in_single(_factorised(nearly, graph.in_single()))
 
     def lift(moments: torch.Tensor) -> torch.Tensor:
         return torch.stack([energy.hessian(moments), moments], dim=1)
 
-    system = System(precondition=lift, lift=lift, product=lambda both: both[:, 1] + give(both[:, 0]), what="charges")
-    return lambda missing, scale: conjugate_gradients(system, missing, energy.layout, scale)
+    system = System(
+        precondition=lift if divide is None else lambda missing: lift(divide(missing)),
+        lift=lift,
+        product=lambda both: both[:, 1] + give(both[:, 0]),
+        what="charges",
+    )
+    return lambda missing, scale=None: conjugate_gradients(system, missing, energy.layout, scale)[0]

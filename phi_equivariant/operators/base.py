@@ -60,8 +60,9 @@ class Operator(torch.nn.Module, abc.ABC):
         Parameters
         ----------
         structures: ``Structures``
-        matrix: whether matrices are needed, of structures up to ``dense_limit`` atoms
-        up_to: fewer atoms than ``dense_limit``, up to which they are needed
+        matrix: whether matrices are wanted, of structures up to ``dense_limit`` atoms
+        up_to: atoms up to which matrices are faster in open structures, where they are not needed; in cells they are
+            where products with a mesh are no faster
         edges: whether the structures of every part are to have their edges
         """
 
@@ -123,6 +124,11 @@ class Part(abc.ABC):
     def joint_matrix(self) -> torch.Tensor | None:
         """``joint`` as a matrix without derivatives, (n_structures, 4 n_max, 4 n_max), an atom's charge and dipole side
         by side, zero where there is no atom; None where products are no slower."""
+        return None
+
+    def nearly(self) -> "Part | None":
+        """Nearly the same in single precision, with matrices and without derivatives, for solvers to precondition with;
+        None where nothing of the kind is known."""
         return None
 
     def dipole_diagonal(self) -> torch.Tensor:

@@ -14,7 +14,9 @@ from phi_equivariant.operators import particle_mesh, waves
 from phi_equivariant.operators.base import Bound, Operator, Part, Settings
 from phi_equivariant.operators.free_space import FreeSpaceMatrix, FreeSpaceTiles
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT as COULOMB_CONSTANT
-from phi_equivariant.operators.lattice import LatticeSum, NearPairs, Smooth, cell_volume
+from phi_equivariant.operators.lattice import LatticeSum, Smooth, cell_volume
+from phi_equivariant.operators.meshed import MeshSum
+from phi_equivariant.operators.near import NearPairs
 from phi_equivariant.operators.slabs import SlabSum, in_boxes, uniform_part
 from phi_equivariant.operators.splitting import Splitting
 from phi_equivariant.pairs import KeptPairs, Pairs, find_pairs
@@ -124,11 +126,11 @@ class GaussianCoulomb(Operator):
 
     def _largest_together(self, matrix: bool, up_to: int | None) -> tuple[int, int]:
         """Atoms up to which structures are not computed alone, in free space and in a cell."""
-        if matrix:
-            limit = self.dense_limit if up_to is None else min(self.dense_limit, up_to)
-            return limit, limit
+        if matrix and up_to is None:
+            return self.dense_limit, self.dense_limit
+        tiles_from = self.tiles_from if up_to is None else up_to
         mesh_from = self.mesh_from_in_training if self.training else self.mesh_from
-        return min(self.dense_limit, self.tiles_from), min(self.dense_limit, mesh_from)
+        return min(self.dense_limit, tiles_from), min(self.dense_limit, mesh_from)
 
     def _part(self, structures: Structures, width_squared: torch.Tensor, places: list[int], alone: bool) -> Part:
         """P of structures of one kind: places, which they are of the batch."""
@@ -145,7 +147,7 @@ class GaussianCoulomb(Operator):
             smooth = particle_mesh.ParticleMesh(structures, float(splitting))
         else:
             smooth = waves.Waves(structures, splitting)
-        kind = SlabSum if directions == 2 else LatticeSum
+        kind = SlabSum if directions == 2 else MeshSum if alone else LatticeSum
         return kind(structures, width_squared, splitting, near, smooth, dense=not alone)
 
     @torch.no_grad()

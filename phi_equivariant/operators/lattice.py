@@ -3,7 +3,6 @@
 import abc
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -12,16 +11,12 @@ from phi_equivariant.operators.gaussians import (
     COULOMB_CONSTANT,
     add_joint_pairs,
     add_pairs,
-    charge_kernel,
-    kernels,
     own_gradient_kernel,
     own_kernel,
 )
-from phi_equivariant.pairs import Pairs
+from phi_equivariant.operators.near import NearPairs, joint_kernels, near_joint, near_kernel, near_potential
 from phi_equivariant.solvers.partwise import sum_of_parts
 from phi_equivariant.structures import Structures
-
-_PAIRS = 2**17  # pairs at a time
 
 
 class Smooth(abc.ABC):
@@ -46,34 +41,9 @@ class Smooth(abc.ABC):
         """(1/V) Σ_{k≠0} v(k) cos k·r_ij of every structure, (n_structures, n_max, n_max)."""
         raise NotImplementedError(f"{type(self).__name__} makes no matrix.")
 
-
-class NearPairs(NamedTuple):
-    """Pairs of atoms of a group of structures: ``pairs`` with the group's numbers of atoms, ``owner`` (n_pairs,), the
-    structure of each, None where there is one, and ``splitting`` (n_pairs,) in Å."""
-
-    pairs: Pairs
-    owner: torch.Tensor | None
-    splitting: torch.Tensor
-
-    def chunks(self) -> list["NearPairs"]:
-        """The same, some at a time."""
-        owners = [None] if self.owner is None else self.owner.split(_PAIRS)
-        parts = zip(*(part.split(_PAIRS) for part in (*self.pairs, self.splitting)), strict=True)
-        if len(owners) == 1:
-            return [NearPairs(Pairs(a, b, c), self.owner, s) for a, b, c, s in parts]
-        return [NearPairs(Pairs(a, b, c), o, s) for (a, b, c, s), o in zip(parts, owners, strict=True)]
-
-    def vectors(self, positions: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        """From the first to the second atom, (n_pairs, 3): positions (n_atoms, 3), cell (n_structures, 3, 3)."""
-        if self.owner is None:
-            return self.pairs.vectors(positions, cell[0])
-        first, second, images = self.pairs
-        shifts = (images[:, None, :] @ cell.index_select(0, self.owner))[:, 0]
-        return positions.index_select(0, second) - positions.index_select(0, first) + shifts
-
-    def gamma_squared(self, width_squared: torch.Tensor) -> torch.Tensor:
-        """γ² (n_pairs,) in Å²."""
-        return width_squared.index_select(0, self.pairs.first) + width_squared.index_select(0, self.pairs.second)
+    def joint_matrix(self) -> torch.Tensor:
+        """``joint`` as a matrix, (n_structures, 4 n_max, 4 n_max)."""
+        raise NotImplementedError(f"{type(self).__name__} makes no matrix.")
 
 
 class LatticeSum(Part):
@@ -116,7 +86,7 @@ class LatticeSum(Part):
         structures, share = self.structures, self.structures.share
         if torch.is_grad_enabled():
             inputs = share.enter(structures.positions, self.width_squared, structures.cell, values)
-            (near,) = sum_of_parts(_near, self.near.chunks(), *inputs)
+            (near,) = sum_of_parts(near_potential, self.near.chunks(), *inputs)
         else:
             first, second, _ = self.near.pairs
             near = add_pairs(first, second, self._fixed_kernel, values)
@@ -129,39 +99,65 @@ class LatticeSum(Part):
         if torch.is_grad_enabled():
             about = self.structures.positions, self.width_squared, self.structures.cell
             inputs = share.enter(*about, charges, dipoles)
-            near, slope = sum_of_parts(_near_joint, self.near.chunks(), *inputs)
+            near, slope = sum_of_parts(near_joint, self.near.chunks(), *inputs)
         else:
             first, second, _ = self.near.pairs
             near, slope = add_joint_pairs(first, second, *self._fixed_kernels, charges, dipoles)
         potential, gradient = self.smooth.joint(charges, dipoles)
         potential, gradient = share.leave(potential + near, gradient + slope)
         potential = potential + self._own()[:, None] * charges + self._background(charges)
-        own = own_gradient_kernel(2 * self.width_squared) - own_gradient_kernel(self._of_atoms(self.splitting) ** 2)
-        return potential, gradient + own[:, None, None] * dipoles
+        return potential, gradient + self._own_gradient()[:, None, None] * dipoles
 
     def matrix(self) -> torch.Tensor:
         """P of every structure."""
         structures, layout = self.structures, self.structures.layout
-        n = layout.n_max
-        first, second, _ = self.near.pairs
-        flat = layout.index[first] * n + layout.slot[second]
         if torch.is_grad_enabled():
-            kernel = _kernel(self.near, structures.positions, self.width_squared, structures.cell)
+            kernel = near_kernel(self.near, structures.positions, self.width_squared, structures.cell)
         else:
             kernel = self._fixed_kernel
-        near = kernel.new_zeros(len(structures) * n * n).index_add(0, flat, kernel).reshape(-1, n, n)
-        width_squared = layout.pad(self.width_squared)
-        background = width_squared[:, :, None] + width_squared[:, None, :] - self.splitting.square()[:, None, None]
-        potential = self.smooth.matrix() + near + near.mT + self.per_volume[:, None, None] * background
+        near = self._of_pairs(kernel[:, None, None])
+        potential = self.smooth.matrix() + near + near.mT + self._background_matrix()
         potential = potential.where(layout.mask[:, :, None] & layout.mask[:, None, :], potential.new_zeros(()))
         return potential + torch.diag_embed(layout.pad(self._own()))
+
+    @torch.no_grad()
+    def joint_matrix(self) -> torch.Tensor | None:
+        """The same with dipoles, without derivatives; None on a mesh."""
+        if not self.dense:
+            return None
+        layout, n = self.structures.layout, self.structures.layout.n_max
+        vectors, (zeroth, slope, curvature) = self._fixed_kernels
+        blocks = torch.diag_embed(torch.stack([zeroth, -slope, -slope, -slope], dim=1))  # (n_pairs, 4, 4)
+        blocks[:, 0, 1:], blocks[:, 1:, 0] = slope[:, None] * vectors, -slope[:, None] * vectors
+        blocks[:, 1:, 1:] -= curvature[:, None, None] * vectors[:, :, None] * vectors[:, None, :]
+        near = self._of_pairs(blocks)
+        potential = self.smooth.joint_matrix() + near + near.mT
+        potential.unflatten(1, (n, 4)).unflatten(3, (n, 4))[:, :, 0, :, 0] += self._background_matrix()
+        there = layout.mask.repeat_interleave(4, dim=1)
+        potential = potential.where(there[:, :, None] & there[:, None, :], potential.new_zeros(()))
+        own = torch.cat([self._own()[:, None], self._own_gradient()[:, None].expand(-1, 3)], dim=1)
+        return potential + torch.diag_embed(layout.pad(own).flatten(1))
+
+    def _of_pairs(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Blocks (n_pairs, b, b) of the first and second atom → (n_structures, n_max·b, n_max·b)."""
+        layout, (first, second, _) = self.structures.layout, self.near.pairs
+        n, b = layout.n_max, blocks.shape[1]
+        flat = layout.index[first] * n + layout.slot[second]
+        entries = blocks.new_zeros(len(self.structures) * n * n, b * b).index_add(0, flat, blocks.flatten(1))
+        return entries.reshape(-1, n, n, b, b).transpose(2, 3).reshape(-1, n * b, n * b)
+
+    def _background_matrix(self) -> torch.Tensor:
+        """−2π k_e (s² − γ_ij²)/V."""
+        squared = self.structures.layout.pad(self.width_squared)
+        background = squared[:, :, None] + squared[:, None, :] - self.splitting.square()[:, None, None]
+        return self.per_volume[:, None, None] * background
 
     def diagonal(self) -> torch.Tensor:
         """P_ii: with an atom's own images."""
         first, second, _ = self.near.pairs
         share = self.structures.share
         inputs = share.enter(self.structures.positions, self.width_squared, self.structures.cell)
-        kernel = _kernel(self.near, *inputs)
+        kernel = near_kernel(self.near, *inputs)
         images = torch.zeros_like(self.width_squared).index_add(0, first, 2 * kernel * (first == second))
         (images,) = share.leave(images)
         background = self._of_atoms(self.per_volume) * (2 * self.width_squared - self._of_atoms(self.splitting) ** 2)
@@ -172,14 +168,14 @@ class LatticeSum(Part):
         """(n_pairs,), where no derivative is wanted."""
         about = self.structures.positions, self.width_squared, self.structures.cell
         with torch.no_grad():
-            return torch.cat([_kernel(chunk, *about) for chunk in self.near.chunks()])
+            return torch.cat([near_kernel(chunk, *about) for chunk in self.near.chunks()])
 
     @functools.cached_property
     def _fixed_kernels(self) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Vectors (n_pairs, 3) and the kernels (n_pairs,) of dipoles, where no derivative is wanted."""
         about = self.structures.positions, self.width_squared, self.structures.cell
         with torch.no_grad():
-            found = [_joint_kernels(chunk, *about) for chunk in self.near.chunks()]
+            found = [joint_kernels(chunk, *about) for chunk in self.near.chunks()]
         zeroth, slope, curvature = (torch.cat(kernels) for kernels in zip(*(three for _, three in found), strict=True))
         return torch.cat([vectors for vectors, _ in found]), (zeroth, slope, curvature)
 
@@ -191,6 +187,10 @@ class LatticeSum(Part):
         """What is left of a charge in its own potential: (n_atoms,)."""
         return own_kernel(2 * self.width_squared) - own_kernel(self._of_atoms(self.splitting) ** 2)
 
+    def _own_gradient(self) -> torch.Tensor:
+        """What is left of a dipole in its own field: (n_atoms,)."""
+        return own_gradient_kernel(2 * self.width_squared) - own_gradient_kernel(self._of_atoms(self.splitting) ** 2)
+
     def _background(self, charges: torch.Tensor) -> torch.Tensor:
         """−2π k_e/V Σ_j (s² − γ_ij²) q_j: (n_atoms, c)."""
         total = self.structures.sum(charges)  # (n_structures, c)
@@ -200,44 +200,6 @@ class LatticeSum(Part):
         if len(total) > 1:
             constant, slope = constant[self.structures.batch], slope[self.structures.batch]
         return constant + self.width_squared[:, None] * slope
-
-
-def _kernel(near: NearPairs, positions: torch.Tensor, width_squared: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """[erf(r/√2γ) − erf(r/√2s)] k_e/r of every pair."""
-    distance = near.vectors(positions, cell).square().sum(1).sqrt()  # (n_pairs,)
-    return charge_kernel(distance, near.gamma_squared(width_squared)) - charge_kernel(distance, near.splitting.square())
-
-
-def _near(
-    near: NearPairs, positions: torch.Tensor, width_squared: torch.Tensor, cell: torch.Tensor, charges: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """What pairs add to the potential."""
-    first, second, _ = near.pairs
-    return (add_pairs(first, second, _kernel(near, positions, width_squared, cell), charges),)
-
-
-def _near_joint(
-    near: NearPairs,
-    positions: torch.Tensor,
-    width_squared: torch.Tensor,
-    cell: torch.Tensor,
-    charges: torch.Tensor,
-    dipoles: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """What pairs add to the potential of charges and dipoles, and to its gradient."""
-    first, second, _ = near.pairs
-    vectors, three = _joint_kernels(near, positions, width_squared, cell)
-    return add_joint_pairs(first, second, vectors, three, charges, dipoles)
-
-
-def _joint_kernels(
-    near: NearPairs, positions: torch.Tensor, width_squared: torch.Tensor, cell: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The vector of every pair, and g, g₁ and g₂ without those of the smooth part."""
-    vectors = near.vectors(positions, cell)
-    squared = vectors.square().sum(1)
-    exact, smooth = (kernels(squared, one) for one in (near.gamma_squared(width_squared), near.splitting.square()))
-    return vectors, (exact[0] - smooth[0], exact[1] - smooth[1], exact[2] - smooth[2])
 
 
 def cell_volume(cell: torch.Tensor) -> torch.Tensor:

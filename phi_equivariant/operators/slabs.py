@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
-from phi_equivariant.operators.lattice import LatticeSum, NearPairs, Smooth
+from phi_equivariant.operators.lattice import LatticeSum, Smooth
+from phi_equivariant.operators.near import NearPairs
 from phi_equivariant.operators.waves import reciprocal_indices
 from phi_equivariant.planes import planes
 from phi_equivariant.solvers.partwise import sum_of_parts
@@ -169,6 +170,10 @@ class SlabSum(LatticeSum):
         wholes = self.per_volume[:, None, None] * (apart + (self.length.square() / 6)[:, None, None])
         correction = self.uniform[:, None, None] - wholes - waves - waves.mT
         return super().matrix() + correction.where(layout.mask[:, :, None] & layout.mask[:, None, :], 0.0)
+
+    def joint_matrix(self) -> None:
+        """Not made: the layers' waves have their products only."""
+        return None
 
     def diagonal(self) -> torch.Tensor:
         """P_ii: with an atom's own images."""

@@ -19,12 +19,15 @@ class Waves(Smooth):
     ----------
     structures: ``Structures``, some hundred atoms each
     splitting: (n_structures,), s in Å
+    reach: where the sum ends, in units of 1/s; ``REACH`` of the precision where None
     """
 
-    def __init__(self, structures: Structures, splitting: torch.Tensor) -> None:
+    def __init__(self, structures: Structures, splitting: torch.Tensor, reach: float | None = None) -> None:
         cell, self.layout = structures.cell, structures.layout
         inverse = torch.linalg.inv(cell)
-        indices = reciprocal_indices(REACH[cell.dtype] / splitting, inverse.detach())  # (n_structures, n_k, 3)
+        indices = reciprocal_indices(
+            (reach or REACH[cell.dtype]) / splitting, inverse.detach()
+        )  # (n_structures, n_k, 3)
         self.vectors = 2 * math.pi * indices @ inverse.mT  # (n_structures, n_k, 3) in 1/Å, zero where a list is shorter
         transform = smooth_transform(self.vectors.square().sum(-1), splitting[:, None])
         self.weights = 2 * transform / cell_volume(cell)[:, None]  # one of k and −k stands for both
@@ -57,8 +60,18 @@ class Waves(Smooth):
 
     def matrix(self) -> torch.Tensor:
         """Σ_k w_k cos k·r_ij."""
-        both = torch.cat([self.cosine, self.sine], dim=1)
-        return both.mT @ (self.weights.repeat(1, 2)[:, :, None] * both)
+        return self._matrix_of(torch.cat([self.cosine, self.sine], dim=1))
+
+    def joint_matrix(self) -> torch.Tensor:
+        """The same with the slopes of the waves for dipoles."""
+        along = self.vectors[:, :, None]  # (n_structures, n_k, 1, 3)
+        cosine, sine = self.cosine[..., None], self.sine[..., None]
+        even, odd = torch.cat([cosine, -along * sine], dim=-1), torch.cat([sine, along * cosine], dim=-1)
+        return self._matrix_of(torch.cat([even, odd], dim=1).flatten(2))
+
+    def _matrix_of(self, waves: torch.Tensor) -> torch.Tensor:
+        """Σ_k w_k of waves (n_structures, 2 n_k, n) with themselves."""
+        return waves.mT @ (self.weights.repeat(1, 2)[:, :, None] * waves)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from phi_equivariant.errors import ConvergenceError
 # Relative residuals: what single precision can reach is given by its rounding.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 MAX_STEPS = 1000
+_FAITHFUL = 20  # steps for which the residual of the recursion is the true one, to rounding
 
 # What a solution is left in, and looked for when atoms have moved a little.
 Last = dict[str, torch.Tensor]
@@ -30,19 +31,21 @@ class System:
     lift: a solution (n_atoms, k) → the direction whose last row it is
     product: a direction → A times it (n_atoms, k)
     what: what is solved for, for messages
+    settle: what of a residual counts, where it has a part that no solution removes
     """
 
     precondition: Callable[[torch.Tensor], torch.Tensor]
     lift: Callable[[torch.Tensor], torch.Tensor]
     product: Callable[[torch.Tensor], torch.Tensor]
     what: str
+    settle: Callable[[torch.Tensor], torch.Tensor] = lambda residual: residual
 
 
 @torch.no_grad()
 def conjugate_gradients(
     system: System, rhs: torch.Tensor, layout: PaddedLayout, scale: torch.Tensor | None = None
-) -> torch.Tensor:
-    """x with Ax = rhs.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x with Ax = rhs, and rhs − Ax, of which ``system.settle`` leaves nothing.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ def conjugate_gradients(
 
     Returns
     -------
-    (n_atoms, k)
+    (n_atoms, k) both
 
     Raises
     ------
@@ -62,19 +65,20 @@ def conjugate_gradients(
 
     Source: Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49, 409 (1952).
     """
-    scale = norms(rhs, layout) if scale is None else scale
+    scale = norms(system.settle(rhs), layout) if scale is None else scale
     tolerance = TOLERANCE[rhs.dtype] * scale  # (n_structures,)
-    solution, residual, steps = torch.zeros_like(rhs), rhs, 0
+    solution, left, steps = torch.zeros_like(rhs), rhs, 0
     while True:
-        found = norms(residual, layout)
+        found = norms(system.settle(left), layout)
         if bool((found <= tolerance).all()):
-            return solution
+            return solution, left
         if steps >= MAX_STEPS or not bool(torch.isfinite(found).all()):
             raise _failure(system, layout, scale, found, steps, rhs.dtype)
-        added, taken = _descend(system, residual, layout, tolerance / 2, MAX_STEPS - steps)
+        added, left, taken = _descend(system, left, layout, tolerance / 2, MAX_STEPS - steps)
         solution, steps = solution + added, steps + taken
-        # The residual of the recursion drifts away from the true one, which alone counts.
-        residual = rhs - system.product(system.lift(solution))
+        if taken > _FAITHFUL:
+            # The residual of the recursion drifts away from the true one, which alone counts.
+            left = rhs - system.product(system.lift(solution))
 
 
 def start_from(last: Last | None, otherwise: torch.Tensor) -> torch.Tensor:
@@ -91,27 +95,31 @@ def norms(values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:
 
 
 def _descend(
-    system: System, residual: torch.Tensor, layout: PaddedLayout, tolerance: torch.Tensor, max_steps: int
-) -> tuple[torch.Tensor, int]:
-    """What conjugate gradients from a residual add to the solution, and the number of steps taken."""
-    direction = system.precondition(residual)
-    squared = layout.sum((direction[:, 0] * residual).sum(-1))  # (n_structures,)
-    solution, one = torch.zeros_like(residual), torch.ones_like(squared)
+    system: System, left: torch.Tensor, layout: PaddedLayout, tolerance: torch.Tensor, max_steps: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What conjugate gradients add to the solution, what they leave of rhs − Ax, and the number of steps taken."""
+    solution, one = torch.zeros_like(left), torch.ones_like(tolerance)
+    direction, before = torch.zeros_like(left)[:, None], one
     for step in range(max_steps):
+        residual = system.settle(left)
         # A structure that is solved stays as it is: on its way to zero the residual would run out of digits.
         found = norms(residual, layout)
-        active = (found > tolerance) & (squared > 0)
+        active = found > tolerance
         if not bool(active.any()) or not bool(torch.isfinite(found).all()):
-            return solution, max(step, 1)
+            return solution, left, max(step, 1)
+        new = system.precondition(residual)
+        squared = layout.sum((new[:, 0] * residual).sum(-1))  # (n_structures,)
+        active = active & (squared > 0)
+        if not bool(active.any()):
+            return solution, left, max(step, 1)
+        direction = new + (squared / before)[layout.batch, None, None] * direction
+        before = squared.where(active, one)
         applied = system.product(direction)
         curvature = layout.sum((direction[:, 0] * applied).sum(-1))
         length = (active * squared / curvature.where(active, one))[layout.batch, None]  # (n_atoms, 1)
         solution = solution + length * direction[:, -1]
-        residual = residual - length * applied
-        new, before = system.precondition(residual), squared
-        squared = layout.sum((new[:, 0] * residual).sum(-1))
-        direction = new + (squared / before.where(active, one))[layout.batch, None, None] * direction
-    return solution, max_steps
+        left = left - length * applied
+    return solution, left, max_steps
 
 
 def _failure(

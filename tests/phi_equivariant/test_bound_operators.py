@@ -83,6 +83,35 @@ def test_the_joint_product_is_symmetric_and_that_of_charges_where_there_are_no_d
     assert energy((charges, dipoles), bound.joint(charges, dipoles)) > 0
 
 
+@pytest.mark.parametrize("kind", ["matrix", "waves", "waves, thin"])
+def test_the_joint_matrix_is_the_joint_product(kind):
+    operator, atoms = KINDS[kind]()
+    part, n = operator.at(structures_of(atoms, elements=ELEMENTS)).parts[0][1], len(atoms)
+    charges, dipoles = moments(n)
+    want = torch.cat([values.reshape(n, -1, 2) for values in joint_of(part, charges, dipoles)], dim=1)
+    given = torch.cat([charges[:, None], dipoles.transpose(1, 2)], dim=1).reshape(4 * n, 2)
+    got = (part.joint_matrix()[0] @ given).reshape(n, 4, 2)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * want.abs().max().item())
+
+
+@torch.no_grad()
+def joint_of(part, charges, dipoles):
+    potential, gradient = part.joint(charges, dipoles)
+    return potential, gradient.transpose(1, 2)
+
+
+def test_what_is_nearly_a_sum_on_a_mesh():
+    """In single precision, to some 1e-5 of the largest entry; slabs have none."""
+    part = coulomb(large=True).at(structures_of(crowd(40, True), elements=ELEMENTS)).parts[0][1]
+    want, nearly = coulomb().at(structures_of(crowd(40, True), elements=ELEMENTS)).parts[0][1], part.nearly()
+    for got, exact in ((nearly.matrix(), want.matrix()), (nearly.joint_matrix(), want.joint_matrix())):
+        assert got.dtype == torch.float32 and not got.requires_grad
+        error = torch.linalg.matrix_norm(got.double() - exact.detach(), 2) / exact.detach().abs().max()
+        assert 0 < error < 1e-4
+    slab = structures_of(crowd(40, (True, True, False)), elements=ELEMENTS)
+    assert coulomb(large=True).at(slab).parts[0][1].nearly() is None
+
+
 def test_a_batch_of_all_kinds_gives_each_structure_what_it_has_alone():
     operator = coulomb()
     operator.mesh_from_in_training, operator.tiles_from = 40, 50
@@ -90,7 +119,7 @@ def test_a_batch_of_all_kinds_gives_each_structure_what_it_has_alone():
     batch += [crowd(30, False, 4), crowd(1, True, 5)]
     bound = operator.at(structures_of(*batch, elements=ELEMENTS))
     kinds = [type(part).__name__ for _, part in bound.parts]
-    assert {"FreeSpaceMatrix", "FreeSpaceTiles", "LatticeSum"} == set(kinds) and len(kinds) >= 4
+    assert {"FreeSpaceMatrix", "FreeSpaceTiles", "LatticeSum", "MeshSum"} == set(kinds) and len(kinds) >= 4
     charges, dipoles = moments(sum(map(len, batch)))
     (potential, gradient), products, start = bound.joint(charges, dipoles), bound.product(charges), 0
     for atoms in batch:

@@ -11,7 +11,8 @@ from systems import structures_of
 from test_multipoles import energy_of
 
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
-from phi_equivariant.operators.lattice import LatticeSum, NearPairs
+from phi_equivariant.operators.lattice import LatticeSum
+from phi_equivariant.operators.near import NearPairs
 from phi_equivariant.operators.waves import REACH, Waves
 from phi_equivariant.pairs import find_pairs
 

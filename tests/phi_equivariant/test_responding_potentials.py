@@ -104,11 +104,11 @@ def test_iterations_start_where_the_last_one_ended(monkeypatch):
     descend = batched._descend
     monkeypatch.setattr(batched, "_descend", lambda *given: steps.append(descend(*given)) or steps[-1])
     run(model, atoms)
-    first = sum(taken for _, taken in steps)
+    first = sum(taken for *_, taken in steps)
     steps.clear()
     atoms.positions[0] += 1e-9
     run(model, atoms)
-    assert sum(taken for _, taken in steps) < 0.5 * first
+    assert sum(taken for *_, taken in steps) < 0.5 * first
     run(model, molecule("H2O"))  # others in between are not used as a start
     assert np.isfinite(run(model, atoms)["energy"]).all()
 

@@ -52,6 +52,10 @@ class BoundCoulomb:
         ((_, part),) = self._bound.parts
         return part.joint_matrix()
 
+    def nearly(self):
+        parts = self._bound.parts
+        return parts[0][1].nearly() if len(parts) == 1 else None
+
     def dipole_diagonal(self):
         return COULOMB_CONSTANT / (6 * math.sqrt(math.pi) * self.width**3)
 

@@ -208,6 +208,27 @@ def test_a_second_solution_nearby_takes_few_steps():
     assert counts[1] < counts[0] / 2 and counts[3] < counts[2] / 2
 
 
+@pytest.mark.parametrize("model", ["qeq", "sqe", "direct"])
+@pytest.mark.parametrize("polarisable", [False, True])
+def test_on_a_mesh_few_products_suffice(model, polarisable):
+    """Preconditioned by nearly the same matrix, whatever the start."""
+    energy, graph = case(random_cluster(40, cell=2.2 * CELL, nearest=1.2)).parts(
+        polarisable=polarisable, with_matrix=False
+    )
+    operator, calls = energy.operator, []
+    for name in ("product", "joint"):
+        plain = getattr(operator, name)
+        setattr(operator, name, lambda *given, plain=plain: calls.append(1) or plain(*given))
+    start = torch.linspace(-0.3, 0.3, 40)
+    if model == "qeq":
+        equilibrate(energy, torch.tensor([1.0]), 0)
+    elif model == "sqe":
+        split_charges(energy, graph, start, 0)
+    else:
+        polarise(energy, start, 0)
+    assert len(calls) <= 8
+
+
 def crystal(cells, vacuum=0.0):
     """A disordered rock salt of so many cubic cells, with a gap along z."""
     atoms = bulk("NaCl", "rocksalt", a=5.0, cubic=True) * (2, 2, cells)
