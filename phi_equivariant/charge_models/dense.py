@@ -61,8 +61,16 @@ def _joint(energy: ChargeEnergy) -> torch.Tensor:
     return layout.pad(torch.cat([potential[:, None], gradient.transpose(1, 2)], dim=1))
 
 
-def in_single(solve: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A solution in single precision of what is given in another, to precondition with."""
+Solve = Callable[[torch.Tensor], torch.Tensor]
+
+
+def in_single(factorise: Callable[[], Solve]) -> Solve | None:
+    """What is factorised in single precision, to precondition with; None where rounding leaves it not positive
+    definite, and iterations have to do with the diagonal."""
+    try:
+        solve = factorise()
+    except ConvergenceError:
+        return None
     return lambda residual: solve(residual.to(torch.float32)).to(residual.dtype)
 
 

@@ -138,8 +138,8 @@ def _factorised(elastic: Elastic) -> Solve:
 def _iterated(elastic: Elastic) -> Solve:
     """By conjugate gradients, preconditioned by what is nearly the matrix or by its diagonal."""
     diagonal, nearly = elastic.diagonal().detach()[:, 1:], elastic.nearly()
-    solve_nearly = None if nearly is None else _factorised(nearly)
-    divide = (lambda residual: residual / diagonal) if solve_nearly is None else in_single(solve_nearly)
+    solve_nearly = None if nearly is None else in_single(lambda: _factorised(nearly))
+    divide = solve_nearly or (lambda residual: residual / diagonal)
     pad = torch.nn.functional.pad
     system = System(
         precondition=lambda residual: divide(residual)[:, None],

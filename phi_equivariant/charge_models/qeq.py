@@ -137,5 +137,10 @@ def _nearly(elastic: Elastic) -> Divide | None:
     nearly = elastic.nearly()
     if nearly is None:
         return None
-    layout, lower = nearly.energy.layout, cholesky(nearly.matrix(), "charges", nearly.energy.layout)
-    return in_single(lambda residual: unflat(torch.cholesky_solve(flat(residual, layout), lower), layout))
+    layout = nearly.energy.layout
+
+    def factorised() -> Divide:
+        lower = cholesky(nearly.matrix(), "charges", layout)
+        return lambda residual: unflat(torch.cholesky_solve(flat(residual, layout), lower), layout)
+
+    return in_single(factorised)

@@ -148,7 +148,7 @@ def _iterated(energy: ChargeEnergy, graph: FlowGraph, give: Callable[[torch.Tens
     """The same by conjugate gradients on (K⁻¹ + G) Kz = r, preconditioned by K, or by K(1 + GK)⁻¹ with what is nearly
     K in the brackets: that is symmetric enough for the few steps it leaves."""
     nearly = energy.nearly()
-    divide = None if nearly is None else in_single(_factorised(nearly, graph.in_single()))
+    divide = None if nearly is None else in_single(lambda: _factorised(nearly, graph.in_single()))
 
     def lift(moments: torch.Tensor) -> torch.Tensor:
         return torch.stack([energy.hessian(moments), moments], dim=1)

@@ -229,6 +229,19 @@ def test_on_a_mesh_few_products_suffice(model, polarisable):
     assert len(calls) <= 8
 
 
+def test_a_matrix_that_single_precision_cannot_factorise_is_iterated_without():
+    given = case(random_cluster(20, cell=2 * CELL, nearest=1.2))
+    energy, _ = given.parts(with_matrix=False)
+    want = equilibrate(energy, given.total_charge, 0)
+    nearly = energy.operator.nearly()
+    indefinite = nearly.matrix() - 30 * torch.eye(20, dtype=torch.float32)
+    nearly.matrix = lambda: indefinite
+    energy.operator.nearly = lambda: nearly
+    got = equilibrate(energy, given.total_charge, 0)
+    torch.testing.assert_close(got.charges, want.charges, rtol=0, atol=1e-9)
+    assert not torch.equal(got.charges, want.charges)
+
+
 def crystal(cells, vacuum=0.0):
     """A disordered rock salt of so many cubic cells, with a gap along z."""
     atoms = bulk("NaCl", "rocksalt", a=5.0, cubic=True) * (2, 2, cells)
