@@ -309,7 +309,7 @@ def test_what_cannot_be_started_from(trained, host, molecules, water, tmp_path, 
     torch.save(small, tmp_path / "water.model")
     assert "atomic number 6" in message(foundation_model=tmp_path / "water.model", trust_pickle=True)
     trust = {"trust_pickle": True}
-    assert "freeze_host trains Φ alone" in message(foundation_model=None, phi="freeze_host=true")
+    assert "freeze_host needs a trained host" in message(foundation_model=None, phi="freeze_host=true")
     both = ["freeze_host=true", "host_lr_factor=0.5"]
     assert "freeze_host and host_lr_factor are both given" in message(phi=both, **trust)
     assert "--freeze: phi: freeze_host freezes all" in message(phi="freeze_host=true", freeze=1, **trust)
