@@ -1,62 +1,10 @@
 """The data sets that have a name: what is known of each, and the options that make training on it a sensible run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from phi_equivariant.errors import InputError, did_you_mean
-
-
-@dataclass(frozen=True)
-class XyzFiles:
-    """The files of a data set that is published as extended XYZ.
-
-    train : training structures; tests : test sets, of which the first must be there; isolated : single atoms with their
-    energies, or None; keys : {option of a label's key: its name in the files}; valid_fraction : share of the training
-    structures for validation.
-    """
-
-    train: str
-    tests: tuple[str, ...]
-    isolated: str | None
-    keys: dict[str, str]
-    valid_fraction: float = 0.1
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a data set before it is read.
-
-    Parameters
-    ----------
-    name : name in the registry
-    description : one line
-    formula : chemical formula of its one molecule; empty where there are several
-    level : level of theory of the labels
-    frames : number of frames in the published file; None for any
-    file : published file name; None if the data set comes in split files
-    train_size : published number of training and validation frames together; None if the split is fixed
-    options : preset, mace option -> value
-    form : of the files, which decides who reads them: shipped, md22, rmd17, xyz or oe62
-    source, licence, citation : where it is published, and how; of a form that is read for more than one source
-    part : number of the published split (rmd17), number of validation frames (oe62)
-    xyz : the files of the form xyz
-    """
-
-    name: str
-    description: str
-    formula: str
-    level: str
-    frames: int | None
-    file: str | None
-    train_size: int | None
-    options: dict[str, Any]
-    form: str = "md22"
-    source: str = ""
-    licence: str = ""
-    citation: str = ""
-    part: int = 0
-    xyz: XyzFiles | None = None
-
+from training.data.dataset_info import DatasetInfo, XyzFiles
 
 # Hosts and schedules: about 200,000 updates for MD22. float64 because its energies reach -340,000 eV, where float32
 # resolves 0.03 eV. mace's own defaults hold for everything not named.

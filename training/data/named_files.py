@@ -12,10 +12,11 @@ from ase import Atoms, units
 
 from phi_equivariant.errors import InputError
 from training.data import named_oe62, named_rmd17, named_xyz
+from training.data.dataset_info import DatasetInfo
 from training.data.fetched import cache_folder, fetch, verify
 from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport
-from training.data.named import DATASETS, DatasetInfo, find_dataset, preset
+from training.data.named import DATASETS, find_dataset, preset
 from training.data.npz import NpzFrames, read_npz
 from training.data.published import ArrayFrames, Found, existing, pick
 

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from phi_equivariant.errors import InputError
-from training.data.named import DatasetInfo
+from training.data.dataset_info import DatasetInfo
 from training.data.published import ArrayFrames, Found, digests, existing
 from training.quantities import LABELS
 

@@ -6,7 +6,7 @@ import numpy as np
 from ase import units
 
 from phi_equivariant.errors import InputError
-from training.data.named import DatasetInfo
+from training.data.dataset_info import DatasetInfo
 from training.data.npz import NpzFrames, read_npz
 from training.data.published import Found, digests, existing
 

@@ -7,8 +7,8 @@ from ase import Atoms
 from ase.formula import Formula
 
 from phi_equivariant.errors import InputError
+from training.data.dataset_info import DatasetInfo
 from training.data.labels import resolve_keys
-from training.data.named import DatasetInfo
 from training.data.parts import random_split
 from training.data.published import Found, digests, existing
 from training.data.structures import read_structures
