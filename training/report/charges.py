@@ -58,7 +58,7 @@ def charge_table(charges: ElementCharges, numbers: Sequence[int], title: str) ->
         errors = ["–"] * 4 if pairs is None else [f"{pairs.count:,}", f"{pairs.mae:.4g}", f"{pairs.rmse:.4g}"]
         if pairs is not None:
             errors.append(r_squared(pairs))
-        numbers_of = [f"{value:.3f}".replace("-", "−") for value in values]
+        numbers_of = [f"{round(value, 3) + 0.0:.3f}".replace("-", "−") for value in values]
         rows.append([chemical_symbols[numbers[element]], f"{found.count:,}", *numbers_of, *errors])
     header = ["element", "atoms", "mean (e)", "standard deviation (e)", "lowest (e)", "highest (e)"]
     return Table(title=title, header=[*header, "labels", "MAE (e)", "RMSE (e)", "R²"], rows=rows)
@@ -136,4 +136,4 @@ def _boxes(axis: Axes, samples: dict[int, Sample], row: int, offset: float, colo
         where = place + offset
         axis.hlines(where, low, high, color=colour, linewidth=1.3)
         axis.barh(where, third - first, height=0.28, left=first, color=colour)
-        axis.vlines(middle, where - 0.14, where + 0.14, color="white", linewidth=1.3)
+        axis.vlines(middle, where - 0.14, where + 0.14, color=drawing.INK, linewidth=1.3)  # seen where a box is narrow
