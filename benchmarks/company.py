@@ -4,7 +4,7 @@
 
 A step of training each: energies, forces, and the gradient of a loss on both. The two ways take turns, so that other
 work on the machine meets both; the figure is the median of the turns' ratios. A test counts operations instead
-(``tests/phi_equivariant/test_splitting.py``), which does not depend on the machine.
+(``tests/phi_equivariant/operators/test_splitting.py``), which does not depend on the machine.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Atomic dipoles: closed forms, finite differences, symmetries, Born effective charges."""
 
 import copy
-import dataclasses
 import functools
 import math
 
@@ -10,9 +9,10 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from bare_operators import energy_of
 from checks import check_slopes
 from scipy.integrate import quad
-from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential, structures_of
+from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential
 from training_runs import keep_default_dtype, metrics, write_molecules  # noqa: F401
 from training_runs import run as train
 
@@ -20,7 +20,6 @@ from phi_equivariant import PhiCalculator, PhiConfig, attach_phi
 from phi_equivariant.born_charges import born_effective_charges
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
-from phi_equivariant.operators.free_space import FreeSpaceMatrix
 from phi_equivariant.operators.gaussians import boys
 from phi_equivariant.weights import load_model, save_model
 
@@ -49,14 +48,6 @@ def made(**config):
 
 def run(model, *structures, **asked):
     return {k: v.detach().numpy() for k, v in model(batch_of(*structures), **asked).items() if torch.is_tensor(v)}
-
-
-def energy_of(place, width, charges, dipoles):
-    """½ Σ (qφ + μ·∇φ) of one structure."""
-    structures = structures_of(Atoms("H" * len(place), positions=place.detach().numpy()))
-    operator = FreeSpaceMatrix(dataclasses.replace(structures, positions=place), width.square())
-    potential, gradient = operator.joint(charges[:, None], dipoles[:, None])
-    return 0.5 * (charges @ potential[:, 0] + (dipoles * gradient[:, 0]).sum())
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 4])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from bare_operators import operator_of, triclinic
 from systems import R_MAX, batch_of, ethanol, mace_host, structures_of
-from test_ewald import operator_of, triclinic
 
 from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.errors import InputError
@@ -18,7 +18,7 @@ from phi_equivariant.operators.base import Bound, Operator, Part
 from phi_equivariant.operators.graph import GraphLaplacian
 
 pytestmark = pytest.mark.usefixtures("double")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WIDTHS = (0.3, 0.5, 0.8, 1.1, 1.19)
 ELEMENTS = [1, 2, 3, 4, 5]
 

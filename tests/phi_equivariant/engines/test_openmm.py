@@ -22,7 +22,7 @@ from openmm import app, unit  # noqa: E402
 from openmmml import MLPotential  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("double")
-EXAMPLES = Path(__file__).parents[2] / "examples" / "openmm"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "openmm"
 KILOJOULE = units.kJ / units.mol
 CELL = [[9.3, 0, 0], [1.0, 9.5, 0], [-0.8, 1.2, 9.9]]
 

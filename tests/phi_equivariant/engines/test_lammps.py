@@ -27,7 +27,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.lammps import LammpsPotential, run_script
 from phi_equivariant.weights import save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CASES_FILE = ROOT / "tests" / "support" / "lammps_cases.py"
 MPIRUN = Path(sys.executable).with_name("mpirun")
 #: Few enough for every run; the others are ``slow``.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from bare_operators import energy_of
 from systems import structures_of
-from test_multipoles import energy_of
 
 from phi_equivariant.operators.coulomb import COULOMB_CONSTANT
 from phi_equivariant.operators.lattice import LatticeSum

@@ -9,8 +9,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from bare_operators import operator_of
 from systems import batch_of, ethanol, mace_host, potential, structures_of
-from test_ewald import operator_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

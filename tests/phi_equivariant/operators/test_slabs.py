@@ -13,9 +13,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from bare_operators import matrix_of, operator_of
 from scipy.special import erf, erfcx
 from systems import batch_of, enlarge_dipoles, ethanol, mace_host, potential, structures_of
-from test_ewald import matrix_of, operator_of
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.engines.inference import ModelInput

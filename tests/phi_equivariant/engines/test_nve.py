@@ -11,7 +11,7 @@ from systems import mace_host, potential
 
 from phi_equivariant import PhiCalculator
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import nve  # noqa: E402
 
 

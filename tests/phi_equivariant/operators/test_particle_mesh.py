@@ -9,8 +9,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
+from bare_operators import matrix_of, operator_of, triclinic
 from systems import structures_of
-from test_ewald import matrix_of, operator_of, triclinic
 from torchpme.lib.mesh_interpolator import MeshInterpolator
 
 from phi_equivariant.operators import free_space

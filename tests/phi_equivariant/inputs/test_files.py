@@ -17,7 +17,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.files import first_structure, read_frames
 from phi_equivariant.inputs.headers import check_header
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 COLUMNS = "Properties=species:S:1:pos:R:3"
 CELL = "3 0 0 0 3 0 0 0 3"
 MISREAD = {
