@@ -84,7 +84,7 @@ def test_the_command_trains_on_the_kernels(molecules, tmp_path):
 @pytest.mark.parametrize("option", ["enable_cueq", "only_cueq", "use_reduced_cg"])
 def test_missing_packages_are_named(molecules, option):
     """mace trains without, in silence."""
-    with pytest.raises(InputError, match=f"--{option}: cuequivariance is not installed: pip install cuequivariance"):
+    with pytest.raises(InputError, match=f"--{option}: .*pip install cuequivariance"):
         build(molecules, **{option: "True"})
 
 

@@ -66,7 +66,7 @@ def test_files_that_ase_reads(tmp_path):
 
 
 def test_contradictions_are_refused():
-    with pytest.raises(InputError, match=r"given twice and differs: info\['total_charge'\] = 1, info\['charge'\] = 0"):
+    with pytest.raises(InputError, match=r"info\['total_charge'\] = 1, info\['charge'\] = 0"):
         charge(water(total_charge=1, charge=0))
     assert charge(water(total_charge=1, charge=1.0, Q=1), total_charge="Q") == 1.0
     with pytest.raises(InputError, match=r"differs: info\['Q'\] = 2, info\['charge'\] = 1"):
@@ -79,7 +79,7 @@ def test_initial_charges_and_moments_must_not_say_something_else():
     """tblite and others take the sum of ase's initial charges for the total charge: what is meant must be clear."""
     atoms = water()
     atoms.set_initial_charges([1.0, 0, 0])
-    with pytest.raises(InputError, match=r"initial charges make a total charge of 1, but no total_charge is given"):
+    with pytest.raises(InputError, match="initial charges .* 1, but no total_charge"):
         charge(atoms)
     atoms.info["charge"] = 1
     assert charge(atoms) == 1.0
