@@ -1,6 +1,7 @@
 """The energy of charges and dipoles on atoms that every charge model minimises, and what an operator must do for it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -40,6 +41,9 @@ class BoundOperator(Protocol):
 
     def nearly(self) -> "BoundOperator | None":
         """Nearly the same in single precision, with matrices and without derivatives; None where it is not known."""
+
+    def screened(self, diagonal: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """r → M⁻¹r (n_atoms,) with M near P + η, of this diagonal, at long wavelengths; None where it is not known."""
 
     def dipole_diagonal(self) -> torch.Tensor:
         """S_i (n_atoms,) in V/(e·Å²), what ∇φ of a dipole is at its own atom, per dipole; as ``diagonal``."""

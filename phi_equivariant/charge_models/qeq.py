@@ -98,7 +98,7 @@ def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tenso
     and residuals are free of a constant."""
     layout = elastic.energy.layout
     diagonal = elastic.diagonal().detach()
-    divide = _nearly(elastic) or (lambda residual: residual / diagonal)
+    divide = _nearly(elastic) or _screened(elastic, diagonal)
     along = divide(on_charges(torch.ones_like(diagonal[:, 0])))  # M⁻¹1
     along = along / layout.sum(along[:, 0])[layout.batch, None]
 
@@ -144,3 +144,11 @@ def _nearly(elastic: Elastic) -> Divide | None:
         return lambda residual: unflat(torch.cholesky_solve(flat(residual, layout), lower), layout)
 
     return in_single(factorised)
+
+
+def _screened(elastic: Elastic, diagonal: torch.Tensor) -> Divide:
+    """Division by the diagonal of H, of charges with their long wavelengths where the operator knows of them."""
+    screened = elastic.energy.operator.screened(diagonal[:, 0])
+    if screened is None:
+        return lambda residual: residual / diagonal
+    return lambda residual: torch.cat([screened(residual[:, 0])[:, None], residual[:, 1:] / diagonal[:, 1:]], dim=1)

@@ -131,6 +131,11 @@ class Part(abc.ABC):
         None where nothing of the kind is known."""
         return None
 
+    def screened(self, diagonal: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """An inverse of P + η of charges that is right at long wavelengths, from the diagonal (n_atoms,), for solvers
+        to precondition with; None where none is known."""
+        return None
+
     def dipole_diagonal(self) -> torch.Tensor:
         """k_e/(6√π σ³), ∇φ of a dipole where it is, per dipole: (n_atoms,) in V/(e·Å²), without that of its images."""
         return own_gradient_kernel(2 * self.width_squared)

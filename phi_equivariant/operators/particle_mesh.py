@@ -1,6 +1,7 @@
 """The smooth part of a lattice sum on a mesh: particle-mesh Ewald summation."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -78,19 +79,26 @@ class ParticleMesh(Smooth):
 
     def _influence(self, inverse: torch.Tensor, order: int) -> tuple[torch.Tensor, torch.Tensor]:
         """v(k) in V·Å³/e, zero at k = 0, and Π_a sinc^{−2p}(m_a/n_a): (n_a, n_b, n_c/2 + 1) both."""
-        a, b, c = self.size
-        dtype, device = inverse.dtype, inverse.device
-        axes = [torch.fft.fftfreq(n, 1 / n, dtype=dtype, device=device) for n in (a, b)]
-        axes.append(torch.fft.rfftfreq(c, 1 / c, dtype=dtype, device=device))
-        m = [axis.reshape([-1 if i == j else 1 for j in range(3)]) for i, axis in enumerate(axes)]
-        metric = (2 * math.pi) ** 2 * inverse.mT @ inverse
-        # Terms that need the last axis come last, for only they are as large as the mesh.
-        k_squared = torch.zeros((), dtype=dtype, device=device)
-        for j in range(3):
-            for i in range(j + 1):
-                k_squared = k_squared + (2 - (i == j)) * metric[i, j] * m[i] * m[j]
+        k_squared, m = wave_numbers(inverse, self.size)
         sinc = [torch.sinc(axis / n).pow(-2 * order) for axis, n in zip(m, self.size, strict=True)]
         return smooth_transform(k_squared, self.splitting), sinc[0] * sinc[1] * sinc[2]
+
+
+def wave_numbers(inverse: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """k² in 1/Å² (n_a, n_b, n_c/2 + 1) of the waves of a mesh, and their whole numbers m_a along each axis: inverse (3,
+    3) of the cell, size of the mesh."""
+    a, b, c = size
+    dtype, device = inverse.dtype, inverse.device
+    axes = [torch.fft.fftfreq(n, 1 / n, dtype=dtype, device=device) for n in (a, b)]
+    axes.append(torch.fft.rfftfreq(c, 1 / c, dtype=dtype, device=device))
+    m = [axis.reshape([-1 if i == j else 1 for j in range(3)]) for i, axis in enumerate(axes)]
+    metric = (2 * math.pi) ** 2 * inverse.mT @ inverse
+    # Terms that need the last axis come last, for only they are as large as the mesh.
+    k_squared = torch.zeros((), dtype=dtype, device=device)
+    for j in range(3):
+        for i in range(j + 1):
+            k_squared = k_squared + (2 - (i == j)) * metric[i, j] * m[i] * m[j]
+    return k_squared, m
 
 
 def _smooth_number(n: int) -> int:

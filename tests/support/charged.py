@@ -56,6 +56,10 @@ class BoundCoulomb:
         parts = self._bound.parts
         return parts[0][1].nearly() if len(parts) == 1 else None
 
+    def screened(self, diagonal):
+        parts = self._bound.parts
+        return parts[0][1].screened(diagonal) if len(parts) == 1 else None
+
     def dipole_diagonal(self):
         return COULOMB_CONSTANT / (6 * math.sqrt(math.pi) * self.width**3)
 

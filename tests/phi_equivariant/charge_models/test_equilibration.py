@@ -8,6 +8,7 @@ from ase.build import bulk, fcc100
 from charged import case, random_cluster, reference_matrix
 from scipy.optimize import minimize
 
+from phi_equivariant.charge_models import energy as energy_module
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.charge_models.induced import polarise
 from phi_equivariant.charge_models.qeq import equilibrate
@@ -227,6 +228,31 @@ def test_on_a_mesh_few_products_suffice(model, polarisable):
     else:
         polarise(energy, start, 0)
     assert len(calls) <= 8
+
+
+def test_long_wavelengths_are_screened_on_a_coarse_mesh(monkeypatch):
+    """In a long cell, a third of it empty: by a symmetric positive definite map that saves products."""
+    given = crystal(8, vacuum=20.0)
+    given = given.with_(hardness=torch.full_like(given.hardness, 1.0))
+    energy, _ = given.parts(with_matrix=False)
+    monkeypatch.setattr(energy_module, "_NEARLY_TO", {1: 0, 4: 0})
+    operator, n = energy.operator, len(given.start)
+    with torch.no_grad():
+        screened = operator.screened(operator.diagonal() + given.hardness)
+        inverse = torch.stack([screened(column) for column in torch.eye(n)[::7]])[:, ::7]
+    assert (inverse - inverse.mT).abs().max() < 1e-14 and torch.linalg.eigvalsh(inverse).min() > 0
+    plain, counts, found = operator.product, [], []
+    for helped in (False, True):
+        calls = []
+        operator.product = lambda values, calls=calls: calls.append(1) or plain(values)
+        if not helped:
+            monkeypatch.setattr(operator, "screened", lambda diagonal: None)
+        else:
+            operator.screened = lambda diagonal: screened
+        found.append(equilibrate(energy, given.total_charge, 0).charges)
+        counts.append(len(calls))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-8)
+    assert counts[1] < 0.8 * counts[0]
 
 
 def test_a_matrix_that_single_precision_cannot_factorise_is_iterated_without():
