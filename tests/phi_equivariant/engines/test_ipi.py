@@ -25,7 +25,7 @@ pytest.importorskip("ipi", reason="i-PI is not installed: pip install 'phi-equiv
 from phi_equivariant.engines.ipi import PhiDriver  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("double")
-EXAMPLES = Path(__file__).parents[2] / "examples" / "ipi"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "ipi"
 BIN = Path(sys.executable).parent
 VOIGT = [0, 1, 2, 5, 4, 3]  # i-PI writes xx, yy, zz, xy, xz, yz
 

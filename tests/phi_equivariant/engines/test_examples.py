@@ -11,7 +11,7 @@ from systems import mace_host, potential
 
 from phi_equivariant.weights import save_model
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("double")]
 
 
