@@ -11,6 +11,7 @@ from ase.neighborlist import primitive_neighbor_list
 from matscipy.neighbours import neighbour_list
 from systems import batch_of, distorted, ethanol, mace_host
 
+from phi_equivariant.division import WHOLE
 from phi_equivariant.engines.inference import ModelInput
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.pairs import KeptPairs, both_ways, find_pairs
@@ -120,7 +121,7 @@ def test_few_lists_are_kept_of_large_structures():
         for n in (4, 40):
             positions = torch.tensor(rng.uniform(0, 6, (n, 3)))
             kept(CUTOFF, positions, torch.eye(3, dtype=torch.float64), torch.tensor([False] * 3), place=n)
-        assert len(kept._kept[40]) == 1 and len(kept._kept[4]) == number + 1
+        assert len(kept._kept[40, WHOLE]) == 1 and len(kept._kept[4, WHOLE]) == number + 1
 
 
 @pytest.mark.parametrize("pbc", [False, True, (True, True, False)])

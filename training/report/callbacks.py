@@ -26,7 +26,10 @@ logger = logging.getLogger("phi_mace_train")
 
 
 class History(Callback):
-    """Metrics of every epoch, in memory, in the checkpoint and in metrics.csv and metrics.json."""
+    """Metrics of every epoch, in memory, in the checkpoint and in metrics.csv and metrics.json.
+
+    Lightning's CSVLogger keeps none of them in the checkpoint: a run that goes on would have those since then twice.
+    """
 
     def __init__(self, folder: Path, form: str = "PerAtomRMSE", heads: Sequence[str] = ()) -> None:
         self.folder, self.form, self.heads = folder, form, heads
@@ -122,6 +125,8 @@ class _BarOverErrors(Progress):
 class Bar(Callback):
     """Progress bar with rates and current errors, for terminals of 80 columns and more.
 
+    Lightning's RichProgressBar has all metrics in the bar's own line, which 80 columns do not hold.
+
     Parameters
     ----------
     console : the terminal
@@ -180,6 +185,8 @@ class Bar(Callback):
 
 class TimeLimit(Callback):
     """Stop at an epoch end when the next epoch and the final test would not fit into the time that is left.
+
+    Lightning's Timer stops when the time is over.
 
     Parameters
     ----------

@@ -197,7 +197,7 @@ def test_names_of_models(tmp_path, monkeypatch):
     for name, message in {
         "x.model": "zoo.mace_host.read_model",
         "phi-mace-smal.acac": "is not a folder. There is no trained model.*Did you mean phi-mace-small.acac",
-        "run_*": "names none",
+        "run_*": "does not name one",
         tmp_path: "has no config.json",
     }.items():
         with pytest.raises(InputError, match=message):

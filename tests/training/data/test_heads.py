@@ -409,7 +409,8 @@ def test_what_does_not_fit_heads(files, tmp_path):
             prepared(tmp_path, heads=two_heads(files), **given)
     given = {"test_file": "t.xyz", "skip_evaluate_heads": "pm2"}
     lines = prepared(tmp_path, heads=two_heads(files), E0s=str(ENERGIES), **given)[1].lines
-    assert [line.split(":")[0] for line in lines[:2]] == [f"--{name} does not act" for name in given]
+    named = [line.split(":")[0] for line in lines]
+    assert [line for line in named if line.startswith("--")][:2] == [f"--{name} does not act" for name in given]
 
     one = {"train_file": str(files / "a.xyz")}
     ase.io.write(tmp_path / "single.xyz", ase.io.read(files / "b.xyz", 0), format="extxyz")

@@ -1,7 +1,7 @@
 """A step of molecular dynamics of water in LAMMPS on several processes, against PhiCalculator on one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/lammps.py               # 3,000 and 12,000 atoms, two hosts, two processes
-    OMP_NUM_THREADS=1 python benchmarks/lammps.py --sizes 192 --hosts 16x0e --processes 1 2 --steps 3
+    OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py  # 3,000 and 12,000 atoms, two hosts, two processes
+    OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 192 --hosts 16x0e --processes 1 2 --steps 3
 
 Wall time in double precision after two steps that load everything: the machine must do nothing else. The parts of a
 step are those of the first process, waiting for others included: ``solve`` is gathering and all of Φ.
@@ -13,9 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-# This file has the name of LAMMPS' package, and its folder comes first where Python looks for modules.
-sys.path.append(sys.path.pop(0))
 
 import torch
 from ase import units
