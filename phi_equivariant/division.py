@@ -50,7 +50,7 @@ class ShareOfProcesses(Share):
         self.comm = comm
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every so-manieth."""
+        """Every so many, from this process's on."""
         return items[self.comm.rank :: self.comm.size]
 
     def rows(self, n: int) -> slice:
@@ -80,6 +80,8 @@ class ShareOfProcesses(Share):
 
 
 class _Enter(torch.autograd.Function):
+    """The adjoint of ``_Leave``."""
+
     @staticmethod
     def forward(ctx: Any, share: ShareOfProcesses, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.share = share
@@ -91,6 +93,8 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
+    """The adjoint of ``_Enter``."""
+
     @staticmethod
     def forward(ctx: Any, share: ShareOfProcesses, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.share = share

@@ -1,7 +1,6 @@
 """Induced dipoles: what polarisable atoms add to an energy, and their dipoles beside charges that do not respond."""
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 
@@ -15,10 +14,8 @@ from phi_equivariant.charge_models.dense import (
     unflat,
 )
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
-from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
+from phi_equivariant.solvers.batched import Last, Solve, System, conjugate_gradients, norms, start_from
 from phi_equivariant.solvers.implicit import with_derivatives
-
-Solve = Callable[..., torch.Tensor]  # r, and what its norm is relative to if not to itself
 
 
 @dataclasses.dataclass(frozen=True)

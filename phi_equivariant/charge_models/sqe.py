@@ -15,10 +15,8 @@ from phi_equivariant.charge_models.dense import (
 )
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.flow import FlowGraph
-from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
+from phi_equivariant.solvers.batched import Last, Solve, System, conjugate_gradients, norms, start_from
 from phi_equivariant.solvers.implicit import with_derivatives
-
-Solve = Callable[..., torch.Tensor]  # r, and what its norm is relative to if not to itself
 
 FACTORISED_TO = 400  # atoms up to which that is faster than conjugate gradients
 

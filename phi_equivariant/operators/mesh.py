@@ -115,6 +115,8 @@ def read(stencils: Stencils, mesh: torch.Tensor, orders: Orders = VALUE) -> torc
 
 
 class _Spread(torch.autograd.Function):
+    """``spread``; its derivative in the values is ``read``."""
+
     @staticmethod
     def forward(
         ctx: Any, place: torch.Tensor, values: torch.Tensor, orders: Orders, stencils: Stencils
@@ -143,6 +145,8 @@ class _Spread(torch.autograd.Function):
 
 
 class _Read(torch.autograd.Function):
+    """``read``; its derivative in the mesh is ``spread``."""
+
     @staticmethod
     def forward(ctx: Any, place: torch.Tensor, mesh: torch.Tensor, orders: Orders, stencils: Stencils) -> torch.Tensor:
         ctx.save_for_backward(place, mesh)

@@ -14,6 +14,7 @@ MAX_STEPS = 1000
 _FAITHFUL = 20  # steps for which the residual of the recursion is the true one, to rounding
 
 # What a solution is left in, and looked for when atoms have moved a little.
+Solve = Callable[..., torch.Tensor]  # r, and what its norm is relative to if not to itself
 Last = dict[str, torch.Tensor]
 
 

@@ -32,6 +32,8 @@ def sum_of_parts(function: Function, parts: Sequence[Any], *inputs: torch.Tensor
 
 
 class _SumOfParts(torch.autograd.Function):
+    """Its derivative is a sum of parts again."""
+
     @staticmethod
     def forward(ctx: Any, function: Function, parts: Sequence[Any], *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.function, ctx.parts = function, parts

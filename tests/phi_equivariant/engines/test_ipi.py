@@ -12,10 +12,9 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-import torch
 from ase import units
 from ase.build import molecule
-from systems import distorted, mace_host, potential
+from systems import distorted, gentle_potential
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
@@ -32,12 +31,8 @@ VOIGT = [0, 1, 2, 5, 4, 3]  # i-PI writes xx, yy, zz, xy, xz, yz
 
 @pytest.fixture(scope="module")
 def model():
-    """A potential whose untrained host pushes little."""
-    torch.set_default_dtype(torch.float64)
-    model = potential(host=mace_host("8x0e"))
-    with torch.no_grad():
-        model.host.scale_shift.scale.mul_(0.05)
-    return model
+    """As ``gentle_potential``."""
+    return gentle_potential()
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms, units
 from ase.build import molecule
-from systems import distorted, mace_host, nequip_host, potential
+from systems import distorted, gentle_potential, mace_host, nequip_host
 
 from phi_equivariant import PhiCalculator, PhiConfig, attach_phi
 from phi_equivariant.errors import InputError
@@ -29,12 +28,8 @@ CELL = [[9.3, 0, 0], [1.0, 9.5, 0], [-0.8, 1.2, 9.9]]
 
 @pytest.fixture(scope="module")
 def model():
-    """A potential whose untrained host pushes little."""
-    torch.set_default_dtype(torch.float64)
-    model = potential(host=mace_host("8x0e"))
-    with torch.no_grad():
-        model.host.scale_shift.scale.mul_(0.05)
-    return model
+    """As ``gentle_potential``."""
+    return gentle_potential()
 
 
 def topology_of(atoms):

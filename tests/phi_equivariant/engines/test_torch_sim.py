@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
-from systems import distorted, mace_host, nequip_host, potential
+from systems import distorted, gentle_potential, mace_host, nequip_host, potential
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
@@ -28,12 +28,8 @@ CHARGES = {"NH4": 1, "OH": -1, "H2O": 0}
 
 @pytest.fixture(scope="module")
 def model():
-    """A potential whose untrained host pushes little."""
-    torch.set_default_dtype(torch.float64)
-    model = potential(host=mace_host("8x0e"))
-    with torch.no_grad():
-        model.host.scale_shift.scale.mul_(0.05)
-    return model
+    """As ``gentle_potential``."""
+    return gentle_potential()
 
 
 def ions():
