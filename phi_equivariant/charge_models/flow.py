@@ -82,7 +82,7 @@ class Conductance(torch.nn.Module):
     r_max: cut-off radius r_c in Å
     """
 
-    initial = 0.07  # e/V
+    initial = 0.2  # e/V, by validation: docs/log.md
 
     def __init__(self, r_max: float) -> None:
         super().__init__()
