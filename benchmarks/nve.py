@@ -1,15 +1,19 @@
 """How well molecular dynamics at constant energy conserves it: the slope of the total energy, with Φ and without.
 
     python benchmarks/nve.py --system ala3 --models runs/phi runs/bare --out runs/nve            # 100 ps
-    python benchmarks/nve.py --train_water runs/water                                              # two models of water
+    python benchmarks/nve.py --train_water runs/water                                              # models of water
     python benchmarks/nve.py --system water --models runs/water/phi runs/water/bare --out runs/nve # 10 ps
+    python benchmarks/nve.py --system film --models runs/water/sqe --out runs/nve                  # 10 ps
     python benchmarks/nve.py --report
 
 Ac-Ala3-NHMe starts from the first frame of the data set that comes with the project, water from the first cell of 64
-molecules in the published data. After 1 ps with a Langevin thermostat at 300 K, velocity Verlet with 0.5 fs, in double
-precision. The state is kept every ``--keep`` steps, and the same command goes on from there.
+molecules in the published data, the film from the same molecules with the third direction open. After 1 ps with a
+Langevin thermostat at 300 K, velocity Verlet with 0.5 fs, in double precision. The state is kept every ``--keep``
+steps, and the same command goes on from there.
 
-The slope is that of least squares, its standard error counts how long the fluctuations of the total energy last.
+The slope is that of least squares, its standard error counts how long the fluctuations of the total energy last. The
+longest bond is the greatest of the distances of atoms bound at the start, over the sum of their covalent radii: below
+1.5 all molecules are whole.
 """
 
 import argparse
@@ -23,6 +27,8 @@ import matplotlib
 import numpy as np
 import runs
 from ablation import BUDGET, HOST
+from ase.data import covalent_radii
+from ase.geometry import find_mic
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
@@ -37,8 +43,13 @@ import matplotlib.pyplot as plt
 TEMPERATURE, STEP = 300.0, 0.5  # K, fs
 EQUILIBRATION, FRICTION = 2000, 0.02  # steps, 1/fs
 RECORD = 10  # steps between recorded energies
-STEPS = {"ala3": 200_000, "water": 20_000}
+STEPS = {"ala3": 200_000, "water": 20_000, "film": 20_000}
+BOUND = 1.3  # times the sum of the covalent radii
 WATER = {"batch_size": 2, "max_num_epochs": 30, "hidden_irreps": "16x0e", "seed": 1}
+WATERS = {
+    "phi": ["--phi", "operator=coulomb"], "bare": ["--no_phi"],
+    "sqe": ["--phi", "operator=coulomb", "charge_model=sqe"],
+}  # fmt: skip
 SHOWN_POINTS = 2000
 
 
@@ -48,7 +59,15 @@ def start(system, data):
         atoms = load_dataset("ala3_gfn2").train[0]
     else:
         atoms = next(a for a in ase.io.iread(data / "water" / "h2o_rpbe_d3.extxyz") if len(a) == 192)
-    return ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    made = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    if system == "film":
+        for oxygen in np.flatnonzero(made.numbers == 8):  # molecules whole, with their oxygens in the cell
+            made.positions[oxygen] = made[[oxygen]].get_positions(wrap=True)[0]
+            bonds = made.get_distances(oxygen, range(len(made)), mic=True, vector=True)
+            near = (made.numbers == 1) & (np.linalg.norm(bonds, axis=1) < 1.3)
+            made.positions[near] = made.positions[oxygen] + bonds[near]
+        made.pbc = True, True, False
+    return made
 
 
 class Trajectory:
@@ -56,6 +75,10 @@ class Trajectory:
 
     def __init__(self, atoms, calculator, path, seed=0):
         self.atoms, self.path = atoms, path
+        radii = covalent_radii[atoms.numbers]
+        contacts = atoms.get_all_distances(mic=True) / (radii[:, None] + radii)
+        self.bonds = np.argwhere(np.triu(contacts < BOUND, 1))
+        self.radii = radii[self.bonds].sum(1)
         atoms.calc = calculator
         if path.is_file():
             with np.load(path) as kept:
@@ -64,8 +87,9 @@ class Trajectory:
                 atoms.positions[:], self.energies = kept["positions"], kept["energies"].tolist()
                 atoms.set_velocities(kept["velocities"])
                 self.temperatures, self.seconds = kept["temperatures"].tolist(), float(kept["seconds"])
+                self.longest = float(kept["longest"])
         else:
-            self.energies, self.temperatures, self.seconds = [], [], 0.0
+            self.energies, self.temperatures, self.seconds, self.longest = [], [], 0.0, 0.0
             self._equilibrate(np.random.default_rng(seed))
 
     def _equilibrate(self, rng):
@@ -89,13 +113,20 @@ class Trajectory:
             dynamics.run(RECORD)
             self.energies.append(self.atoms.get_total_energy())
             self.temperatures.append(self.atoms.get_temperature())
+            self.longest = max(self.longest, self._longest_bond())
         self.seconds += time.process_time() - begin
         state = {
             "numbers": self.atoms.numbers, "positions": self.atoms.positions,
             "velocities": self.atoms.get_velocities(), "energies": self.energies,
-            "temperatures": self.temperatures, "seconds": self.seconds,
+            "temperatures": self.temperatures, "seconds": self.seconds, "longest": self.longest,
         }  # fmt: skip
         write_atomically(self.path, lambda path: _save(path, state))
+
+    def _longest_bond(self):
+        first, second = self.bonds.T
+        vectors = self.atoms.positions[second] - self.atoms.positions[first]
+        vectors, _ = find_mic(vectors, self.atoms.cell, self.atoms.pbc)
+        return float((np.linalg.norm(vectors, axis=1) / self.radii).max())
 
     def summary(self):
         """The figures of this simulation, for JSON."""
@@ -106,6 +137,7 @@ class Trajectory:
         return {
             "atoms": len(self.atoms), "picoseconds": float(times[-1]), "temperature": float(np.mean(self.temperatures)),
             "slope": value, "slope_error": error, "fluctuation": float(energies.std()),
+            "longest_bond": self.longest,
             "milliseconds_per_step": 1e3 * self.seconds / self.steps,
             "times": np.round(times[::thin], 4).tolist(), "energies": np.round(energies[::thin], 3).tolist(),
         }  # fmt: skip
@@ -147,7 +179,9 @@ def simulate(model, arguments):
     run = Trajectory(start(arguments.system, arguments.data), calculator, arguments.out / f"{name}.npz")
     while run.steps < steps:
         run.run(min(arguments.keep, steps - run.steps))
-        found = {"system": arguments.system, "model": model.resolve().name, "phi": hasattr(calculator.model, "phi")}
+        phi = getattr(calculator.model, "phi", None)
+        found = {"system": arguments.system, "model": model.resolve().name, "phi": phi is not None}
+        found |= {"charge_model": phi.config.charge_model} if phi is not None else {}
         found |= run.summary()
         runs.write_json(arguments.results / f"{name}.json", found)
         print(
@@ -158,7 +192,10 @@ def simulate(model, arguments):
 
 
 def train_water(folder, data):
-    """One model of water with Φ and one without, on energies and forces of cells of 24 to 384 atoms."""
+    """Models of water without Φ, with charges of the heads and with charges that flow.
+
+    On energies and forces of cells of 24 to 384 atoms.
+    """
     frames = ase.io.read(data / "water" / "h2o_rpbe_d3.extxyz", ":")
     molecule = np.mean([3 * atoms.get_potential_energy() / len(atoms) for atoms in frames])
     # Single precision keeps the digits of energies that are relative to a mean molecule.
@@ -168,7 +205,7 @@ def train_water(folder, data):
     ]
     test, valid, train = runs.shuffled(labelled, 0.1, 0.1)
     files = runs.write_frames(folder / "data", train=train, valid=valid, test=test)
-    for name, phi in {"phi": ["--phi", "operator=coulomb"], "bare": ["--no_phi"]}.items():
+    for name, phi in WATERS.items():
         words = [*runs.words_of({**HOST, **BUDGET, **WATER}), *phi]
         _, _, _, about = runs.run(words, [*files, "--E0s", "{1: 0.0, 8: 0.0}"], folder / name)
         errors = about["errors"]["test"]
@@ -178,19 +215,24 @@ def train_water(folder, data):
 def report(results, page, figure):
     """The table as Markdown, and the figure."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    lines = ["| system | model | atoms | ps | K | slope, µeV/atom/ps | fluctuation, µeV/atom | ms per step |"]
-    lines.append("|---" * 8 + "|")
+    columns = (
+        "system", "model", "atoms", "ps", "K", "slope, µeV/atom/ps", "fluctuation, µeV/atom", "longest bond",
+        "ms per step",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     systems = [system for system in STEPS if any(one["system"] == system for one in found)]
     picture, axes = plt.subplots(
         1, len(systems), figsize=(5.5 * len(systems), 3.8), layout="constrained", squeeze=False
     )
     for axis, system in zip(axes[0], systems, strict=True):
         for one in (one for one in found if one["system"] == system):
-            kind = "with Φ" if one["phi"] else "bare host"
+            kind = f"Φ, {one['charge_model']}" if one["phi"] else "bare host"
+            longest = f"{one['longest_bond']:.2f}" if "longest_bond" in one else "–"
             drift = f"{one['slope']:.3f} ± {one['slope_error']:.3f}"
             lines.append(
-                f"| {system} | {kind} | {one['atoms']} | {one['picoseconds']:g} | {one['temperature']:.0f} | {drift} | "
-                f"{one['fluctuation']:.0f} | {one['milliseconds_per_step']:.0f} |"
+                f"| {system} | {kind} ({one['model']}) | {one['atoms']} | {one['picoseconds']:g} | "
+                f"{one['temperature']:.0f} | {drift} | "
+                f"{one['fluctuation']:.0f} | {longest} | {one['milliseconds_per_step']:.0f} |"
             )
             axis.plot(one["times"], one["energies"], lw=0.6, label=f"{kind}: {drift} µeV/atom/ps")
             axis.legend(fontsize=8)
