@@ -27,8 +27,6 @@ import matplotlib
 import numpy as np
 import runs
 from ablation import BUDGET, HOST
-from ase.data import covalent_radii
-from ase.geometry import find_mic
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
@@ -44,7 +42,6 @@ TEMPERATURE, STEP = 300.0, 0.5  # K, fs
 EQUILIBRATION, FRICTION = 2000, 0.02  # steps, 1/fs
 RECORD = 10  # steps between recorded energies
 STEPS = {"ala3": 200_000, "water": 20_000, "film": 20_000}
-BOUND = 1.3  # times the sum of the covalent radii
 WATER = {"batch_size": 2, "max_num_epochs": 30, "hidden_irreps": "16x0e", "seed": 1}
 WATERS = {
     "phi": ["--phi", "operator=coulomb"], "bare": ["--no_phi"],
@@ -74,11 +71,7 @@ class Trajectory:
     """One simulation, with everything that a later call needs to go on."""
 
     def __init__(self, atoms, calculator, path, seed=0):
-        self.atoms, self.path = atoms, path
-        radii = covalent_radii[atoms.numbers]
-        contacts = atoms.get_all_distances(mic=True) / (radii[:, None] + radii)
-        self.bonds = np.argwhere(np.triu(contacts < BOUND, 1))
-        self.radii = radii[self.bonds].sum(1)
+        self.atoms, self.path, self.bonds = atoms, path, runs.Bonds(atoms)
         atoms.calc = calculator
         if path.is_file():
             with np.load(path) as kept:
@@ -113,7 +106,7 @@ class Trajectory:
             dynamics.run(RECORD)
             self.energies.append(self.atoms.get_total_energy())
             self.temperatures.append(self.atoms.get_temperature())
-            self.longest = max(self.longest, self._longest_bond())
+            self.longest = max(self.longest, self.bonds.longest(self.atoms))
         self.seconds += time.process_time() - begin
         state = {
             "numbers": self.atoms.numbers, "positions": self.atoms.positions,
@@ -121,12 +114,6 @@ class Trajectory:
             "temperatures": self.temperatures, "seconds": self.seconds, "longest": self.longest,
         }  # fmt: skip
         write_atomically(self.path, lambda path: _save(path, state))
-
-    def _longest_bond(self):
-        first, second = self.bonds.T
-        vectors = self.atoms.positions[second] - self.atoms.positions[first]
-        vectors, _ = find_mic(vectors, self.atoms.cell, self.atoms.pbc)
-        return float((np.linalg.norm(vectors, axis=1) / self.radii).max())
 
     def summary(self):
         """The figures of this simulation, for JSON."""

@@ -8,6 +8,8 @@ from importlib.metadata import version
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
+from ase.geometry import find_mic
 
 from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import load_model
@@ -127,6 +129,24 @@ def agreement(labels, predictions):
         "rmse": float(np.sqrt(np.mean(error**2))),
         "r2": float(1 - error @ error / (spread @ spread)),
     }
+
+
+class Bonds:
+    """Atoms that are bound in a structure: closer than 1.3 times the sum of their covalent radii."""
+
+    reach = 1.3
+
+    def __init__(self, atoms):
+        radii = covalent_radii[atoms.numbers]
+        contacts = atoms.get_all_distances(mic=True) / (radii[:, None] + radii)
+        self.pairs = np.argwhere(np.triu(contacts < self.reach, 1))
+        self.radii = radii[self.pairs].sum(1)
+
+    def longest(self, atoms):
+        """The longest of these bonds in another structure of the same atoms, over the sum of the covalent radii."""
+        vectors = atoms.positions[self.pairs[:, 1]] - atoms.positions[self.pairs[:, 0]]
+        vectors, _ = find_mic(vectors, atoms.cell, atoms.pbc)
+        return float((np.linalg.norm(vectors, axis=1) / self.radii).max())
 
 
 def write_json(path, content):
