@@ -152,6 +152,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     wanted = Wanted(
         stress=asked.compute_stress,
         polarizability=asked.compute_polarizability,
+        bec=asked.compute_bec,
         contributions=asked.return_contributions,
         node_energies=asked.return_node_energies,
         descriptors=asked.return_descriptors,

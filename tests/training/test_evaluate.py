@@ -502,7 +502,6 @@ def test_cuequivariance(models, structures, tmp_path, capsys):
 REFUSED = {
     "unknown": (["--out_put", "x"], "--out_put.*--output"),
     "batch": (["--batch_size", "0"], "--batch_size.*1 or more.*0"),
-    "bec": (["--compute_bec"], "--compute_bec.*MACELES"),
     "prefix": (["--info_prefix", ""], "--info_prefix"),
     "labels": (["--info_prefix", "REF_"], "--info_prefix.*over the labels REF_energy"),
     "named labels": (["--energy_key", "MACE_energy"], "--info_prefix.*MACE_energy"),

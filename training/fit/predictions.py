@@ -10,6 +10,7 @@ from ase import Atoms
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
+from phi_equivariant.born_charges import born_effective_charges
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.planes import is_slab
@@ -26,7 +27,7 @@ OF_ATOM_WITH_PHI = {"charges": "charges", "potential": "potential"}
 WRITTEN = (
     *(OF_STRUCTURE | OF_ATOM | OF_STRUCTURE_WITH_PHI | OF_ATOM_WITH_PHI),
     *("stress", "dipole", "polarizability", "surface_potential_step", "atomic_dipoles"),
-    *("node_energies", "descriptors", "BO_contributions"),
+    *("node_energies", "descriptors", "BO_contributions", "BEC"),
 )
 
 #: Values of a structure and values of its atoms, by name.
@@ -39,6 +40,7 @@ class Wanted:
 
     stress: bool = False
     polarizability: bool = False
+    bec: bool = False
     contributions: bool = False
     node_energies: bool = False
     descriptors: bool = False
@@ -69,11 +71,12 @@ class Predictor:
         self.embeddings = getattr(host, "embedding_specs", None) or {}
         self.make = GraphMaker(self.numbers, float(torch.as_tensor(model.r_max)), heads, head, specs=self.embeddings)
         self.has_phi = isinstance(model, PhiPotential)
-        if self.wanted.polarizability and not self.has_phi:
-            raise InputError(
-                "--compute_polarizability: the model is a bare host, which has no charges. Leave it out, or take a "
-                "model with Φ whose charges or dipoles respond."
-            )
+        for option in ("polarizability", "bec"):
+            if getattr(self.wanted, option) and not self.has_phi:
+                raise InputError(
+                    f"--compute_{option}: the model is a bare host, which has no charges. Leave it out, or take a "
+                    "model with Φ."
+                )
         if self.has_phi and self.wanted.contributions:
             raise InputError(
                 "--return_contributions: the energy of a model with Φ is not a sum over body orders; host_energy and "
@@ -100,6 +103,8 @@ class Predictor:
         )
         if self.wanted.contributions and "contributions" not in output:
             raise InputError("--return_contributions: mace's ScaleShiftMACE does not give them, only its MACE does.")
+        if self.wanted.bec:  # in mace's form: a row an atom
+            output["bec"] = born_effective_charges(self.model, batch).flatten(1)
         return output
 
     def split(self, output: Mapping[str, Any], batch: GraphBatch) -> Iterator[Prediction]:
@@ -119,6 +124,8 @@ class Predictor:
         if self.wanted.node_energies:
             of_atom["node_energy"] = "node_energies"
         atoms = {name: _numbers(output[key]) for key, name in of_atom.items()}
+        if self.wanted.bec:
+            atoms["BEC"] = _numbers(output["bec"])
         if self.wanted.descriptors:
             atoms["descriptors"] = _numbers(self._descriptors(output["node_feats"]))
         whole = {name: _numbers(output[key]) for key, name in of_structure.items()}

@@ -111,8 +111,9 @@ def _run(asked: Asked, command: str) -> Run:
         for weight in (f"{name}_weight" for name in OF_PHI):
             if weight not in asked.given:
                 values[weight] = 0.0
-    if values["swa_dipole_weight"] is None:
-        values["swa_dipole_weight"] = values["dipole_weight"]
+    for weight in ("dipole_weight", "polarizability_weight"):
+        if values[f"swa_{weight}"] is None:
+            values[f"swa_{weight}"] = values[weight]
     if values["name"] is None:
         values["name"] = "unnamed"
     is_named = named_models.is_named(values["model"])

@@ -41,6 +41,7 @@ class Asked:
     skip_bad: bool
     compute_stress: bool
     compute_polarizability: bool
+    compute_bec: bool
     return_contributions: bool
     return_node_energies: bool
     return_descriptors: bool
@@ -96,13 +97,13 @@ def parser() -> argparse.ArgumentParser:
     add("--skip_bad", action="store_true", help="report structures that cannot be evaluated and leave them out")
     add("--compute_stress", action="store_true", help="stress of crystals")
     add("--compute_polarizability", action="store_true", help="polarisability of open structures, e·Å²/V (with Φ)")
+    add("--compute_bec", action="store_true", help="Born effective charges of the atoms, e (with Φ)")
     add("--return_contributions", action="store_true", help="energies by body order (bare hosts of class MACE)")
     add("--return_node_energies", action="store_true", help="energy of each atom")
     add("--return_descriptors", action="store_true", help="the host's node features")
     add("--descriptor_num_layers", type=int, default=-1, help="from the first so many layers; -1: all")
     add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="in place of each atom's")
     add("--descriptor_invariants_only", type=_true_or_false, default=True, help="scalars only")
-    add("--compute_bec", action="store_true", help=argparse.SUPPRESS)
     for option in KEY_OPTIONS:
         name = option.removesuffix("_key")
         text = f"name of the {name} in the file; where not given, that of the run, or {LABELS[name].default_key}"
@@ -122,8 +123,6 @@ def parse(words: Sequence[str] | None = None) -> Asked:
     args, unknown = made.parse_known_args(words)
     if unknown:
         refuse_unknown(PROGRAM, unknown[0].split("=")[0], made)
-    if args.compute_bec:
-        raise InputError("--compute_bec: Born effective charges belong to MACELES; leave it out.")
     for name in ("batch_size", "batch_atoms"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}: expected 1 or more, got {getattr(args, name)}.")
@@ -132,7 +131,7 @@ def parse(words: Sequence[str] | None = None) -> Asked:
             "--descriptor_invariants_only False: cuequivariance orders the components of vectors differently; leave "
             "--enable_cueq out."
         )
-    values = {name: value for name, value in vars(args).items() if name not in (*KEY_OPTIONS, "compute_bec")}
+    values = {name: value for name, value in vars(args).items() if name not in KEY_OPTIONS}
     asked = Asked(**values, keys={option: key for option in KEY_OPTIONS if (key := getattr(args, option))})
     check_prefix(asked.info_prefix, {option.removesuffix("_key"): key for option, key in asked.keys.items()})
     _check_files(asked)

@@ -61,7 +61,7 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{name}_weight", type=float)
     # In mace the weight of dipoles acts only with its dipole losses; here on any, so that it must be asked for.
     parser.set_defaults(**{f"{name}_weight": 0.0 for name in OF_PHI})
-    parser.set_defaults(swa_dipole_weight=None)  # as in stage one
+    parser.set_defaults(swa_dipole_weight=None, swa_polarizability_weight=None)  # as in stage one
 
 
 class _Version(argparse.Action):

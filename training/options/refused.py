@@ -42,7 +42,7 @@ IDLE: dict[str, str] = {
     "les_arguments": "it belongs to MACELES, which has a latent electrostatics of its own",
     "pseudolabel_replay_compute_stress": "it acts with pseudolabel_replay only",
     **dict.fromkeys(("lora_rank", "lora_alpha"), _LORA),
-    **dict.fromkeys(("compute_polarizability", "compute_atomic_dipole", "swa_polarizability_weight"), _DIPOLE_ONLY),
+    **dict.fromkeys(("compute_polarizability", "compute_atomic_dipole"), _DIPOLE_ONLY),
     "compute_stress": "mace_run_train does not read it either: the loss decides whether stress is computed",
     "compute_forces": "forces are always computed; to train on energies alone set forces_weight to 0",
 }

@@ -28,6 +28,9 @@ class Loss(Part):
     swa_stress_weight: float = option("weight of the stresses in stage two")
     swa_virials_weight: float = option("weight of the virials in stage two")
     swa_dipole_weight: float = option("weight of the dipole loss in stage two, as in stage one by default")
+    swa_polarizability_weight: float = option(
+        "weight of the polarisability loss in stage two, as in stage one by default"
+    )
 
     def __post_init__(self) -> None:
         self.expect(ABOVE_ZERO, "huber_delta")

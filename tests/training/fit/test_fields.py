@@ -45,6 +45,7 @@ def test_a_run_and_what_it_says_of_its_structures(tmp_path, capsys):
     assert 0 < rows[-1]["train_term_polarizability"] < 0.5 * rows[0]["train_term_polarizability"]
     line = ["--configs", str(data), "--model", str(folder), "--output", str(tmp_path / "out.xyz")]
     line += ["--errors", str(tmp_path / "errors.json"), "--compute_polarizability", "--external_field_key", "F"]
+    line += ["--compute_bec"]
     line += ["--polarizability_key", "alpha", "--energy_key", "energy", "--forces_key", "forces", "--dipole_key", "mu"]
     assert evaluate.main(line) == 0
     errors, calculator = json.loads((tmp_path / "errors.json").read_text())["errors"], PhiCalculator(folder)
@@ -56,9 +57,21 @@ def test_a_run_and_what_it_says_of_its_structures(tmp_path, capsys):
         np.testing.assert_allclose(atoms.info["MACE_dipole"], calculator.results["dipole"], atol=1e-6)
         alpha = calculator.get_polarizability(atoms)
         np.testing.assert_allclose(np.reshape(atoms.info["MACE_polarizability"], (3, 3)), alpha, atol=1e-6)
+        born = calculator.get_born_effective_charges(atoms)
+        np.testing.assert_allclose(atoms.arrays["MACE_BEC"].reshape(-1, 3, 3), born, atol=1e-6)
         differences.append(alpha - np.reshape(atoms.info["alpha"], (3, 3)))
     rmse, found = np.sqrt(np.mean(np.square(differences))), errors["polarizability"]
     assert found["rmse"] == pytest.approx(rmse, rel=1e-6) and found["unit"] == "e·Å²/V"
+
+
+@pytest.mark.honours("swa_polarizability_weight")
+def test_stage_two_has_its_weight(tmp_path):
+    """With a learning rate of almost zero the term's ratio is its weights'."""
+    given = {"external_field_key": "F", "polarizability_key": "alpha", "polarizability_weight": 2.0, "phi": SQE}
+    given |= {"swa": True, "start_swa": 1, "swa_polarizability_weight": 6.0, "lr": 1e-300, "swa_lr": 1e-300}
+    rows = metrics(train(tmp_path, name="run", train_file=in_fields(tmp_path), max_num_epochs=2, **given))
+    ratio = rows[1]["valid_term_polarizability"] / rows[0]["valid_term_polarizability"]
+    assert ratio == pytest.approx(3.0)
 
 
 def test_the_field_is_what_moves_the_energy(tmp_path):
