@@ -35,7 +35,8 @@ class DatasetInfo:
     train_size : published number of training and validation frames together; None if the split is fixed
     options : preset, mace option -> value
     form : of the files, which decides who reads them: shipped, md22, rmd17, xyz or oe62
-    source, licence, citation : where it is published, and how; of a form that is read for more than one source
+    source : where it is published, for messages, of those that are read from a folder
+    licence, citation : under which, and by whom
     part : number of the published split (rmd17), number of validation frames (oe62)
     xyz : the files of the form xyz
     """

@@ -12,7 +12,8 @@ from ase import Atoms
 from phi_equivariant.inputs.graphs import Graph, graph
 from phi_equivariant.inputs.state import QUANTITIES
 from training import mace_interface
-from training.data.parts import name_of, on_disk
+from training.data.parts import name_of
+from training.data.sequences import on_disk
 from training.data.spool import SpooledGraphs
 from training.quantities import LABELS, TARGETS
 from training.run import HEAD

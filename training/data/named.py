@@ -30,7 +30,13 @@ def _md22(
     name: str, description: str, file: str, formula: str, frames: int, train_size: int, batch_size: int, epochs: int
 ) -> DatasetInfo:
     options = _MD22_OPTIONS | {"batch_size": batch_size, "valid_batch_size": batch_size, "max_num_epochs": epochs}
-    return DatasetInfo(name, description, formula, "PBE+MBD", frames, f"md22_{file}.npz", train_size, options)
+    return DatasetInfo(
+        name, description, formula, "PBE+MBD", frames, f"md22_{file}.npz", train_size, options,
+        licence="not stated by the publisher; cite the paper",
+        citation="S. Chmiela, V. Vassilev-Galindo, O. T. Unke, A. Kabylda, H. E. Sauceda, A. Tkatchenko, K.-R. Müller, "
+        "Accurate global machine learning force fields for molecules with hundreds of atoms, Sci. Adv. 9, eadf0873 "
+        "(2023)",
+    )  # fmt: skip
 
 
 _RMD17 = {
@@ -111,6 +117,9 @@ DATASETS = {
             file=None,
             train_size=None,
             form="shipped",
+            licence="MIT",
+            citation="C. Bannwarth, S. Ehlert, S. Grimme, GFN2-xTB, J. Chem. Theory Comput. 15, 1652 (2019), as "
+            "implemented in tblite",
             # No E0s: the data set brings those of its own level of theory.
             options={
                 "model": "ScaleShiftMACE",

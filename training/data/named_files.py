@@ -1,14 +1,12 @@
 """Data sets by name: MD22, downloaded once, the shipped one, and those that are read from a folder as published."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms, units
+from ase import units
 
 from phi_equivariant.errors import InputError
 from training.data import named_oe62, named_rmd17, named_xyz
@@ -18,7 +16,9 @@ from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport
 from training.data.named import DATASETS, find_dataset, preset
 from training.data.npz import NpzFrames, read_npz
-from training.data.published import ArrayFrames, Found, existing, pick
+from training.data.published import Dataset, existing
+from training.data.sequences import Frames, picked
+from training.quantities import LABELS
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "preset"]
 
@@ -29,42 +29,6 @@ VALID_FRACTION = 0.05  # of MD22's published train + validation sizes
 MD22_URL = "http://www.quantum-machine.org/gdml/repo/datasets/"  # PHI_MD22_URL names a mirror
 SHIPPED = "training.shipped.ala3_gfn2"
 KEYS = {"energy": "E", "forces": "F", "charges": "charges", "dipole": "dipole"}  # of npz files
-_MD22_CITATION = (
-    "S. Chmiela, V. Vassilev-Galindo, O. T. Unke, A. Kabylda, H. E. Sauceda, A. Tkatchenko, K.-R. Müller, Accurate "
-    "global machine learning force fields for molecules with hundreds of atoms, Sci. Adv. 9, eadf0873 (2023)"
-)
-_GFN2_CITATION = (
-    "C. Bannwarth, S. Ehlert, S. Grimme, GFN2-xTB, J. Chem. Theory Comput. 15, 1652 (2019), as implemented in tblite"
-)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set, split.
-
-    Parameters
-    ----------
-    name : name in the registry
-    train, valid, test : sequences of ``ase.Atoms`` with labels under the keys of :data:`training.quantities.LABELS`
-        (eV, eV/Å, e, e·Å), built when they are asked for
-    e0s : energies of the isolated atoms at the same level of theory, atomic number -> eV; None if unknown
-    provenance : source, sha256, licence, citation, split: for JSON
-    reports : label counts of each split
-    test_name : of the test set, where there are further ones
-    further_tests : {name: structures} of these
-    notes : lines for the log
-    """
-
-    name: str
-    train: Sequence[Atoms]
-    valid: Sequence[Atoms]
-    test: Sequence[Atoms]
-    e0s: dict[int, float] | None
-    provenance: dict[str, Any]
-    reports: dict[str, LabelReport]
-    test_name: str = ""
-    further_tests: dict[str, Sequence[Atoms]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def load_dataset(
@@ -111,45 +75,37 @@ def load_dataset(
         found = _load_split_files(info, folder)
     else:
         found = _load_md22(info, folder, Path(cache) if cache else cache_folder(), seed)
-    _shorten(found, {"train": max_train, "valid": max_train, "test": max_test}, seed)
-    found.provenance["split"] |= {split: len(found.frames[split]) for split in SPLITS}
     about = {"dataset": info.name, "description": info.description, "level_of_theory": info.level}
-    return Dataset(
-        info.name,
-        **found.frames,
-        e0s=found.e0s,
-        provenance=about | found.provenance,
-        reports={split: _report(split, found) for split in SPLITS},
-        test_name=found.test_name,
-        further_tests=found.further_tests,
-        notes=found.notes,
-    )
+    found.provenance = {**about, "licence": info.licence, "citation": info.citation, **found.provenance}
+    _shorten(found, {"train": max_train, "valid": max_train, "test": max_test}, seed)
+    found.provenance["split"] |= {split: len(getattr(found, split)) for split in SPLITS}
+    found.reports = {split: _report(split, found) for split in SPLITS}
+    return found
 
 
-def _shorten(found: Found, sizes: dict[str, int | None], seed: int) -> None:
+def _shorten(found: Dataset, sizes: dict[str, int | None], seed: int) -> None:
     """Keep at most so many frames of each set, and let the provenance say so."""
     split = found.provenance["split"]
 
-    def some(frames: Sequence[Atoms], size: int) -> tuple[Sequence[Atoms], np.ndarray]:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(frames))[:size])
-        return pick(frames, chosen), chosen
+    def some(size: int, of: int) -> np.ndarray:
+        return np.sort(np.random.default_rng(seed).permutation(of)[:size])
 
     for name, size in sizes.items():
-        frames = found.frames[name]
+        frames = getattr(found, name)
         if size is None or size >= len(frames):
             continue
-        found.frames[name], chosen = some(frames, size)
+        chosen = some(size, len(frames))
+        setattr(found, name, picked(frames, chosen))
         split[f"{name}_left_out"] = len(frames) - size
         if isinstance(indices := split.get(f"{name}_indices"), list):
             split[f"{name}_indices"] = [indices[i] for i in chosen]
         found.notes.append(f"{name}: {size} of {len(frames)} structures, drawn by the seed")
     if (size := sizes["test"]) is not None:
-        found.further_tests |= {
-            name: some(frames, size)[0] for name, frames in found.further_tests.items() if len(frames) > size
-        }
+        for name, frames in found.further_tests.items():
+            found.further_tests[name] = picked(frames, some(size, len(frames)))
 
 
-def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int) -> Found:
+def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int) -> Dataset:
     assert info.file is not None and info.frames is not None and info.train_size is not None
 
     def check(path: Path) -> dict[str, np.ndarray]:
@@ -176,26 +132,16 @@ def _load_md22(info: DatasetInfo, data_dir: Path | None, cache: Path, seed: int)
         "valid": order[:n_valid],
         "test": order[info.train_size :],
     }
-    frames: dict[str, Sequence[Atoms]] = {
-        split: NpzFrames(arrays, units.kcal / units.mol, chosen) for split, chosen in indices.items()
-    }
-    provenance = {
-        "files": {info.file: digest},
-        "source": url if data_dir is None else str(path),
-        "licence": "not stated by the publisher; cite the paper",
-        "citation": _MD22_CITATION,
-        "split": {
-            "seed": seed,
-            "train_indices": indices["train"].tolist(),
-            "valid_indices": indices["valid"].tolist(),
-            "test_indices": "all other frames",
-        },
-    }
-    return Found(frames, None, provenance, KEYS)
+    source = url if data_dir is None else path
+    found = Dataset.split(
+        NpzFrames(arrays, units.kcal / units.mol), indices, {info.file: digest}, source, KEYS, seed=seed
+    )
+    found.provenance["split"]["test_indices"] = "all other frames"
+    return found
 
 
-def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> Found:
-    frames: dict[str, Sequence[Atoms]] = {}
+def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> Dataset:
+    frames: dict[str, Any] = {}
     digests: dict[str, str] = {}
     e0s: dict[int, float] | None = None
     extra = ("charges", "dipole", "trajectory", "atom_numbers", "atom_energies")
@@ -212,23 +158,18 @@ def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> Found:
         if e0s not in (None, own):
             raise InputError(f"The isolated-atom energies in {path} differ from those in the other files.")
         e0s = own
-    provenance = {
-        "files": digests,
-        "source": SHIPPED if data_dir is None else str(data_dir),
-        "licence": "MIT",
-        "citation": _GFN2_CITATION,
-        "split": {"by": "trajectory"},
-    }
-    return Found(frames, e0s, provenance, KEYS)
+    source = SHIPPED if data_dir is None else str(data_dir)
+    provenance = {"files": digests, "source": source, "split": {"by": "trajectory"}}
+    return Dataset(**frames, e0s=e0s, provenance=provenance, keys=KEYS)
 
 
-def _report(split: str, found: Found) -> LabelReport:
-    frames, sources = found.frames[split], list(found.provenance["files"])
+def _report(split: str, found: Dataset) -> LabelReport:
+    frames, sources = getattr(found, split), list(found.provenance["files"])
     keys = {**found.keys, "total_charge": "(neutral)"}
     own = [name for name in sources if name == f"{split}.npz"]
     notes = [f"total charge: 0 in all {len(frames)} structures", describe_periodicity({0: len(frames)})]
     report = LabelReport(split, own or sources, len(frames), keys=keys, notes=notes)
-    if isinstance(frames, ArrayFrames):
-        report.counts = dict.fromkeys(frames.labels, len(frames))
+    if isinstance(frames, Frames):  # which have the same labels each
+        report.counts = {name: len(frames) for name, label in LABELS.items() if frames and label.within(frames[0])}
         return report
     return report.count(frames, {})

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -11,14 +11,15 @@ from ase.data import atomic_numbers
 
 from phi_equivariant.errors import InputError
 from training.data.dataset_info import DatasetInfo
-from training.data.published import ArrayFrames, Found, digests, existing
+from training.data.published import Dataset, digests, existing
+from training.data.sequences import Frames
 from training.quantities import LABELS
 
 #: Columns of the table: geometries relaxed with PBE in Å, as the text of an xyz file, and PBE0 energies in eV.
 GEOMETRY, ENERGY = "xyz_pbe_relaxed", "total_energy_pbe0_vac_tier2"
 
 
-class MoleculeFrames(ArrayFrames):
+class MoleculeFrames(Frames):
     """Neutral molecules of many kinds with an energy each.
 
     Parameters
@@ -33,30 +34,13 @@ class MoleculeFrames(ArrayFrames):
     def __len__(self) -> int:
         return len(self._molecules)
 
-    @overload
-    def __getitem__(self, item: int) -> Atoms: ...
-
-    @overload
-    def __getitem__(self, item: slice) -> "MoleculeFrames": ...
-
-    def __getitem__(self, item: int | slice) -> "Atoms | MoleculeFrames":
-        if isinstance(item, slice):
-            return MoleculeFrames(self._molecules[item], self._energies[item])
-        numbers, positions = self._molecules[item]
-        about = {LABELS["energy"].canonical: float(self._energies[item]), LABELS["total_charge"].canonical: 0.0}
-        return Atoms(numbers, positions, info=about)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The energy, and the total charge of zero."""
-        return ("energy", "total_charge")
-
-    def pick(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Some of the molecules."""
-        return type(self)([self._molecules[i] for i in indices], self._energies[np.asarray(indices, dtype=np.int64)])
+    def at(self, index: int) -> Atoms:
+        """A row of the table."""
+        about = {LABELS["energy"].canonical: float(self._energies[index]), LABELS["total_charge"].canonical: 0.0}
+        return Atoms(*self._molecules[index], info=about)
 
 
-def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
+def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     """The table, shuffled and split: 50,000 molecules for training, 6,000 for validation, the rest for tests.
 
     These are the sizes of arXiv 2505.14606; its shuffling is another. Its linear fit over the elements is mace's
@@ -79,19 +63,7 @@ def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
     order = np.random.default_rng(seed).permutation(len(frames))
     ends = info.train_size - info.part, info.train_size
     chosen = {"train": order[: ends[0]], "valid": order[ends[0] : ends[1]], "test": order[ends[1] :]}
-    provenance = {
-        "files": digests([path]),
-        "source": str(path),
-        "licence": info.licence,
-        "citation": info.citation,
-        "split": {
-            "seed": seed,
-            **{f"{split}_indices": indices.tolist() for split, indices in chosen.items()},
-        },
-    }
-    return Found(
-        {split: frames.pick(indices) for split, indices in chosen.items()}, None, provenance, {"energy": ENERGY}
-    )
+    return Dataset.split(frames, chosen, digests([path]), path, {"energy": ENERGY}, seed=seed)
 
 
 def _read(path: Path, rows: int | None) -> MoleculeFrames:

@@ -8,14 +8,14 @@ from ase import units
 from phi_equivariant.errors import InputError
 from training.data.dataset_info import DatasetInfo
 from training.data.npz import NpzFrames, read_npz
-from training.data.published import Found, digests, existing
+from training.data.published import Dataset, digests, existing
 
 VALID_FRACTION = 0.05  # of the published training frames
 #: How the files call what MD22 calls E, F, R and z.
 NAMES = {"E": "energies", "F": "forces", "R": "coords", "z": "nuclear_charges"}
 
 
-def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
+def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     """A molecule from the folder ``rmd17`` as it is published, or from one that holds its files.
 
     Parameters
@@ -42,19 +42,9 @@ def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
     order = np.random.default_rng(seed).permutation(chosen["train"])
     n_valid = max(1, round(VALID_FRACTION * len(order)))
     parts = {"train": order[n_valid:], "valid": order[:n_valid], "test": chosen["test"]}
-    provenance = {
-        "files": digests([path, *lists.values()]),
-        "source": str(folder),
-        "licence": info.licence,
-        "citation": info.citation,
-        "split": {
-            "published": info.part,
-            "seed": seed,
-            **{f"{split}_indices": indices.tolist() for split, indices in parts.items()},
-        },
-    }
-    frames = {split: NpzFrames(arrays, units.kcal / units.mol, indices) for split, indices in parts.items()}
-    return Found({**frames}, None, provenance, {"energy": NAMES["E"], "forces": NAMES["F"]})
+    frames = NpzFrames(arrays, units.kcal / units.mol)
+    files, keys = digests([path, *lists.values()]), {"energy": NAMES["E"], "forces": NAMES["F"]}
+    return Dataset.split(frames, parts, files, folder, keys, published=info.part, seed=seed)
 
 
 def _indices(path: Path, frames: int) -> np.ndarray:

@@ -10,12 +10,13 @@ from phi_equivariant.errors import InputError
 from training.data.dataset_info import DatasetInfo
 from training.data.labels import resolve_keys
 from training.data.parts import random_split
-from training.data.published import Found, digests, existing
+from training.data.published import Dataset, digests, existing
+from training.data.sequences import picked
 from training.data.structures import read_structures
 from training.quantities import LABELS
 
 
-def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
+def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     """A data set from the folder that holds its files.
 
     Parameters
@@ -38,26 +39,26 @@ def load(info: DatasetInfo, folder: Path, seed: int) -> Found:
     read = read_structures(train, files.keys, "train").frames
     _check_formula(read, info, train)
     kept, held_out = random_split(len(read), files.valid_fraction, seed)
-    tests = {path.stem.removeprefix("test_"): _test(path, files.keys) for path in (first, *further)}
+    tests: dict[str, Sequence[Atoms]] = {
+        path.stem.removeprefix("test_"): read_structures(path, files.keys, "test").frames for path in (first, *further)
+    }
     name = next(iter(tests))
-    frames = {
-        "train": [read[i] for i in kept],
-        "valid": [read[i] for i in held_out],
-        "test": tests.pop(name),
-    }
     used = [train, first, *further, *([isolated] if isolated else [])]
-    provenance = {
-        "files": digests(used),
-        "source": str(folder),
-        "licence": info.licence,
-        "citation": info.citation,
-        "split": {"seed": seed, "train_indices": kept, "valid_indices": held_out, "test": first.name},
-    }
+    split = {"seed": seed, "train_indices": kept, "valid_indices": held_out, "test": first.name}
     absent = [name for name in files.tests[1:] if folder / name not in further]
     notes = [f"{info.name}: not in {folder}, not tested on: {', '.join(absent)}"] if absent else []
     keys = {name: key for name, key in resolve_keys(files.keys).items() if LABELS[name].within(read[0])}
-    e0s = None if isolated is None else _e0s(isolated, files.keys)
-    return Found(frames, e0s, provenance, keys, name if tests else "", tests, notes)
+    return Dataset(
+        train=picked(read, kept),
+        valid=picked(read, held_out),
+        test=tests.pop(name),
+        e0s=None if isolated is None else _e0s(isolated, files.keys),
+        provenance={"files": digests(used), "source": str(folder), "split": split},
+        keys=keys,
+        test_name=name if tests else "",
+        further_tests=tests,
+        notes=notes,
+    )
 
 
 def _check_formula(frames: Sequence[Atoms], info: DatasetInfo, path: Path) -> None:
@@ -69,10 +70,6 @@ def _check_formula(frames: Sequence[Atoms], info: DatasetInfo, path: Path) -> No
                     f"frame {index} of {path} holds {found.format('hill')}; expected {info.formula}. Is it another "
                     "molecule's file?"
                 )
-
-
-def _test(path: Path, keys: Mapping[str, str]) -> Sequence[Atoms]:
-    return read_structures(path, keys, "test").frames
 
 
 def _e0s(path: Path, keys: Mapping[str, str]) -> dict[int, float]:

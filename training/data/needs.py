@@ -8,7 +8,8 @@ import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.data.parts import HeadFrames, Part, of_head, on_disk
+from training.data.parts import HeadFrames, Part, of_head
+from training.data.sequences import on_disk
 from training.quantities import TARGETS, Label
 from training.run import Head
 from training.run.replay import PT_HEAD

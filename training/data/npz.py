@@ -4,47 +4,33 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self, overload
 
 import numpy as np
 from ase import Atoms
 from ase.formula import Formula
 
 from phi_equivariant.errors import InputError
-from training.data.published import ArrayFrames
+from training.data.sequences import Frames
 from training.quantities import LABELS
 
 
-class NpzFrames(ArrayFrames):
-    """Labelled structures of one neutral molecule; an index gives ``ase.Atoms``, a slice another such sequence.
+class NpzFrames(Frames):
+    """Labelled structures of one neutral molecule.
 
     Parameters
     ----------
     arrays : ``z`` (N,), ``R`` (n, N, 3), ``E`` (n,), ``F`` (n, N, 3); optionally ``charges`` (n, N), ``dipole`` (n, 3)
     to_ev : energy unit of ``E`` and ``F`` in eV; lengths are in Å, charges in e
-    indices : which of the n frames belong to the sequence, in which order; None for all
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], to_ev: float = 1.0, indices: np.ndarray | None = None):
-        self._arrays = arrays
-        self._to_ev = to_ev
-        self._indices = np.arange(len(arrays["E"])) if indices is None else np.asarray(indices)
+    def __init__(self, arrays: Mapping[str, np.ndarray], to_ev: float = 1.0) -> None:
+        self._arrays, self._to_ev = arrays, to_ev
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._arrays["E"])
 
-    @overload
-    def __getitem__(self, item: int) -> Atoms: ...
-
-    @overload
-    def __getitem__(self, item: slice) -> "NpzFrames": ...
-
-    def __getitem__(self, item: int | slice) -> "Atoms | NpzFrames":
-        if isinstance(item, slice):
-            return NpzFrames(self._arrays, self._to_ev, self._indices[item])
-        return self._atoms(self._indices[item])
-
-    def _atoms(self, index: int) -> Atoms:
+    def at(self, index: int) -> Atoms:
+        """A frame of the file."""
         arrays = self._arrays
         atoms = Atoms(arrays["z"], arrays["R"][index].astype(np.float64))
         atoms.info[LABELS["energy"].canonical] = float(arrays["E"][index]) * self._to_ev
@@ -55,15 +41,6 @@ class NpzFrames(ArrayFrames):
         if "dipole" in arrays:
             atoms.info[LABELS["dipole"].canonical] = arrays["dipole"][index].astype(np.float64)
         return atoms
-
-    def pick(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Some of the structures."""
-        return type(self)(self._arrays, self._to_ev, self._indices[np.asarray(indices, dtype=np.int64)])
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the labels that every structure has."""
-        return ("energy", "forces", *(name for name in ("charges", "dipole") if name in self._arrays), "total_charge")
 
 
 def read_npz(

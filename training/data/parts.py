@@ -1,6 +1,5 @@
 """The structures of one head: parts that are in memory or stay on disk, and what was found in them."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,51 +11,10 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import StateCount, StateReader
 from training.data.labels import LabelReport
 from training.data.placing import named_quantities
+from training.data.sequences import on_disk
 from training.run import HEAD, Head
 
-
-class Chain(Sequence[Atoms]):
-    """Several sequences as one; ``name`` is what reports call it."""
-
-    name = ""
-
-    def __init__(self, parts: Iterable[Any]) -> None:
-        self.parts: list[Any] = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, index: Any) -> Any:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part][index - (int(self.ends[part - 1]) if part else 0)]
-
-    def fingerprint(self) -> str:
-        """sha256 of the parts' fingerprints."""
-        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
-
-
-class Picked(Sequence[Atoms]):
-    """Some of the structures of a chain, by their indices."""
-
-    def __init__(self, chain: Chain, indices: Sequence[int]) -> None:
-        self.chain, self.indices = chain, list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.chain[self.indices[index]]
-
-    def fingerprint(self) -> str:
-        """What the chain holds, and which of it."""
-        return f"{self.chain.fingerprint()}{self.indices}"
-
-
-#: Structures in memory, or on disk (``Chain``, ``Picked``).
+#: Structures in memory, or on disk (:mod:`training.data.sequences`).
 Part = Sequence[Atoms]
 
 
@@ -124,19 +82,9 @@ def state_reader(found: Sequence[HeadFrames], read: Iterable[str]) -> StateReade
     return StateReader(keys, seen)
 
 
-def on_disk(part: Part) -> bool:
-    """Whether structures are read from disk each time that they are asked for."""
-    return isinstance(part, Chain | Picked)
-
-
 def of_head(head: Head) -> str:
     """`` of head …`` for messages; nothing where there are no heads."""
     return "" if head.name == HEAD else f" of head {head.name!r}"
-
-
-def picked(part: Part, indices: Sequence[int]) -> Part:
-    """A list of the structures, or a view of those on disk."""
-    return Picked(part, indices) if isinstance(part, Chain) else [part[i] for i in indices]
 
 
 def random_split(size: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

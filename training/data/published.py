@@ -1,56 +1,66 @@
-"""What a published data set gives when it is read, whatever the form of its files."""
+"""A published data set as it is read, whatever the form of its files."""
 
-import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from training.data.fetched import verify
-
-
-class ArrayFrames(Sequence[Atoms]):
-    """Labelled structures that are kept as arrays and built when they are asked for."""
-
-    @property
-    @abc.abstractmethod
-    def labels(self) -> tuple[str, ...]:
-        """Names of the labels that every structure has."""
-
-    @abc.abstractmethod
-    def pick(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Another such sequence of some of the structures, in this order."""
+from training.data.labels import LabelReport
+from training.data.sequences import Frames, picked
 
 
 @dataclass
-class Found:
-    """The files of a data set, read and split.
+class Dataset:
+    """A data set, split.
 
-    frames : {train, valid, test: structures with labels in their canonical places}
-    e0s : energies of the isolated atoms, atomic number -> eV; None if the data set has none
-    provenance : files with their sha256, source, licence, citation, split: for JSON
+    Parameters
+    ----------
+    train, valid, test : sequences of ``ase.Atoms`` with labels under the keys of :data:`training.quantities.LABELS`
+        (eV, eV/Å, e, e·Å), built when they are asked for
+    e0s : energies of the isolated atoms at the same level of theory, atomic number -> eV; None if unknown
+    provenance : files with their sha256, source and split, to which a loader's caller adds what was known before: for
+        JSON
     keys : label -> its name in the files, for the log
     test_name : of the test set, where there are further ones
     further_tests : {name: structures} of these
     notes : lines for the log
+    reports : label counts of each split
     """
 
-    frames: dict[str, Sequence[Atoms]]
+    train: Sequence[Atoms]
+    valid: Sequence[Atoms]
+    test: Sequence[Atoms]
     e0s: dict[int, float] | None
     provenance: dict[str, Any]
     keys: dict[str, str]
     test_name: str = ""
     further_tests: dict[str, Sequence[Atoms]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    reports: dict[str, LabelReport] = field(default_factory=dict)
 
+    @classmethod
+    def split(
+        cls,
+        frames: Frames,
+        indices: Mapping[str, Iterable[int]],
+        files: dict[str, str],
+        source: str | Path,
+        keys: dict[str, str],
+        **about: Any,
+    ) -> Self:
+        """Structures of one sequence, split.
 
-def pick(frames: Sequence[Atoms], indices: Sequence[int] | np.ndarray) -> Sequence[Atoms]:
-    """Some of the structures, in this order."""
-    return frames.pick(indices) if isinstance(frames, ArrayFrames) else [frames[i] for i in indices]
+        frames : all of them; indices : {train, valid, test: which}; files : {name: sha256}; source, keys : as of the
+        class; about : what else is to be known of the split
+        """
+        parts: dict[str, Any] = {split: picked(frames, chosen) for split, chosen in indices.items()}
+        listed = {f"{split}_indices": list(map(int, chosen)) for split, chosen in indices.items()}
+        provenance = {"files": files, "source": str(source), "split": {**about, **listed}}
+        return cls(**parts, e0s=None, provenance=provenance, keys=keys)
 
 
 def existing(folder: Path, names: str | Sequence[str], source: str) -> Path:

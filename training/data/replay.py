@@ -8,7 +8,8 @@ import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.data.parts import HeadFrames, on_disk
+from training.data.parts import HeadFrames
+from training.data.sequences import on_disk
 from training.run import Replay
 from training.run.replay import PT_HEAD
 

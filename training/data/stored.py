@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ase import Atoms
 from phi_equivariant.errors import InputError
 from training import mace_interface
 from training.data.labels import CANONICAL, resolve_keys
-from training.data.parts import Chain
 from training.data.placing import Accepted, LabelPlacer
+from training.data.sequences import Chain, Frames, place_in
 from training.data.stored_files import HDF5, LMDB, stored_files
 from training.quantities import LABELS
 
@@ -55,11 +55,13 @@ def _open(file: Path, *how: Any) -> "_OpenedPerProcess":
         ) from error
 
 
-class _OpenedPerProcess(Sequence[Atoms]):
+class _OpenedPerProcess(Frames):
     """A file whose handle is not shared between processes: neither HDF5's nor LMDB's survives a fork.
 
     Inherited handles are kept, unused, because closing them would disturb the parent's.
     """
+
+    on_disk = True
 
     def __init__(self, path: str | Path, keys: Keys | None = None, accepted: Accepted | None = None) -> None:
         self.path, self.placer = Path(path), LabelPlacer(resolve_keys(keys), accepted)
@@ -83,10 +85,8 @@ class _OpenedPerProcess(Sequence[Atoms]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
 
-    def __getitem__(self, index: Any) -> Any:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+    def at(self, index: int) -> Atoms:
+        """Read it, checked."""
         where = f"structure {index} of {self.path}"
         try:
             atoms = self._read(self.handle(), index, where)
@@ -139,8 +139,8 @@ class Hdf5Frames(_OpenedPerProcess):
         return int(self.ends[-1])
 
     def _read(self, file: h5py.File, index: int, where: str) -> Atoms:
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        stored = file[self.groups[part]][f"config_{index - (int(self.ends[part - 1]) if part else 0)}"]
+        part, within = place_in(self.ends, index)
+        stored = file[self.groups[part]][f"config_{within}"]
         atoms = Atoms(stored["atomic_numbers"][()], stored["positions"][()])
         cell, pbc = _value(stored["cell"]), _value(stored["pbc"])
         if cell is not None:
