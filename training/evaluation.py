@@ -19,13 +19,15 @@ from training import distribution, run_folder
 from training.data.geometry import ALL_PERIODICITIES
 from training.data.heads import own_keys, settings_of
 from training.data.labels import KEY_OPTIONS
+from training.data.placing import Accepted
 from training.data.stream import Census, FrameStream
 from training.fit.file_evaluation import Evaluation
-from training.fit.predictions import Predictor, Wanted
+from training.fit.predictions import Predictor
 from training.options.configuration_file import read_configuration
-from training.options.evaluation import OPENERS, Asked, check_prefix
+from training.options.evaluation import OPENERS, check_prefix
 from training.quantities import TARGETS
 from training.report import tables
+from training.run.evaluation import Asked
 from zoo import load_pretrained, mace_host
 
 logger = logging.getLogger("phi_mace_train")
@@ -149,32 +151,18 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         does not compute; nothing is written then.
     """
     torch.set_default_dtype(getattr(torch, asked.default_dtype))
-    wanted = Wanted(
-        stress=asked.compute_stress,
-        polarizability=asked.compute_polarizability,
-        bec=asked.compute_bec,
-        contributions=asked.return_contributions,
-        node_energies=asked.return_node_energies,
-        descriptors=asked.return_descriptors,
-        descriptor_num_layers=asked.descriptor_num_layers,
-        descriptor_aggregation_method=asked.descriptor_aggregation_method,
-        descriptor_invariants_only=asked.descriptor_invariants_only,
-    )
-    predictor = Predictor(model, asked.device, asked.head, wanted)
+    predictor = Predictor(model, asked.device, asked.head, asked)
     phi = model.phi if isinstance(model, PhiPotential) else None
     reader, trained = reader_of(model), trained_keys(asked)
     check_prefix(asked.info_prefix, trained)
-    stream = FrameStream(
-        asked.configs,
-        predictor.numbers,
-        asked.keys,
+    accepted = Accepted(
+        set(predictor.numbers),
         periodicities=ALL_PERIODICITIES if phi is None else phi.operator.periodicities_with(phi.config),
-        allow_charged=phi is None or phi.operator.carries_charge,
-        embeddings=predictor.embeddings,
-        skip_bad=asked.skip_bad,
-        usual={**trained, **reader.keys},
+        charged=phi is None or phi.operator.carries_charge,
         ions=reader.ions,
+        embeddings=predictor.embeddings,
     )
+    stream = FrameStream(asked.configs, asked.keys, accepted, asked.skip_bad, usual={**trained, **reader.keys})
     census = stream.take_census()
     _check_labels(asked, census)
     for line in census.report.lines():

@@ -26,10 +26,12 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import reader_of
 from phi_equivariant.weights import save_model
 from training import evaluate, evaluation, run_folder
+from training.data.placing import Accepted
 from training.data.stream import FrameStream
-from training.fit.predictions import Predictor, Wanted
+from training.fit.predictions import Predictor
 from training.options.evaluation import parse
 from training.report.error_sums import ErrorSums
+from training.run.evaluation import Wanted
 from zoo.mace_host import accelerated
 
 FORCES_IN_FILE = 6e-9  # ase writes arrays with eight decimals
@@ -124,7 +126,7 @@ def test_forces_before_they_are_rounded(models, structures):
     """In memory: forces to 1e-10 of the calculator's."""
     calculator = models[1]
     predictor = Predictor(calculator.model)
-    frames = list(FrameStream(structures, ELEMENTS, {}))
+    frames = list(FrameStream(structures, {}, Accepted(ELEMENTS)))
     batch = predictor.batch([frame.labelled for frame in frames])
     for frame, (_, arrays) in zip(frames, predictor.split(predictor(batch), batch), strict=True):
         frame.atoms.calc = calculator
@@ -174,10 +176,10 @@ def test_descriptors_of_few_layers_and_of_all_components(bare):
     structure, (scalars, all_components) = ethanol(), (4, 16)
     features = {}
     for name, wanted in {
-        "all": Wanted(descriptors=True, descriptor_invariants_only=False),
-        "first": Wanted(descriptors=True, descriptor_num_layers=1),
-        "mean": Wanted(descriptors=True, descriptor_aggregation_method="mean"),
-        "elements": Wanted(descriptors=True, descriptor_aggregation_method="per_element_mean"),
+        "all": Wanted(return_descriptors=True, descriptor_invariants_only=False),
+        "first": Wanted(return_descriptors=True, descriptor_num_layers=1),
+        "mean": Wanted(return_descriptors=True, descriptor_aggregation_method="mean"),
+        "elements": Wanted(return_descriptors=True, descriptor_aggregation_method="per_element_mean"),
     }.items():
         predictor, atoms = Predictor(bare, wanted=wanted), structure.copy()
         batch = predictor.batch([atoms])
@@ -280,7 +282,7 @@ def test_heads(tmp_path):
     with torch.no_grad():
         host.atomic_energies_fn.atomic_energies[1] -= 1.0
     ase.io.write(tmp_path / "in.xyz", ethanol(), format="extxyz")
-    (frame,) = FrameStream(tmp_path / "in.xyz", ELEMENTS, {})
+    (frame,) = FrameStream(tmp_path / "in.xyz", {}, Accepted(ELEMENTS))
     for head in ("low", "high"):
         predictor = Predictor(host, head=head)
         batch = predictor.batch([frame.labelled])
@@ -331,8 +333,8 @@ def test_bad_frames_are_named_or_left_out(tmp_path, case):
     path = tmp_path / "in.xyz"
     ase.io.write(path, frames, format="extxyz")
     with pytest.raises(InputError, match=rf"frame 1 of {path}.*{message}.*--skip_bad"):
-        FrameStream(path, ELEMENTS, {}, periodicities={0, 3}).take_census()
-    stream = FrameStream(path, ELEMENTS, {}, periodicities={0, 3}, skip_bad=True)
+        FrameStream(path, {}, Accepted(ELEMENTS, periodicities={0, 3})).take_census()
+    stream = FrameStream(path, {}, Accepted(ELEMENTS, periodicities={0, 3}), skip_bad=True)
     census = stream.take_census()
     assert (census.report.frames, census.atoms, list(census.bad)) == (2, 12, [1])
     assert [frame.index for frame in stream] == [0, 2]
@@ -347,12 +349,12 @@ def test_frames_that_ase_cannot_read(tmp_path):
     lines[17] = "Qq 0.0 0.0 0.1"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match=r"frame 1 .* cannot be read.*\*\*\*"):
-        FrameStream(path, ELEMENTS, {}).take_census()
-    stream = FrameStream(path, ELEMENTS, {}, skip_bad=True)
+        FrameStream(path, {}, Accepted(ELEMENTS)).take_census()
+    stream = FrameStream(path, {}, Accepted(ELEMENTS), skip_bad=True)
     assert list(stream.take_census().bad) == [1, 3] and [frame.index for frame in stream] == [0, 2]
     path.write_text("\n".join([*lines, "three atoms follow"]) + "\n")
     with pytest.raises(InputError, match="ase cannot read .*three atoms follow"):
-        FrameStream(path, ELEMENTS, {}, skip_bad=True).take_census()
+        FrameStream(path, {}, Accepted(ELEMENTS), skip_bad=True).take_census()
 
 
 def test_charged_frames_and_the_graph_operator(tmp_path):
@@ -360,21 +362,21 @@ def test_charged_frames_and_the_graph_operator(tmp_path):
     atoms.info["charge"] = -1
     ase.io.write(tmp_path / "in.xyz", atoms, format="extxyz")
     with pytest.raises(InputError, match="frame 0 .*total_charge -1 e.*coulomb"):
-        FrameStream(tmp_path / "in.xyz", ELEMENTS, {}, allow_charged=False).take_census()
+        FrameStream(tmp_path / "in.xyz", {}, Accepted(ELEMENTS, charged=False)).take_census()
 
 
 def test_batches_are_limited_and_read_as_they_are_needed(tmp_path):
     frames = [molecule("H2O")] * 5 + [ethanol()] + [molecule("H2O")]
     path = tmp_path / "in.xyz"
     ase.io.write(path, frames, format="extxyz")
-    sizes = [[len(f.atoms) for f in batch] for batch in FrameStream(path, ELEMENTS, {}).batches(3, 100)]
+    sizes = [[len(f.atoms) for f in batch] for batch in FrameStream(path, {}, Accepted(ELEMENTS)).batches(3, 100)]
     assert sizes == [[3, 3, 3], [3, 3, 9], [3]]
-    sizes = [[len(f.atoms) for f in batch] for batch in FrameStream(path, ELEMENTS, {}).batches(64, 7)]
+    sizes = [[len(f.atoms) for f in batch] for batch in FrameStream(path, {}, Accepted(ELEMENTS)).batches(64, 7)]
     assert sizes == [[3, 3], [3, 3], [3], [9], [3]]
     text = path.read_text().splitlines()
     text[-1] = "O 0.0 ****** 0.1"
     path.write_text("\n".join(text) + "\n")
-    batches = FrameStream(path, ELEMENTS, {}).batches(3, 100)
+    batches = FrameStream(path, {}, Accepted(ELEMENTS)).batches(3, 100)
     assert len(next(batches)) == 3 and len(next(batches)) == 3  # the last frame has not been looked at
     with pytest.raises(InputError, match="frame 6"):
         next(batches)
@@ -436,7 +438,7 @@ def test_models_that_read_other_entries_of_the_frames(tmp_path):
     ase.io.write(tmp_path / "in.xyz", frames, format="extxyz")
     predictor = Predictor(host)
     usual = reader_of(host).keys
-    read = list(FrameStream(tmp_path / "in.xyz", ELEMENTS, {}, embeddings=predictor.embeddings, usual=usual))
+    read = list(FrameStream(tmp_path / "in.xyz", {}, Accepted(ELEMENTS, embeddings=predictor.embeddings), usual=usual))
     batch = predictor.batch([frame.labelled for frame in read])
     assert batch["total_spin"].flatten().tolist() == [1.0, 3.0]
     (one, _), (other, _) = predictor.split(predictor(batch), batch)
@@ -527,8 +529,8 @@ def test_options_that_are_refused(case, tmp_path, monkeypatch):
 def test_what_is_not_there_is_refused(models, structures, tmp_path, capsys):
     model = models[1].model
     for wanted, message in (
-        (Wanted(contributions=True), "--return_contributions"),
-        (Wanted(descriptors=True, descriptor_num_layers=3), "--descriptor_num_layers is 3.*1 to 2"),
+        (Wanted(return_contributions=True), "--return_contributions"),
+        (Wanted(return_descriptors=True, descriptor_num_layers=3), "--descriptor_num_layers is 3.*1 to 2"),
     ):
         with pytest.raises(InputError, match=message):
             Predictor(model, wanted=wanted)
@@ -546,7 +548,7 @@ def test_what_is_not_there_is_refused(models, structures, tmp_path, capsys):
 
 @pytest.mark.usefixtures("double")
 def test_contributions_of_a_class_without_them(bare):
-    predictor = Predictor(bare, wanted=Wanted(contributions=True))
+    predictor = Predictor(bare, wanted=Wanted(return_contributions=True))
     with pytest.raises(InputError, match="--return_contributions.*ScaleShiftMACE"):
         predictor(predictor.batch([ethanol()]))
 
@@ -559,7 +561,7 @@ def test_stress_is_of_crystals_only(bare):
     crystal = distorted(bulk("C", "diamond", a=3.6, cubic=True))
     for atoms in (slab, crystal):
         atoms.info["REF_stress"] = np.zeros((3, 3))
-    predictor = Predictor(bare, wanted=Wanted(stress=True))
+    predictor = Predictor(bare, wanted=Wanted(compute_stress=True))
     batch = predictor.batch([slab, crystal])
     output = predictor(batch)
     (first, _), (second, _) = predictor.split(output, batch)
@@ -626,7 +628,7 @@ def test_periodic_frames_need_a_cell(tmp_path):
     atoms.set_cell(np.diag([4.0, 4.0, 0.0]))
     ase.io.write(tmp_path / "in.xyz", atoms, format="extxyz")
     with pytest.raises(InputError, match="cell of frame 0 .*singular.*pbc T T T"):
-        FrameStream(tmp_path / "in.xyz", ELEMENTS, {}).take_census()
+        FrameStream(tmp_path / "in.xyz", {}, Accepted(ELEMENTS)).take_census()
 
 
 def test_the_command_is_installed():

@@ -19,6 +19,7 @@ from phi_equivariant.weights import save_model
 from training import build as building
 from training import evaluate
 from training import evaluation as evaluating
+from training.data.placing import Accepted
 from training.data.stream import FrameStream
 from training.fit.predict import evaluate as errors_of
 from training.fit.predictions import Predictor
@@ -145,7 +146,7 @@ def test_the_log_tells_of_charges_cells_and_outliers(tmp_path):
     assert "cells: 5 periodic in 3 directions, 15 open" in text
     assert f"frame 4 of {tmp_path / 'train.xyz'} (" in text and text.count("outlying energies") == 1
     keys = {"energy_key": "energy", "forces_key": "forces"}
-    evaluated = "\n".join(FrameStream(tmp_path / "train.xyz", [1, 6, 8], keys).take_census().report.lines())
+    evaluated = "\n".join(FrameStream(tmp_path / "train.xyz", keys, Accepted([1, 6, 8])).take_census().report.lines())
     (line,) = [one for one in text.splitlines() if "outlying" in one]
     assert line.strip() in evaluated
 
@@ -209,7 +210,10 @@ def test_spin_is_read_the_same_way_by_all(tmp_path):
     host = mace_host("4x0e", correlation=1, embedding_specs=specs)
     predictor = Predictor(host)
     stream = FrameStream(
-        tmp_path / "in.xyz", predictor.numbers, {}, embeddings=predictor.embeddings, usual=reader_of(host).keys
+        tmp_path / "in.xyz",
+        {},
+        Accepted(predictor.numbers, embeddings=predictor.embeddings),
+        usual=reader_of(host).keys,
     )
     assert predictor.batch([frame.labelled for frame in stream])["total_spin"].flatten().tolist() == expected
 

@@ -1,16 +1,14 @@
 """Structures of a file one at a time, checked: files of any length are read in constant memory."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.files import check_readable, read_frames
-from training.data.geometry import ALL_PERIODICITIES
 from training.data.labels import LabelReport, resolve_keys
 from training.data.placing import Accepted, LabelPlacer, State, describe_keys, named_quantities
 from training.data.structures import Survey
@@ -43,15 +41,11 @@ class FrameStream:
     """The structures of a file that a model can be evaluated on.
 
     path : any file that ase reads
-    elements : atomic numbers that the model knows
     keys : label name -> key, as mace's options; None for mace's default
-    periodicities : numbers of periodic directions that the model treats
-    allow_charged : whether the model can carry a net charge
-    embeddings : mace's ``embedding_specs`` of the model: entries that every structure must have
+    accepted : what the model can take
     skip_bad : leave unusable frames out instead of refusing the file
     usual : {quantity: key} of the total charge and the like that the model was trained with: where no structure has the
         key, that is not a mistake of the one who evaluates, who has named none
-    ions : whether a total charge must be one that the atoms can have
 
     InputError if there is no such file, or it is empty; while reading, for a frame that cannot be used, unless
     ``skip_bad``.
@@ -60,22 +54,16 @@ class FrameStream:
     def __init__(
         self,
         path: str | Path,
-        elements: Iterable[int],
         keys: Mapping[str, str | None],
-        periodicities: Collection[int] = ALL_PERIODICITIES,
-        allow_charged: bool = True,
-        embeddings: Mapping[str, Mapping[str, Any]] | None = None,
+        accepted: Accepted,
         skip_bad: bool = False,
         usual: Mapping[str, str] | None = None,
-        ions: bool = True,
     ) -> None:
         self.path, self.skip_bad = Path(path), skip_bad
         check_readable(self.path)
         given = resolve_keys(keys)
         self._named = named_quantities(given)
         self.keys = given | {name: key for name, key in (usual or {}).items() if name not in self._named}
-        known = {int(number) for number in elements}
-        accepted = Accepted(known, periodicities, allow_charged, ions=ions, embeddings=embeddings or {})
         self._placer = LabelPlacer(self.keys, accepted)
         self.bad: dict[int, str] = {}
 

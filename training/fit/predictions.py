@@ -1,7 +1,6 @@
 """What a model says of structures, put where mace_eval_configs puts it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from phi_equivariant.planes import is_slab
 from phi_equivariant.potential import run_model
 from phi_equivariant.taps import irreps_of
 from training.data.graphs import GraphMaker
+from training.run.evaluation import Wanted
 
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
 OF_STRUCTURE = {"energy": "energy"}
@@ -32,21 +32,6 @@ WRITTEN = (
 
 #: Values of a structure and values of its atoms, by name.
 Prediction = tuple[dict[str, Any], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which quantities beside energy, forces and those of Φ are written, as mace_eval_configs names them."""
-
-    stress: bool = False
-    polarizability: bool = False
-    bec: bool = False
-    contributions: bool = False
-    node_energies: bool = False
-    descriptors: bool = False
-    descriptor_num_layers: int = -1
-    descriptor_aggregation_method: str | None = None
-    descriptor_invariants_only: bool = True
 
 
 class Predictor:
@@ -71,13 +56,12 @@ class Predictor:
         self.embeddings = getattr(host, "embedding_specs", None) or {}
         self.make = GraphMaker(self.numbers, float(torch.as_tensor(model.r_max)), heads, head, specs=self.embeddings)
         self.has_phi = isinstance(model, PhiPotential)
-        for option in ("polarizability", "bec"):
+        for option in ("compute_polarizability", "compute_bec"):
             if getattr(self.wanted, option) and not self.has_phi:
                 raise InputError(
-                    f"--compute_{option}: the model is a bare host, which has no charges. Leave it out, or take a "
-                    "model with Φ."
+                    f"--{option}: the model is a bare host, which has no charges. Leave it out, or take a model with Φ."
                 )
-        if self.has_phi and self.wanted.contributions:
+        if self.has_phi and self.wanted.return_contributions:
             raise InputError(
                 "--return_contributions: the energy of a model with Φ is not a sum over body orders; host_energy and "
                 "phi_energy are its parts, and are always written."
@@ -85,7 +69,7 @@ class Predictor:
         count = self.wanted.descriptor_num_layers
         taps = model.taps if isinstance(model, PhiPotential) else find_taps(host)
         self.layers = [irreps_of(parts) for parts in taps.values()]  # of the node features
-        if self.wanted.descriptors and count != -1 and not 1 <= count <= len(self.layers):
+        if self.wanted.return_descriptors and count != -1 and not 1 <= count <= len(self.layers):
             raise InputError(
                 f"--descriptor_num_layers is {count}; give 1 to {len(self.layers)}, the number of the model's layers, "
                 "or -1 for all."
@@ -97,13 +81,13 @@ class Predictor:
 
     def __call__(self, batch: GraphBatch) -> dict[str, Any]:
         """The model's output for a batch: forces always, no graph for parameters."""
-        more = {"compute_polarizability": True} if self.wanted.polarizability else {}
+        more = {"compute_polarizability": True} if self.wanted.compute_polarizability else {}
         output = run_model(
-            self.model, batch, training=False, compute_force=True, compute_stress=self.wanted.stress, **more
+            self.model, batch, training=False, compute_force=True, compute_stress=self.wanted.compute_stress, **more
         )
-        if self.wanted.contributions and "contributions" not in output:
+        if self.wanted.return_contributions and "contributions" not in output:
             raise InputError("--return_contributions: mace's ScaleShiftMACE does not give them, only its MACE does.")
-        if self.wanted.bec:  # in mace's form: a row an atom
+        if self.wanted.compute_bec:  # in mace's form: a row an atom
             output["bec"] = born_effective_charges(self.model, batch).flatten(1)
         return output
 
@@ -119,19 +103,19 @@ class Predictor:
             of_atom |= OF_ATOM_WITH_PHI
             if self.model.phi.config.multipoles or self.model.phi.config.polarizable:
                 of_atom["atomic_dipoles"] = "atomic_dipoles"
-        if self.wanted.contributions:
+        if self.wanted.return_contributions:
             of_structure["contributions"] = "BO_contributions"
-        if self.wanted.node_energies:
+        if self.wanted.return_node_energies:
             of_atom["node_energy"] = "node_energies"
         atoms = {name: _numbers(output[key]) for key, name in of_atom.items()}
-        if self.wanted.bec:
+        if self.wanted.compute_bec:
             atoms["BEC"] = _numbers(output["bec"])
-        if self.wanted.descriptors:
+        if self.wanted.return_descriptors:
             atoms["descriptors"] = _numbers(self._descriptors(output["node_feats"]))
         whole = {name: _numbers(output[key]) for key, name in of_structure.items()}
         periodic = batch["pbc"]  # (n_structures, 3)
         partly = {
-            "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.stress else None),
+            "stress": (periodic.all(-1).tolist(), output.get("stress") if self.wanted.compute_stress else None),
             "dipole": ((~periodic.any(-1)).tolist(), output["dipole"] if self.has_phi else None),
             "surface_potential_step": (is_slab(periodic).tolist(), output.get("surface_potential_step")),
             "polarizability": ((~periodic.any(-1)).tolist(), output.get("polarizability")),

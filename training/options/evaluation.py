@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,41 +15,13 @@ from phi_equivariant.errors import InputError
 from training.data.labels import KEY_OPTIONS
 from training.options.parser import refuse_unknown, version
 from training.quantities import LABELS
+from training.run.evaluation import Asked
 
 PROGRAM = "phi-mace-eval"
 EXAMPLE = """example:
   phi-mace-eval --configs in.xyz --model runs/water --output out.xyz --errors errors.json
 """
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by what may stand behind .xyz
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is to be evaluated, and how: the options by their names, and ``keys``, {option: name in the file}."""
-
-    configs: str
-    model: str
-    output: str
-    errors: str | None
-    info_prefix: str
-    device: str
-    default_dtype: str
-    batch_size: int
-    batch_atoms: int
-    head: str | None
-    enable_cueq: bool
-    trust_pickle: bool
-    skip_bad: bool
-    compute_stress: bool
-    compute_polarizability: bool
-    compute_bec: bool
-    return_contributions: bool
-    return_node_energies: bool
-    return_descriptors: bool
-    descriptor_num_layers: int
-    descriptor_aggregation_method: str | None
-    descriptor_invariants_only: bool
-    keys: dict[str, str]
 
 
 class _Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -77,47 +50,26 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Format,
     )
     made.add_argument("--version", action="version", version=version(PROGRAM))
-    add = made.add_argument
-    add("--configs", required=True, help="structures: any file that ase reads")
-    add(
-        "--model",
-        required=True,
-        help="folder of a run, its model.safetensors, a name of the zoo (phi-zoo list), or a mace .model file",
-    )
-    add("--output", required=True, help="extended XYZ: .xyz or .extxyz, also with .gz, .bz2 or .xz behind it")
-    add("--errors", help="JSON file for the errors with respect to the labels in the file")
-    add("--info_prefix", default="MACE_", help="prefix of the names of what is written")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
-    add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
-    add("--batch_size", type=int, default=64, help="most structures in a batch")
-    add("--batch_atoms", type=int, default=5000, help="most atoms in a batch; a larger structure comes alone")
-    add("--head", help="head of the model, where it has several")
-    add("--enable_cueq", action="store_true", help="compute with cuequivariance's kernels, where it is installed")
-    add("--trust_pickle", action="store_true", help="read a .model file: a pickle, which can run any code")
-    add("--skip_bad", action="store_true", help="report structures that cannot be evaluated and leave them out")
-    add("--compute_stress", action="store_true", help="stress of crystals")
-    add("--compute_polarizability", action="store_true", help="polarisability of open structures, e·Å²/V (with Φ)")
-    add("--compute_bec", action="store_true", help="Born effective charges of the atoms, e (with Φ)")
-    add("--return_contributions", action="store_true", help="energies by body order (bare hosts of class MACE)")
-    add("--return_node_energies", action="store_true", help="energy of each atom")
-    add("--return_descriptors", action="store_true", help="the host's node features")
-    add("--descriptor_num_layers", type=int, default=-1, help="from the first so many layers; -1: all")
-    add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="in place of each atom's")
-    add("--descriptor_invariants_only", type=_true_or_false, default=True, help="scalars only")
+    for field in Asked.options():
+        add, default = partial(made.add_argument, f"--{field.name}", help=field.metadata["means"]), field.default
+        if default is dataclasses.MISSING:
+            add(required=True)
+        elif default is False:
+            add(action="store_true")
+        else:
+            kind = _true_or_false if default is True else int if isinstance(default, int) else str
+            add(default=default, type=kind, choices=field.metadata["choices"])
     for option in KEY_OPTIONS:
         name = option.removesuffix("_key")
         text = f"name of the {name} in the file; where not given, that of the run, or {LABELS[name].default_key}"
-        add(f"--{option}", help=text)
+        made.add_argument(f"--{option}", help=text)
     return made
 
 
 def parse(words: Sequence[str] | None = None) -> Asked:
     """Options from the command line (``sys.argv`` by default).
 
-    Raises
-    ------
-    InputError
-        For an unknown option, a value that makes no sense, or files that would overwrite each other.
+    InputError for an unknown option, a value that makes no sense, or files that would overwrite each other.
     """
     made = parser()
     args, unknown = made.parse_known_args(words)
