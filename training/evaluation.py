@@ -12,9 +12,8 @@ import torch
 
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
-from phi_equivariant.files import CONFIG_FILE, WEIGHTS_FILE, write_atomically
+from phi_equivariant.files import write_atomically
 from phi_equivariant.inputs.state import reader_of, set_reader
-from phi_equivariant.weights import load_model
 from training import distribution, run_folder
 from training.data.geometry import ALL_PERIODICITIES
 from training.data.heads import own_keys, settings_of
@@ -23,12 +22,13 @@ from training.data.placing import Accepted
 from training.data.stream import Census, FrameStream
 from training.fit.file_evaluation import Evaluation
 from training.fit.predictions import Predictor
+from training.fit.trained import folder_of, load
 from training.options.configuration_file import read_configuration
 from training.options.evaluation import OPENERS, check_prefix
 from training.quantities import TARGETS
 from training.report import tables
 from training.run.evaluation import Asked
-from zoo import load_pretrained, mace_host
+from zoo import mace_host
 
 logger = logging.getLogger("phi_mace_train")
 NAMED_FRAMES = 20  # of those left out, on the terminal; --errors lists all
@@ -37,38 +37,20 @@ NAMED_FRAMES = 20  # of those left out, on the terminal; --errors lists all
 def read_model(asked: Asked) -> torch.nn.Module:
     """The model of ``--model`` in the precision asked for, on the device asked for.
 
-    Raises
-    ------
-    InputError
-        If it cannot be read, or is a pickle that the user has not said to trust.
+    InputError if it cannot be read, or is a pickle that the user has not said to trust.
     """
     distribution.check_device(asked.device)
-    path = Path(asked.model)
-    named = not path.exists()
-    if path.name in (WEIGHTS_FILE, CONFIG_FILE):
-        path = path.parent
     if asked.enable_cueq:
         mace_host.check_kernels("cueq")
-    if named:
-        model = _of_the_zoo(asked.model, asked.default_dtype)
-    elif path.is_dir():
-        model = load_model(path, dtype=asked.default_dtype)
-    else:
-        model = mace_host.read_model(path, asked.trust_pickle).to(getattr(torch, asked.default_dtype))
+    try:
+        model = load(asked.model, asked.trust_pickle, asked.default_dtype)
+    except InputError as error:
+        raise InputError(f"--model: {error}") from error
     if asked.enable_cueq:
         reader = reader_of(model)
         model = _on_cueq(model, asked.device)
         set_reader(model, reader)
     return model.to(asked.device).eval()
-
-
-def _of_the_zoo(name: str, dtype: str) -> torch.nn.Module:
-    try:
-        return load_pretrained(name, dtype=dtype)
-    except InputError as error:
-        raise InputError(
-            f"--model: there is no {name}. Give the folder of a run, a .model file, or a name of the zoo. {error}"
-        ) from error
 
 
 def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:
@@ -84,13 +66,9 @@ def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:
 def trained_keys(asked: Asked) -> dict[str, str]:
     """{label: key in files} that the run was trained with, where ``--model`` is a run's folder and names no other.
 
-    Raises
-    ------
-    InputError
-        If the run's configuration cannot be read.
+    InputError if the run's configuration cannot be read.
     """
-    folder = Path(asked.model)
-    folder = folder.parent if folder.name in (WEIGHTS_FILE, CONFIG_FILE) else folder
+    folder = folder_of(asked.model)
     folder = folder.parent if folder.name == "stage_one" else folder
     if not (folder / run_folder.CONFIG).is_file():
         return {}
@@ -135,20 +113,13 @@ def _report_bad(bad: Mapping[int, str]) -> None:
 def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     """Write a model's predictions for the structures of ``--configs`` to ``--output``, and the table of errors.
 
-    Parameters
-    ----------
     asked : options as ``parse`` gives them
     model : ``PhiPotential`` or bare host, on the device and in the precision of the options
 
-    Returns
-    -------
-    dict of structures, atoms, seconds, skipped (list of frame and reason) and errors, as ``--errors`` writes it
+    Returns structures, atoms, seconds, skipped (list of frame and reason) and errors, as ``--errors`` writes them.
 
-    Raises
-    ------
-    InputError
-        For structures that cannot be evaluated unless they are skipped, keys that are not there, and what the model
-        does not compute; nothing is written then.
+    InputError for structures that cannot be evaluated unless they are skipped, keys that are not there, and what the
+    model does not compute; nothing is written then.
     """
     torch.set_default_dtype(getattr(torch, asked.default_dtype))
     predictor = Predictor(model, asked.device, asked.head, asked)

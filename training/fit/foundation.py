@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ from phi_equivariant import PhiModule, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import atomic_energies
 from phi_equivariant.quiet import quiet
-from phi_equivariant.weights import load_model
 from training import mace_hosts, mace_interface
 from training.data.heads import read_heads
+from training.fit.trained import load
 from training.run import Host, Phi, Run
-from zoo import list_models, load_pretrained
-from zoo.mace_host import MaceHost, read_model
+from zoo.mace_host import MaceHost
 
 #: Options of the architecture that a trained model's description calls by another name.
 OTHER_NAMES = {
@@ -96,7 +94,7 @@ def read(host: Host, phi: Phi | None) -> Foundation | None:
     if host.foundation_model is None:
         return None
     try:
-        model, trained = _load(host.foundation_model, host.trust_pickle), None
+        model, trained = load(host.foundation_model, host.trust_pickle), None
         if isinstance(model, PhiPotential):
             trained = model.phi
             _check_phi(trained, phi, host.foundation_model)
@@ -110,20 +108,6 @@ def read(host: Host, phi: Phi | None) -> Foundation | None:
     return Foundation(
         str(host.foundation_model), model.to(dtype).eval(), None if trained is None else trained.to(dtype)
     )
-
-
-def _load(name: str, trust_pickle: bool) -> torch.nn.Module:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return load_model(path)
-    if not path.exists() and name in list_models(trained=True):
-        return load_pretrained(name)
-    if not path.exists() and name in mace_interface.names_of_downloads():
-        raise InputError(
-            f"{name} is a model that mace downloads, a pickle without a checksum. Download it yourself (mace's ase "
-            "calculators leave theirs in ~/.cache/mace), and give its path and --trust_pickle."
-        )
-    return read_model(path, trust_pickle)
 
 
 def _check_phi(phi: PhiModule, settings: Phi | None, path: str) -> None:
