@@ -1,7 +1,7 @@
 """The LightningModule of every potential: bare hosts and hosts with Φ train by the same code."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -9,13 +9,11 @@ import torch
 from torch_ema import ExponentialMovingAverage
 
 from phi_equivariant.inputs.graphs import GraphBatch
-from training import distribution
 from training.fit.losses import Objective
 from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
 from training.fit.predict import check_finite, freeze, predict, refuse_loss, unfreeze
 from training.fit.schedules import Schedule, build_schedule
-from training.fit.validation import ValidationSums
-from training.report.error_sums import ErrorSums
+from training.fit.sums import EpochSums
 from training.report.samples import Pairs
 from training.run import HEAD, Optimiser, Stages
 
@@ -52,11 +50,9 @@ class PotentialModule(pl.LightningModule):
         self.valid_loss = float("inf")
         self.plotted: Callable[[], Pairs] | None = None  # what the validation keeps for plots
         self.pairs: Pairs | None = None
-        self._sums: dict[str, torch.Tensor | float] = {}
-        self._steps = 0.0
-        self._errors = ErrorSums()  # of the training structures, as the steps of an epoch met them
+        self._sums = EpochSums()  # of the training structures, as the steps of an epoch met them
         self.heads = heads
-        self._validations: list[ValidationSums] = []
+        self._validations: list[EpochSums] = []
 
     @property
     def objective(self) -> Objective:
@@ -92,7 +88,7 @@ class PotentialModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
         set_training_mode(self._optimizer, True)
-        self._sums, self._steps, self._errors = {}, 0, ErrorSums()
+        self._sums = EpochSums()
         self.row = {"epoch": self.current_epoch, "lr": self.rate}
         if self.stages.swa:
             self.row["stage"] = self.stage
@@ -110,8 +106,7 @@ class PotentialModule(pl.LightningModule):
             loader: Any = self.trainer.train_dataloader
             indices = list(loader.batch_sampler)[batch_index]
             refuse_loss(self.model, output, batch, loader.dataset, indices, self.global_step)
-        self._add(loss.detach(), terms, 1)
-        self._errors.update(output, batch)
+        self._sums.update(output, batch, loss, terms)
         return loss
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
@@ -131,7 +126,7 @@ class PotentialModule(pl.LightningModule):
             self.ema.store()
             self.ema.copy_to()
         self._flags = freeze(self.model)
-        self._validations = [ValidationSums(None if self.plotted is None else self.plotted()) for _ in self.heads]
+        self._validations = [EpochSums(None if self.plotted is None else self.plotted()) for _ in self.heads]
 
     def validation_step(self, batch: GraphBatch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Loss and errors of a batch of one head's set; forces need derivatives here too."""
@@ -143,7 +138,13 @@ class PotentialModule(pl.LightningModule):
         loader = loaders[dataloader_idx]
         check_finite(self.model, output, batch, loader.dataset, loader.batch_sampler.batches[batch_index])
         with torch.no_grad():
-            self._validations[dataloader_idx].update(output, batch, self.objective)
+            loss, terms = self.objective(output, batch)
+            kept = {name: output.get(name) for name in ("pde_residual", "charge_penalty")}
+            others = {name: value.sum() for name, value in kept.items() if value is not None}
+            # mace's value, Σ_batches loss / structures
+            self._validations[dataloader_idx].update(
+                output, batch, loss, terms, batch.num_graphs, **others, loss_mace=loss
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Close the sums. Best weights, patience and plateaus go by mace's value of the last head, as in mace."""
@@ -167,24 +168,16 @@ class PotentialModule(pl.LightningModule):
 
     def finish_row(self) -> None:
         """Close the training sums of an epoch without validation."""
-        if self._sums:
+        if self._sums.weight:
             self._close()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_index: int) -> Any:
         """Batches move themselves."""
         return batch if not batch or batch["positions"].device == device else batch.to(device)
 
-    def _add(self, loss: torch.Tensor, terms: Mapping[str, torch.Tensor], weight: float) -> None:
-        for name, value in {"loss": loss, **{f"term_{name}": term for name, term in terms.items()}}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + weight * value
-        self._steps += weight
-
     def _close(self) -> None:
-        found = distribution.total({"steps": self._steps, **self._sums})
-        steps = found.pop("steps")
-        self.row |= {f"train_{name}": value / steps for name, value in found.items()}
-        self.row |= self._errors.gather().flat("train")
-        self._sums, self._steps, self._errors = {}, 0, ErrorSums()
+        self.row |= {f"train_{name}": value for name, value in self._sums.row()[0].items()}
+        self._sums = EpochSums()
 
     @contextlib.contextmanager
     def weights_to_test(self) -> Iterator[None]:

@@ -36,8 +36,7 @@ class WholeSetModule(PotentialModule):
                 sum_ += part
             total = total + share * loss.detach()
             if self._first:
-                self._add(loss.detach(), terms, share)
-                self._errors.update(output, batch)
+                self._sums.update(output, batch, loss, terms, share)
         self._first, self._gradients = False, gradients
         return torch.as_tensor(total)
 

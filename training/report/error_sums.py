@@ -78,9 +78,9 @@ class ErrorSums:
             table[measure.name] = row
         return table
 
-    def flat(self, prefix: str) -> dict[str, float]:
-        """{prefix_mae_measure: value, prefix_rmse_measure: value}, for the metrics."""
-        return {f"{prefix}_{kind}_{name}": row[kind] for name, row in self.table().items() for kind in ("mae", "rmse")}
+    def flat(self) -> dict[str, float]:
+        """{mae_measure: value, rmse_measure: value}, for the metrics."""
+        return {f"{kind}_{name}": row[kind] for name, row in self.table().items() for kind in ("mae", "rmse")}
 
 
 def _per_atom(pair: torch.Tensor, atoms: torch.Tensor, measure: Measure) -> torch.Tensor:
