@@ -30,17 +30,11 @@ def finish(
 ) -> dict[str, Any]:
     """Test and write the best weights of each stage: those of the last stage are the run's, others go beside them.
 
-    Parameters
-    ----------
-    best : dict
-        {stage: {"epoch"}} of the stages that have best weights.
+    best : {stage: {"epoch"}} of the stages that have best weights
     folders : where they go
-    about : dict
-        ``epochs``, ``parameters``, ``training_seconds`` and ``rows``, the metrics of all epochs.
+    about : ``epochs``, ``parameters``, ``training_seconds`` and ``rows``, the metrics of all epochs
 
-    Returns
-    -------
-    summary of the last stage
+    Returns the summary of the last stage.
     """
     rows = about.pop("rows")
     for stage in sorted(best):

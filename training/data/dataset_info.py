@@ -24,8 +24,6 @@ class XyzFiles:
 class DatasetInfo:
     """What is known of a data set before it is read.
 
-    Parameters
-    ----------
     name : name in the registry
     description : one line
     formula : chemical formula of its one molecule; empty where there are several

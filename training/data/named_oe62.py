@@ -22,8 +22,6 @@ GEOMETRY, ENERGY = "xyz_pbe_relaxed", "total_energy_pbe0_vac_tier2"
 class MoleculeFrames(Frames):
     """Neutral molecules of many kinds with an energy each.
 
-    Parameters
-    ----------
     molecules : (numbers (N,), positions (N, 3) in Å) of each
     energies : (n,) in eV
     """
@@ -46,16 +44,11 @@ def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     These are the sizes of arXiv 2505.14606; its shuffling is another. Its linear fit over the elements is mace's
     ``E0s: average``, which the preset has.
 
-    Parameters
-    ----------
     info : ``file`` is the table, ``frames`` its rows, ``train_size`` the sum of the two first sets, ``part`` the second
     folder : with the file
     seed : of the split
 
-    Raises
-    ------
-    InputError
-        If the file is missing, or is not such a table.
+    InputError if the file is missing, or is not such a table.
     """
     assert info.file is not None and info.train_size is not None
     path = existing(folder, info.file, info.source)

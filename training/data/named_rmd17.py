@@ -18,16 +18,11 @@ NAMES = {"E": "energies", "F": "forces", "R": "coords", "z": "nuclear_charges"}
 def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     """A molecule from the folder ``rmd17`` as it is published, or from one that holds its files.
 
-    Parameters
-    ----------
     info : ``file`` is rmd17_<molecule>.npz, ``part`` the number of the split
     folder : with ``npz_data`` and ``splits`` in it, or the files themselves
     seed : of the validation frames, which are taken from those for training
 
-    Raises
-    ------
-    InputError
-        If a file is missing, or is not what it should be.
+    InputError if a file is missing, or is not what it should be.
     """
     assert info.file is not None
     path = existing(folder, [f"npz_data/{info.file}", info.file], info.source)

@@ -19,16 +19,12 @@ from training.quantities import LABELS
 def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     """A data set from the folder that holds its files.
 
-    Parameters
-    ----------
     info : ``xyz`` names the files, the keys of the labels, and the share of the training file for validation
     folder : with the files
     seed : of the validation frames, which are taken from those for training
 
-    Raises
-    ------
-    InputError
-        If the training file, the one of the isolated atoms or the first test file is missing, or one cannot be used.
+    InputError if the training file, the one of the isolated atoms or the first test file is missing, or one cannot be
+    used.
     """
     files = info.xyz
     assert files is not None

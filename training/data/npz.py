@@ -17,8 +17,6 @@ from training.quantities import LABELS
 class NpzFrames(Frames):
     """Labelled structures of one neutral molecule.
 
-    Parameters
-    ----------
     arrays : ``z`` (N,), ``R`` (n, N, 3), ``E`` (n,), ``F`` (n, N, 3); optionally ``charges`` (n, N), ``dipole`` (n, 3)
     to_ev : energy unit of ``E`` and ``F`` in eV; lengths are in Å, charges in e
     """
@@ -53,8 +51,6 @@ def read_npz(
 ) -> dict[str, np.ndarray]:
     """The arrays of a file with the keys E, F, R, z and those in ``extra``, after checking all of them.
 
-    Parameters
-    ----------
     path : the npz file
     formula : chemical formula that ``z`` must have
     frames : number of frames that the file must have; None for any
@@ -62,11 +58,8 @@ def read_npz(
     unit : energy unit that the file's own ``e_unit``, where it has one, must name
     names : what the file calls E, F, R and z, where it calls them otherwise
 
-    Raises
-    ------
-    InputError
-        if the file is not a complete npz file, lacks a key, or an array has an unexpected shape or a value that is not
-        finite.
+    InputError if the file is not a complete npz file, lacks a key, or an array has an unexpected shape or a value that
+    is not finite.
     """
     called = {key: (names or {}).get(key, key) for key in ("E", "F", "R", "z", *extra)}
     loaded = _load_arrays(path, list(called.values()), unit)

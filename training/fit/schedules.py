@@ -4,60 +4,35 @@ import math
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from training.run import Optimiser
 
 
 class Schedule:
-    """No schedule: schedule-free optimisers and L-BFGS take none, as in mace."""
+    """One of torch's, stepped after each epoch, or none: schedule-free optimisers and L-BFGS take none, as in mace."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
-        """Over the epochs of stage one."""
+    def __init__(self, scheduler: Any = None) -> None:
+        self.scheduler = scheduler
 
     def before_step(self, epochs_left: int) -> None:
         """Change rates from step to step; ``epochs_left`` counts the present epoch."""
 
     def after_epoch(self, valid_loss: float) -> None:
         """Change rates from epoch to epoch."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(metrics=valid_loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
-        return {}
+        return {} if self.scheduler is None else self.scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-
-
-class Plateau(Schedule):
-    """Multiply the rate by ``lr_factor`` when ``scheduler_patience`` epochs brought no better validation loss."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
-        self.scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=part.lr_factor, patience=part.scheduler_patience
-        )
-
-    def after_epoch(self, valid_loss: float) -> None:
-        """Step with the epoch's validation loss."""
-        self.scheduler.step(metrics=valid_loss)
-
-    def state_dict(self) -> dict[str, Any]:
-        """torch's."""
-        return self.scheduler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from torch's."""
-        self.scheduler.load_state_dict(state)
-
-
-class Exponential(Plateau):
-    """Multiply the rate by ``lr_scheduler_gamma`` after each epoch."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> None:
-        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=part.lr_scheduler_gamma)
-
-    def after_epoch(self, valid_loss: float) -> None:
-        """Step."""
-        self.scheduler.step()
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state)
 
 
 class Cosine(Schedule):
@@ -103,14 +78,12 @@ class Cosine(Schedule):
         self.progress, self.base = state["progress"], state["base"]
 
 
-SCHEDULES: dict[str, type[Schedule]] = {
-    "ReduceLROnPlateau": Plateau,
-    "ExponentialLR": Exponential,
-    "CosineAnnealingLR": Cosine,
-}
-
-
 def build_schedule(optimizer: torch.optim.Optimizer, part: Optimiser, epochs: int, steps_per_epoch: int) -> Schedule:
     """The schedule that ``--scheduler`` names, over the epochs of stage one."""
-    kind = SCHEDULES[part.scheduler] if part.scheduled else Schedule
-    return kind(optimizer, part, epochs, steps_per_epoch)
+    if not part.scheduled:
+        return Schedule()
+    if part.scheduler == "CosineAnnealingLR":
+        return Cosine(optimizer, part, epochs, steps_per_epoch)
+    if part.scheduler == "ExponentialLR":
+        return Schedule(ExponentialLR(optimizer, gamma=part.lr_scheduler_gamma))
+    return Schedule(ReduceLROnPlateau(optimizer, factor=part.lr_factor, patience=part.scheduler_patience))

@@ -76,8 +76,6 @@ def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 class Plots(Callback):
     """Draw parity.png of the validation set and learning_curve.png anew after every ``frequency`` epochs.
 
-    Parameters
-    ----------
     folder : of the plots
     history : the run's metrics
     frequency : in epochs
@@ -127,8 +125,6 @@ class Bar(Callback):
 
     Lightning's RichProgressBar has all metrics in the bar's own line, which 80 columns do not hold.
 
-    Parameters
-    ----------
     console : the terminal
     form, heads : as of :func:`training.report.tables.validation_errors`
     """
@@ -188,14 +184,9 @@ class TimeLimit(Callback):
 
     Lightning's Timer stops when the time is over.
 
-    Parameters
-    ----------
-    deadline : float
-        ``time.monotonic()`` at which the run must be over, test included.
-    to_test : int
-        Structures that the final test evaluates.
-    after : float
-        Seconds that writing the results takes.
+    deadline : ``time.monotonic()`` at which the run must be over, test included
+    to_test : structures that the final test evaluates
+    after : seconds that writing the results takes
     """
 
     def __init__(self, deadline: float, to_test: int, after: float = 3.0) -> None:

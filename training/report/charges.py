@@ -21,30 +21,28 @@ POINTS = 1_500  # of an element
 COLOURS = tuple(drawing.COLOURS.values()) + drawing.OTHER_COLOURS
 
 
+@drawing.style()
 def charges_plot(path: Path, charges: ElementCharges, numbers: Sequence[int], title: str) -> None:
     """Write the picture.
 
-    Parameters
-    ----------
     charges : of a set
     numbers : atomic numbers of the model's elements
     title : name of the set
     """
     if charges.predicted:
-        with drawing.style():
-            drawing.save_png(_figure(charges, numbers, title), path)
+        drawing.save_png(_figure(charges, numbers, title), path)
 
 
+@drawing.style()
 def charges_panels(charges: ElementCharges, numbers: Sequence[int], title: str) -> dict[str, str]:
     """{what is drawn: SVG} of the same, panel by panel."""
     found = {}
-    with drawing.style():
-        for name, draw in (("against labels", _against_labels), ("distribution", _distribution)):
-            if charges.labelled or (draw is _distribution and charges.predicted):
-                width, height = _size(charges) if draw is _distribution else (5.6, 3.6)
-                figure, (axis,) = drawing.panels(1, 1, width, height)
-                draw(axis, charges, numbers, title)
-                found[name] = drawing.svg(figure)
+    for name, draw in (("against labels", _against_labels), ("distribution", _distribution)):
+        if charges.labelled or (draw is _distribution and charges.predicted):
+            width, height = _size(charges) if draw is _distribution else (5.6, 3.6)
+            figure, (axis,) = drawing.panels(1, 1, width, height)
+            draw(axis, charges, numbers, title)
+            found[name] = drawing.svg(figure)
     return found
 
 

@@ -18,59 +18,50 @@ Rows = Sequence[Mapping[str, Any]]
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
+@drawing.style()
 def learning_curve(
     path: Path, rows: Rows, form: str, heads: Sequence[str] = (), best: Mapping[int, int] | None = None
 ) -> None:
     """Write losses, errors and, where there is one, the Poisson residual by epoch, in one picture.
 
-    Parameters
-    ----------
     rows : metrics of the epochs
     form : of the error tables, whose kind of error is drawn
     heads : of the run; several have a curve each
     best : {stage: epoch, from 1 on} whose weights were kept
     """
     shown = _of_run(rows, form, heads)
-    if not shown:  # nothing was finite
-        return
-    with drawing.style():
-        figure, axes = drawing.panels(len(shown), 3, *SIZE)
-        for axis, (title, curves) in zip(axes, shown.items(), strict=True):
-            _panel(axis, title, curves, _marks(rows, best))
-        _legend(figure, axes)
-        drawing.save_png(figure, path)
+    if shown:  # else nothing was finite
+        drawing.save_png(_figure(shown, _marks(rows, best)), path)
 
 
+@drawing.style()
 def curve_panels(
     rows: Rows, form: str, heads: Sequence[str] = (), best: Mapping[int, int] | None = None
 ) -> dict[str, str]:
     """{what is drawn: SVG of its panel} of the same."""
-    found = {}
-    with drawing.style():
-        for title, curves in _of_run(rows, form, heads).items():
-            figure, axes = drawing.panels(1, 1, *SIZE)
-            _panel(axes[0], title, curves, _marks(rows, best))
-            _legend(figure, axes)
-            found[title] = drawing.svg(figure)
-    return found
+    marks = _marks(rows, best)
+    panels = _of_run(rows, form, heads)
+    return {title: drawing.svg(_figure({title: curves}, marks)) for title, curves in panels.items()}
 
 
+@drawing.style()
 def comparison_plot(path: Path, metrics: Mapping[str, Rows], forms: Mapping[str, str]) -> None:
     """Write validation errors of several runs by epoch; ``metrics`` is {title: rows}, ``forms`` {title: form}."""
     shown: dict[str, Curves] = {}
     for title, rows in metrics.items():
         for name, curves in _of_run(rows, forms[title], ()).items():
             if "valid" in curves and name != "loss":  # losses of different terms do not compare
-                shown.setdefault(name, {})[title] = curves["valid"]
-    if not shown:
-        return
-    with drawing.style():
-        figure, axes = drawing.panels(len(shown), 3, *SIZE)
-        for axis, (name, curves) in zip(axes, shown.items(), strict=True):
-            _panel(axis, name, curves, {}, list(metrics))
-            axis.set_title(f"validation: {name}", loc="left")
-        _legend(figure, axes)
-        drawing.save_png(figure, path)
+                shown.setdefault(f"validation: {name}", {})[title] = curves["valid"]
+    if shown:
+        drawing.save_png(_figure(shown, {}, list(metrics)), path)
+
+
+def _figure(shown: Mapping[str, Curves], marks: Mapping[str, list[float]], order: Sequence[str] = ()) -> Figure:
+    figure, axes = drawing.panels(len(shown), 3, *SIZE)
+    for axis, (title, curves) in zip(axes, shown.items(), strict=True):
+        _panel(axis, title, curves, marks, order)
+    _legend(figure, axes)
+    return figure
 
 
 def _of_run(rows: Rows, form: str, heads: Sequence[str]) -> dict[str, Curves]:

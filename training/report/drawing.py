@@ -48,7 +48,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """A block in which figures are drawn and saved alike, whatever the user's matplotlibrc says."""
+    """A block, or a function, in which figures are drawn and saved alike, whatever the user's matplotlibrc says."""
     with matplotlib.style.context(["default", _STYLE]):
         yield
 

@@ -27,48 +27,41 @@ Sets = Mapping[str, Mapping[str, Sample]]
 Errors = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def parity_plot(
-    path: Path, sets: Sets, errors: Errors, measures: Sequence[Measure], title: str = "", interaction: bool = False
-) -> None:
+@drawing.style()
+def parity_plot(path: Path, sets: Sets, errors: Errors, measures: Sequence[Measure], interaction: bool = False) -> None:
     """Write all panels in one picture: a row for each quantity, a column for each set.
 
-    Parameters
-    ----------
     sets : samples in eV, Å, e
     errors : of all pairs, as the tables show them
     measures : what is drawn, as far as there are samples of it
-    title : of the whole picture
     interaction : the energies are without those of the isolated atoms, and are shown as they are, not shifted
     """
     shown = [measure for measure in measures if any(measure.name in samples for samples in sets.values())]
     if not shown:
         return
-    with drawing.style():
-        figure, axes = _squares(len(shown), len(sets), 0.35 if title else 0.0)
-        if title:
-            figure.text(LEFT / figure.get_figwidth(), 1 - 0.2 / figure.get_figheight(), title, fontsize=11, va="center")
-        for axis, (measure, name) in zip(axes, itertools.product(shown, sets), strict=True):
-            _panel(axis, name, sets, errors, measure, interaction)
-        drawing.save_png(figure, path)
+    figure, axes = _squares(len(shown), len(sets))
+    for axis, (measure, name) in zip(axes, itertools.product(shown, sets), strict=True):
+        _panel(axis, name, sets, errors, measure, interaction)
+    drawing.save_png(figure, path)
 
 
+@drawing.style()
 def parity_panels(
     sets: Sets, errors: Errors, measures: Sequence[Measure], interaction: bool = False
 ) -> dict[str, dict[str, str]]:
     """{heading of the quantity: {set: SVG of its panel}}."""
     found: dict[str, dict[str, str]] = {}
-    with drawing.style():
-        for measure, name in itertools.product(measures, sets):
-            if measure.name in sets[name]:
-                figure, (axis,) = _squares(1, 1)
-                _panel(axis, name, sets, errors, measure, interaction)
-                found.setdefault(measure.heading, {})[name] = drawing.svg(figure)
+    for measure, name in itertools.product(measures, sets):
+        if measure.name in sets[name]:
+            figure, (axis,) = _squares(1, 1)
+            _panel(axis, name, sets, errors, measure, interaction)
+            found.setdefault(measure.heading, {})[name] = drawing.svg(figure)
     return found
 
 
-def _squares(rows: int, columns: int, above: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A figure of square axes, row by row, with so many inches above them."""
-    width, height = WIDTH * columns, HEIGHT * rows + above
+def _squares(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of square axes, row by row."""
+    width, height = WIDTH * columns, HEIGHT * rows
     figure = Figure(figsize=(width, height))
     places = [
         ((WIDTH * column + LEFT) / width, (HEIGHT * (rows - 1 - row) + BOTTOM) / height, SIDE / width, SIDE / height)

@@ -35,8 +35,6 @@ def attempted(what: str) -> Iterator[None]:
 class Watched:
     """What is kept of the predictions for one set of structures.
 
-    Parameters
-    ----------
     form : of the error tables
     isolated : as of :class:`training.report.samples.Pairs`
     """

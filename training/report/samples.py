@@ -96,11 +96,8 @@ class Sample:
 class Pairs:
     """Samples of the quantities that are drawn, of one set.
 
-    Parameters
-    ----------
     names : of the measures
-    isolated : function or None
-        From a batch to the energies (n_structures,) of its isolated atoms in eV, which the energies are without.
+    isolated : from a batch to the energies (n_structures,) of its isolated atoms in eV, which the energies are without
     kept : pairs of a measure at most
     """
 

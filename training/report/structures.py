@@ -57,8 +57,6 @@ def view(
 ) -> dict[str, Any]:
     """What the viewer draws of one structure, as plain numbers.
 
-    Parameters
-    ----------
     name, why : what it is called, and why it is shown
     graph : with mace's keys
     output : the model's, of which charges (e) and potential (V) are shown where they are

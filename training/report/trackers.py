@@ -22,21 +22,13 @@ def open_trackers(
 ) -> list[WandbLogger | TensorBoardLogger]:
     """The trackers that the options ask for.
 
-    Parameters
-    ----------
-    output
-        Which trackers.
-    values
-        {option: value}, of which Weights and Biases records those that were named.
-    resolved
-        The options as a file would have them, for the run's record.
-    folder : Path
-        The run's: TensorBoard's files are in ``tensorboard/``, those of Weights and Biases too unless ``wandb_dir``
-        says otherwise. The id of the run there is kept, so that ``--restart_latest`` goes on with the same one.
+    output : which trackers
+    values : {option: value}, of which Weights and Biases records those that were named
+    resolved : the options as a file would have them, for the run's record
+    folder : the run's: TensorBoard's files are in ``tensorboard/``, those of Weights and Biases too unless
+        ``wandb_dir`` says otherwise. The id of the run there is kept, so that ``--restart_latest`` goes on with it.
 
-    Returns
-    -------
-    list of lightning loggers
+    Returns the loggers of Lightning.
     """
     opened: list[WandbLogger | TensorBoardLogger] = []
     if output.wandb:
