@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
@@ -176,7 +175,6 @@ class _Epochs(pl.Callback):
 
 
 def _write_start(run: Run, data: RunData, folder: Path) -> None:
-    text = yaml.safe_dump(run.resolved(), sort_keys=True, allow_unicode=True)
-    write_atomically(folder / run_folder.CONFIG, lambda path: path.write_text(text))
+    write_atomically(folder / run_folder.CONFIG, lambda path: path.write_text(run.as_yaml()))
     provenance = json.dumps({**data.provenance, "sha256": data.digest, "mace": mace_interface.version()}, indent=1)
     write_atomically(folder / run_folder.DATA, lambda path: path.write_text(provenance))

@@ -1,12 +1,15 @@
 """What a run leaves when training is over: the best weights, their errors on all sets, pictures and a page."""
 
 import logging
+import platform
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from ase.data import chemical_symbols
 
+from phi_equivariant.config import PhiConfig
 from phi_equivariant.weights import save_model
 from training import distribution, mace_model, run_folder
 from training.build import Built, describe
@@ -14,14 +17,17 @@ from training.data.graphs import name_in
 from training.data.run_data import RunData
 from training.fit import checkpoints
 from training.fit.predict import evaluate, evaluate_one, isolated_energies
-from training.report import settings
 from training.report.page import Table
 from training.report.pictures import Shown, Watched, attempted, write_pictures, write_report
 from training.report.tables import error_rows, print_table, write_errors
-from training.run import Run
+from training.run import PARTS, Phi, Run
 from training.run_folder import Folders
 
 logger = logging.getLogger("phi_mace_train")
+#: On the page: settings of Φ that a reader asks for first; options that are said elsewhere; what trained the model.
+SHOWN_ALWAYS = ("operator", "poisson", "charge_model")
+NOT_OF_THE_MODEL = {"phi", "no_phi", "config", "restart_latest"}
+PACKAGES = ("phi-equivariant", "mace-torch", "torch", "e3nn", "lightning")
 PICTURE_SECONDS = 8.0  # at most, for the pictures and the page of a stage
 
 
@@ -142,8 +148,31 @@ def _about(run: Run, data: RunData, summary: Mapping[str, Any], rows: list[dict[
         "subtitle": describe(run.host, run.phi),
         "command": run.command,
         "facts": facts,
-        "versions": settings.versions(),
+        "versions": {
+            "Python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
         "data": data.lines,
-        "settings": settings.changed(run),
-        "configuration": settings.whole(run),
+        "settings": changed_settings(run),
+        "configuration": run.as_yaml(),
     }
+
+
+def changed_settings(run: Run) -> dict[str, dict[str, Any]]:
+    """{title: {setting: value}}: Φ's first, then by part the options that were given another value than the default."""
+    found: dict[str, dict[str, Any]] = {}
+    if run.phi is not None:
+        default = Phi(config=PhiConfig()).section()
+        section = run.phi.section()
+        found["Φ"] = {
+            name: value for name, value in section.items() if name in SHOWN_ALWAYS or value != default.get(name)
+        }
+    resolved = run.resolved()
+    for name, (_, title) in PARTS.items():
+        values = getattr(run, name).values()
+        own = {
+            option: resolved.get(option, values[option]) for option in values if option in run.given - NOT_OF_THE_MODEL
+        }
+        if own:
+            found[title] = own
+    return found

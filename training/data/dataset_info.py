@@ -28,10 +28,10 @@ class DatasetInfo:
     description : one line
     formula : chemical formula of its one molecule; empty where there are several
     level : level of theory of the labels
+    options : preset, mace option -> value
     frames : number of frames in the published file; None for any
     file : published file name; None if the data set comes in split files
     train_size : published number of training and validation frames together; None if the split is fixed
-    options : preset, mace option -> value
     form : of the files, which decides who reads them: shipped, md22, rmd17, xyz or oe62
     source : where it is published, for messages, of those that are read from a folder
     licence, citation : under which, and by whom
@@ -43,10 +43,10 @@ class DatasetInfo:
     description: str
     formula: str
     level: str
-    frames: int | None
-    file: str | None
-    train_size: int | None
     options: dict[str, Any]
+    frames: int | None = None
+    file: str | None = None
+    train_size: int | None = None
     form: str = "md22"
     source: str = ""
     licence: str = ""

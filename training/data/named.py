@@ -31,7 +31,7 @@ def _md22(
 ) -> DatasetInfo:
     options = _MD22_OPTIONS | {"batch_size": batch_size, "valid_batch_size": batch_size, "max_num_epochs": epochs}
     return DatasetInfo(
-        name, description, formula, "PBE+MBD", frames, f"md22_{file}.npz", train_size, options,
+        name, description, formula, "PBE+MBD", options, frames, f"md22_{file}.npz", train_size,
         licence="not stated by the publisher; cite the paper",
         citation="S. Chmiela, V. Vassilev-Galindo, O. T. Unke, A. Kabylda, H. E. Sauceda, A. Tkatchenko, K.-R. Müller, "
         "Accurate global machine learning force fields for molecules with hundreds of atoms, Sci. Adv. 9, eadf0873 "
@@ -59,9 +59,7 @@ def _rmd17(molecule: str, formula: str) -> DatasetInfo:
         description=f"revised MD17: {molecule}, published split 1; rmd17_{molecule}_2 to _5 are the others",
         formula=formula,
         level="PBE/def2-SVP",
-        frames=None,
         file=f"rmd17_{molecule}.npz",
-        train_size=None,
         options=_MD22_OPTIONS | {"batch_size": 5, "valid_batch_size": 10, "max_num_epochs": 1000},
         form="rmd17",
         source="the archive rmd17 (figshare, doi 10.6084/m9.figshare.12672038)",
@@ -84,7 +82,7 @@ def _botnet(
     name: str, description: str, formula: str, level: str, folder: str, train: str, tests: tuple[str, ...], atoms: str
 ) -> DatasetInfo:
     return DatasetInfo(
-        name, description, formula, level, None, None, None, _BOTNET_OPTIONS,
+        name, description, formula, level, _BOTNET_OPTIONS,
         form="xyz",
         source=f"{folder} of github.com/davkovacs/BOTNet-datasets",
         licence="MIT",
@@ -113,9 +111,6 @@ DATASETS = {
             description="tetrapeptide Ac-Ala3-NHMe at 500 K with charges and dipoles, comes with the project",
             formula="C12H22N4O4",
             level="GFN2-xTB",
-            frames=None,
-            file=None,
-            train_size=None,
             form="shipped",
             licence="MIT",
             citation="C. Bannwarth, S. Ehlert, S. Grimme, GFN2-xTB, J. Chem. Theory Comput. 15, 1652 (2019), as "
@@ -175,9 +170,6 @@ DATASETS = {
             description="dipeptides of SPICE with dipoles and MBIS charges; its validation file is the test set",
             formula="",
             level="ωB97M-D3(BJ)/def2-TZVPPD",
-            frames=None,
-            file=None,
-            train_size=None,
             options=_MD22_OPTIONS
             | {"energy_weight": 10.0, "forces_weight": 1000.0, "lr": 0.01}
             | {"batch_size": 4, "valid_batch_size": 4, "max_num_epochs": 300},

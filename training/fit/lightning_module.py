@@ -10,9 +10,8 @@ from torch_ema import ExponentialMovingAverage
 
 from phi_equivariant.inputs.graphs import GraphBatch
 from training.fit.losses import Objective
-from training.fit.optimisers import build_optimizer, set_rates, set_training_mode
+from training.fit.optimisers import Schedule, build_optimizer, build_schedule, set_rates, set_training_mode
 from training.fit.predict import check_finite, freeze, predict, refuse_loss, unfreeze
-from training.fit.schedules import Schedule, build_schedule
 from training.fit.sums import EpochSums
 from training.report.samples import Pairs
 from training.run import HEAD, Optimiser, Stages

@@ -145,7 +145,7 @@ def _without_phi(asked: Asked, run: Run) -> list[str]:
 
 def _phi(asked: Asked) -> Phi | None:
     """The ``phi:`` section of a run, or None for the bare host."""
-    from training.options import named_models, phi_section, trained_phi
+    from training.options import named_models, phi_section
 
     values, section = asked.values, asked.file.section
     if values["no_phi"] and (values["phi"] or (section is not None and not asked.no_phi)):
@@ -158,7 +158,7 @@ def _phi(asked: Asked) -> Phi | None:
     if values["compare"] and (values["phi"] or section is not None):
         raise InputError("--compare chooses the settings of Φ for its rows itself: leave --phi and phi: out.")
     has_section = asked.file.has_section
-    trained = {} if values["compare"] else trained_phi.section_of(values["foundation_model"])
+    trained = {} if values["compare"] else phi_section.of_trained_model(values["foundation_model"])
     wanted = values["dataset"] or has_section or values["phi"] or named_models.is_named(values["model"]) or trained
     if values["no_phi"] or (has_section and section is None) or not wanted:
         return None

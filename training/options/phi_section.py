@@ -1,4 +1,4 @@
-"""The ``phi:`` section of a configuration: PhiConfig's fields and the weights of its loss terms, strictly checked."""
+"""The ``phi:`` section, from a file, the command line or a trained model: strictly checked."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -13,10 +14,17 @@ import yaml
 
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError, did_you_mean
+from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, read_json
+from training.options.configuration_file import read_configuration
 from training.run import Phi
+from training.run_folder import CONFIG
+from zoo.store.catalogue import list_models
+from zoo.store.find import locate
 
 #: Numbers that YAML takes for text, because it wants 1.0e+2; mace's own options take them as they are.
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+#: Keys of a trained model that say how Φ is trained and go with its fields; the others belong to one run.
+WEIGHTS = ("pde_weight", "net_charge_weight")
 
 
 @functools.cache
@@ -113,4 +121,28 @@ def from_command_line(assignments: Iterable[str]) -> dict[str, Any]:
             section[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--phi: {word!r} has no valid value ({getattr(error, 'problem', error)}).") from error
+    return section
+
+
+def of_trained_model(model: str | None) -> dict[str, Any]:
+    """Settings of the Φ that a trained model has and the weights of its loss terms; empty where it has none.
+
+    ``model`` is what ``--foundation_model`` names. What cannot be read is not judged here: loading it says why.
+    """
+    if model is None:
+        return {}
+    folder = Path(model).expanduser()
+    try:
+        if not folder.exists() and model in list_models(trained=True):
+            folder = locate(model)
+        if not (folder / CONFIG_FILE).is_file():
+            return {}
+        saved = read_json(folder / CONFIG_FILE, CONFIG_LIMIT)
+        section = dict(saved["phi"]["config"]) if saved.get("phi") else {}
+        if section and (folder / CONFIG).is_file():
+            trained = read_configuration(folder / CONFIG).section or {}
+            section |= {name: trained[name] for name in WEIGHTS if trained.get(name)}
+    except (InputError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
+    section.pop("init", None)  # where a fresh Φ would start: this one is trained
     return section

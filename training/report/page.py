@@ -35,7 +35,7 @@ class Page:
     parity : {quantity: {set: SVG}}; not_drawn : sets that are not among them;
     charges : {what is drawn: SVG}; charge_table : None without charges;
     worst : tables of structures, the shown set's first; structures : of :func:`training.report.structures.view`;
-    left_out : structures that are too large to show; settings : of :func:`training.report.settings.changed`;
+    left_out : structures that are too large to show; settings : of changed ones, {title: {setting: value}};
     configuration : all of them as YAML
     """
 

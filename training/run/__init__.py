@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Self
 
+import yaml
+
 from phi_equivariant.errors import InputError
 from training.quantities import OF_PHI
 from training.run.data import Data, Head
@@ -109,6 +111,10 @@ class Run:
             if not isinstance(value, bool | int | float | str | list | dict):
                 plain[key] = str(value)
         return {**plain, "phi": None if self.phi is None else self.phi.section()}
+
+    def as_yaml(self) -> str:
+        """The same as text, as config.yaml has it."""
+        return yaml.safe_dump(self.resolved(), sort_keys=True, allow_unicode=True)
 
     def __post_init__(self) -> None:
         if self.phi is None:

@@ -31,8 +31,8 @@ from training.data.graphs import GraphMaker
 from training.data.order import EpochOrder
 from training.data.parts import random_split
 from training.fit.lightning_module import PotentialModule
+from training.fit.optimisers import Cosine
 from training.fit.predict import predict
-from training.fit.schedules import Cosine
 from training.quantities import LABELS, TARGETS
 
 
