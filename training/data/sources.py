@@ -41,7 +41,7 @@ class HeadReader:
         selects = head.name == PT_HEAD and self.replay.selects
         if selects:
             check_downloaded()
-        train, e0s, keys = self._read(head, head.train_files, "train", frames, keep=head.keep_isolated_atoms)
+        train, e0s, keys = self._read(frames, head.train_files, "train", keep=head.keep_isolated_atoms)
         if selects:
             chosen_elements = read_value("atomic_numbers", self.data.atomic_numbers)
             train = [picked(train[0], select(train[0], chosen_elements, self.replay, self.seed))]
@@ -49,7 +49,7 @@ class HeadReader:
                 atoms.info["config_weight"] = self.replay.weight_pt_head
         if head.valid_files:
             # Only in training are isolated atoms taken out, as in mace.
-            valid, _, _ = self._read(head, head.valid_files, "valid", frames, keep=True)
+            valid, _, _ = self._read(frames, head.valid_files, "valid")
             provenance["valid_file"] = _shown(head.valid_files)
         else:
             # mace can split files that it reads whole only, and so they are split where there are any.
@@ -72,7 +72,7 @@ class HeadReader:
         """Put a head's test sets in their place: files by config_type, as in mace, then those of ``test_dir``."""
         head = frames.head
         if head.test_files:
-            parts, _, keys = self._read(head, head.test_files, "test", frames, keep=True, elements=elements)
+            parts, _, keys = self._read(frames, head.test_files, "test", elements=elements)
             check_test(parts, head, self.needs, _shown(head.test_files), keys)
             frames.provenance["test_file"] = _shown(head.test_files)
             by_type: dict[str, list[Atoms]] = {}
@@ -87,22 +87,22 @@ class HeadReader:
             frames.provenance["test_dir"] = str(head.test_dir)
             for name, files in test_sets_of_folder(head.test_dir, self.data.multi_processed_test).items():
                 several = name if len(self.names) == 1 else f"{name}_{head.name}"
-                frames.tests[several], keys = self._stored(head, files, "test", frames, elements)
+                frames.tests[several], keys = self._stored(frames, files, "test", elements)
                 check_test([frames.tests[several]], head, self.needs, _shown(files), keys)
 
     def _read(
         self,
-        head: Head,
+        frames: HeadFrames,
         files: Sequence[str],
         split: str,
-        frames: HeadFrames,
-        keep: bool,
+        keep: bool = True,
         elements: Sequence[int] | None = None,
     ) -> tuple[list[Part], dict[int, float], str]:
         """Parts of a split: files that ase reads as one list, then each that stays on disk.
 
         Returns them, the E0s of isolated atoms, and a sentence with the keys of the first structure.
         """
+        head = frames.head
         for file in files:
             if not Path(file).exists():
                 raise InputError(f"--{split}_file: there is no {file}{of_head(head)}. Correct the path.")
@@ -124,7 +124,7 @@ class HeadReader:
             keys = f"The keys of the first one are {read.first_keys}."
         for file in files:
             if is_stored(file):
-                part, labels = self._stored(head, [file], split, frames, elements)
+                part, labels = self._stored(frames, [file], split, elements)
                 parts.append(part)
                 keys = keys or labels
         return parts, e0s, keys
@@ -147,9 +147,10 @@ class HeadReader:
         return own
 
     def _stored(
-        self, head: Head, files: Sequence[str | Path], split: str, frames: HeadFrames, elements: Sequence[int] | None
+        self, frames: HeadFrames, files: Sequence[str | Path], split: str, elements: Sequence[int] | None
     ) -> tuple[Chain, str]:
         """Structures that stay on disk, a sample of them checked, and a sentence that names the labels in it."""
+        head = frames.head
         accepted = replace(self.accepted, elements=set(elements or head.atomic_numbers or ()) or None)
         parts = [open_stored(file, head.keys, accepted) for file in files]
         stored = parts[0] if len(parts) == 1 else Chain(parts)

@@ -1,10 +1,11 @@
 """Structures that stay on disk: HDF5 files of mace_prepare_data and LMDB databases, read one at a time."""
 
+import contextlib
 import hashlib
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,20 @@ def open_stored(path: str | Path, keys: Keys | None = None, accepted: Accepted |
 
 
 def _open(file: Path, *how: Any) -> "_OpenedPerProcess":
-    kind = Hdf5Frames if file.suffix.lower() in HDF5 else LmdbFrames
-    try:
+    kind, name = (Hdf5Frames, "HDF5") if file.suffix.lower() in HDF5 else (LmdbFrames, "LMDB")
+    with _reading(f"{file} cannot be read as {name}"):
         return kind(file, *how)
+
+
+@contextlib.contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """A block in which the two libraries raise whatever their parsers meet in a damaged file: an InputError, then."""
+    try:
+        yield
     except InputError:
         raise
-    except Exception as error:  # the two libraries raise whatever their parsers meet
-        format_name = "HDF5" if kind is Hdf5Frames else "LMDB"
-        raise InputError(
-            f"{file} cannot be read as {format_name}: {type(error).__name__}: {error}. Is the file complete?"
-        ) from error
+    except Exception as error:
+        raise InputError(f"{failure}: {type(error).__name__}: {error}. Is the file complete?") from error
 
 
 class _OpenedPerProcess(Frames):
@@ -88,13 +93,8 @@ class _OpenedPerProcess(Frames):
     def at(self, index: int) -> Atoms:
         """Read it, checked."""
         where = f"structure {index} of {self.path}"
-        try:
+        with _reading(f"{where} cannot be read"):
             atoms = self._read(self.handle(), index, where)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the two libraries meet in a damaged file
-            what = f"{where} cannot be read: {type(error).__name__}: {error}"
-            raise InputError(f"{what}. Is the file complete?") from error
         self.placer.accepted.check_entries(atoms, where)
         return atoms
 

@@ -11,7 +11,7 @@ from torch_ema import ExponentialMovingAverage
 from phi_equivariant.inputs.graphs import GraphBatch
 from training.fit.losses import Objective
 from training.fit.optimisers import Schedule, build_optimizer, build_schedule, set_rates, set_training_mode
-from training.fit.predict import check_finite, freeze, predict, refuse_loss, unfreeze
+from training.fit.predict import check_finite, frozen, predict, refuse_loss
 from training.fit.sums import EpochSums
 from training.report.samples import Pairs
 from training.run import HEAD, Optimiser, Stages
@@ -52,6 +52,7 @@ class PotentialModule(pl.LightningModule):
         self._sums = EpochSums()  # of the training structures, as the steps of an epoch met them
         self.heads = heads
         self._validations: list[EpochSums] = []
+        self._validating = contextlib.ExitStack()
 
     @property
     def objective(self) -> Objective:
@@ -121,10 +122,8 @@ class PotentialModule(pl.LightningModule):
         """Close the epoch's training sums and go over to the averaged weights."""
         self._close()
         set_training_mode(self._optimizer, False)
-        if self.ema is not None:
-            self.ema.store()
-            self.ema.copy_to()
-        self._flags = freeze(self.model)
+        self._validating.enter_context(self.weights_to_test())
+        self._validating.enter_context(frozen(self.model))
         self._validations = [EpochSums(None if self.plotted is None else self.plotted()) for _ in self.heads]
 
     def validation_step(self, batch: GraphBatch, batch_index: int, dataloader_idx: int = 0) -> None:
@@ -155,10 +154,7 @@ class PotentialModule(pl.LightningModule):
                 self.row |= {f"valid_{head}_{name}": value for name, value in row.items()}
         self.row |= {f"valid_{name}": value for name, value in row.items()}
         self.valid_loss, self.errors, self.pairs = row["loss_mace"], found.errors, found.pairs
-        unfreeze(self.model, self._flags)
-        if self.ema is not None:
-            self.ema.restore()
-            self.ema.collected_params = None
+        self._validating.close()
 
     def on_train_epoch_end(self) -> None:
         """Step the schedule."""

@@ -1,6 +1,7 @@
 """Predictions of a model for batches, and their errors over a set."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -52,11 +53,9 @@ def evaluate(
     ``outputs`` : which of forces, virials, stress and polarizability the model computes; ``watchers`` look at all
     predictions too; ``on_batch`` is called with the number of structures of each batch.
     """
-    model.eval()
     errors = ErrorSums()
-    flags = freeze(model)
     batches: Any = loader.batch_sampler  # of every loader of a run
-    try:
+    with frozen(model):
         for indices, batch in zip(batches, loader, strict=True):
             if not batch:  # this process's share is a batch shorter than others'
                 continue
@@ -68,8 +67,6 @@ def evaluate(
                 watcher.update(output, batch, list(indices))
             if on_batch is not None:
                 on_batch(batch.num_graphs)
-    finally:
-        unfreeze(model, flags)
     for watcher in watchers:
         watcher.gather()
     return errors.gather()
@@ -79,13 +76,8 @@ def evaluate_one(
     model: torch.nn.Module, dataset: Any, index: int, outputs: Mapping[str, bool], device: torch.device | str
 ) -> dict[str, torch.Tensor | None]:
     """What a model says of one structure of a set."""
-    model.eval()
-    batch = collate([dataset[index]]).to(device)
-    flags = freeze(model)
-    try:
-        return predict(model, batch, outputs)
-    finally:
-        unfreeze(model, flags)
+    with frozen(model):
+        return predict(model, collate([dataset[index]]).to(device), outputs)
 
 
 def check_finite(
@@ -156,14 +148,14 @@ def predict(
     )
 
 
-def freeze(model: torch.nn.Module) -> list[bool]:
-    """Switch parameters' gradients off (forces then cost less); returns what :func:`unfreeze` needs."""
+@contextlib.contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """A block in which parameters have no gradients: forces then cost less. The model stays in evaluation mode."""
+    model.eval()
     flags = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
-    return flags
-
-
-def unfreeze(model: torch.nn.Module, flags: Sequence[bool]) -> None:
-    """Give parameters their flags back."""
-    for parameter, flag in zip(model.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
