@@ -139,7 +139,7 @@ def test_loading_a_model_names_a_file_that_hides_its_host(tmp_path):
 #: Rooms of the trainer, from the ground up: a module imports from its own room and from those below.
 FLOORS = (
     {"run", "messages", "quantities"},
-    {"distribution", "mace_interface", "mace_statistics", "mace_hosts", "mace_model"},
+    {"distribution", "mace_interface", "mace_statistics", "mace_hosts"},
     {"data", "report", "run_folder"},
     {"fit"},
     {"options"},

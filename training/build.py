@@ -8,7 +8,7 @@ from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import set_reader
 from phi_equivariant.weights import describe_model
-from training import distribution, mace_hosts, mace_interface, mace_model, mace_statistics
+from training import distribution, mace_hosts, mace_interface, mace_statistics
 from training.data import run_data
 from training.data.order import EpochOrder
 from training.data.run_data import RunData
@@ -80,7 +80,7 @@ def build(run: Run, data: RunData) -> Built:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze: {run.host.freeze} leaves nothing to train. Choose a smaller number.")
     if run.output.save_mace_model:
-        mace_model.check(model)
+        mace_hosts.check_host(model)
     set_reader(model, data.state)  # what it is evaluated on is read as this was
     describe_model(model)  # what cannot be saved must not be trained
     stage_two = build_objective(run.loss, run.phi, stage=2) if run.stages.swa else None

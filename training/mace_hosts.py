@@ -1,14 +1,19 @@
-"""The hosts that mace makes: from options, from a trained model, with statistics of the training set."""
+"""The hosts that mace makes, with statistics of the training set; and the ``.model`` file that its own tools read."""
 
+import copy
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import write_atomically
 from phi_equivariant.host_energy import atomic_energies, keep_exact
 from phi_equivariant.quiet import importing, quiet
+from phi_equivariant.weights import portable
 from training.mace_interface import irreps, namespace
 from training.mace_statistics import TrainingSet, mean_and_scale
 from training.run import Data, Host, Loss
@@ -144,3 +149,29 @@ def derivatives(loss: Loss) -> Outputs:
     """Which derivatives the loss needs, as mace decides: {forces, stress, virials: bool}."""
     stress = loss.loss in ("stress", "huber", "universal")
     return {"forces": True, "stress": stress, "virials": loss.loss == "virials"}
+
+
+def check_host(model: torch.nn.Module) -> None:
+    """Find out whether mace's tools can run a potential from a file.
+
+    InputError for a host that mace does not know.
+    """
+    host = model.host if isinstance(model, PhiPotential) else model
+    if not MaceHost.matches(host):
+        raise InputError(
+            f"--save_mace_model: the host is a {type(host).__name__}, which mace's tools do not know. Leave it out; "
+            "PhiCalculator and phi-mace-eval read the run's folder."
+        )
+
+
+def write_model(model: torch.nn.Module, path: Path) -> None:
+    """Write the pickle that ``MACECalculator`` and ``mace_eval_configs`` load.
+
+    A bare host is a mace model in e3nn's layout, as ``mace_run_train`` saves it. One with Φ is a ``PhiPotential``:
+    reading it needs phi_equivariant installed.
+    """
+    with quiet():
+        whole = copy.deepcopy(portable(model)).cpu().eval()
+    readable_by_mace(whole.host if isinstance(whole, PhiPotential) else whole)
+    with quiet():
+        write_atomically(path, lambda place: torch.save(whole, place))

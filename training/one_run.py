@@ -18,10 +18,9 @@ from training.build import Built, build, describe
 from training.data.order import EpochOrder
 from training.data.run_data import RunData
 from training.fit import checkpoints
-from training.fit.lightning_module import PotentialModule
+from training.fit.lightning_module import PotentialModule, WholeSetModule
 from training.fit.predict import isolated_energies
 from training.fit.stages import Stages
-from training.fit.whole_set import WholeSetModule
 from training.messages import Interrupted
 from training.report import callbacks, trackers
 from training.run import Run

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.weights import save_model
-from training import distribution, mace_model, run_folder
+from training import distribution, mace_hosts, run_folder
 from training.build import Built, describe
 from training.data.graphs import name_in
 from training.data.run_data import RunData
@@ -66,7 +66,7 @@ def _finish_stage(
         return
     save_model(built.model, folders.model, notes={**about, "errors": tables})
     if run.output.save_mace_model:
-        mace_model.write(built.model, folders.model / f"{run.output.name}.model")
+        mace_hosts.write_model(built.model, folders.model / f"{run.output.name}.model")
     stage = f"stage {summary['stage']}, " if "stage" in summary else ""
     title = f"{run.output.name}: errors of the weights of {stage}epoch {summary['best_epoch']}"
     header, lines = error_rows(tables, run.output.error_table)

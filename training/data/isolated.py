@@ -21,9 +21,17 @@ from training.quantities import LABELS
 class _LabelledEnergies:
     """The training structures of a head whose energies weigh: those of weight zero may hold anything."""
 
-    def __init__(self, frames: HeadFrames) -> None:
-        self.frames, self.weights = frames, frames.head.config_type_weights
+    def __init__(self, frames: HeadFrames, choice: str) -> None:
+        """For a word of ``--E0s``; InputError unless there is one."""
+        self.frames, self.choice, self.weights = frames, choice, frames.head.config_type_weights
         self.used, self.elements = 0, Counter[int]()
+        if next(iter(self), None) is None:
+            raise InputError(
+                f"--E0s: {choice} takes them from energies, and no training structure{of_head(frames.head)} has one "
+                f"with a weight. {frames.first_keys} Give the energies of isolated atoms."
+            )
+        self.used = 0
+        self.elements.clear()
 
     def __iter__(self) -> Iterator[Atoms]:
         for atoms in itertools.chain(*self.frames.train):
@@ -32,25 +40,15 @@ class _LabelledEnergies:
                 self.elements.update(set(atoms.numbers.tolist()))
                 yield atoms
 
-    def check(self, choice: str) -> None:
-        """InputError unless there is one."""
-        if next(iter(self), None) is None:
-            raise InputError(
-                f"--E0s: {choice} takes them from energies, and no training structure{of_head(self.frames.head)} has "
-                f"one with a weight. {self.frames.first_keys} Give the energies of isolated atoms."
-            )
-        self.used = 0
-        self.elements.clear()
-
-    def notes(self, choice: str, elements: list[int]) -> list[str]:
+    def notes(self, elements: list[int]) -> list[str]:
         """Lines for the log about structures and elements that were left out."""
         lines = []
         if self.used < self.frames.size():
             lines.append(
-                f"E0s: {choice} over {self.used} of {self.frames.size()} training structures: others weigh nothing"
+                f"E0s: {self.choice} over {self.used} of {self.frames.size()} training structures: others weigh nothing"
             )
         if absent := [number for number in elements if not self.elements[number]]:
-            lines.append(f"E0s: {choice}: no energy tells of atomic number {', '.join(map(str, absent))}")
+            lines.append(f"E0s: {self.choice}: no energy tells of atomic number {', '.join(map(str, absent))}")
         return lines
 
 
@@ -77,20 +75,19 @@ def isolated_energies(
         )
     elif isinstance(choice, dict):
         found = choice
-    elif choice == "average":
-        labelled = _LabelledEnergies(frames)
-        labelled.check(choice)
-        found = mace_statistics.average_energies(labelled, elements)
-        frames.head.notes.extend(labelled.notes(choice, elements))
-    elif foundation is None:
+    elif choice != "average" and foundation is None:
         raise InputError(f"--E0s: {choice}{of} takes the energies of a trained model: give --foundation_model.")
     elif choice == "foundation":
         found, elements = foundation.energies, numbers
     else:
-        labelled = _LabelledEnergies(frames)
-        labelled.check(choice)
-        found = estimated_energies(foundation.potential, foundation.energies, labelled, elements, device, embeddings)
-        frames.head.notes.extend(labelled.notes(choice, elements))
+        labelled = _LabelledEnergies(frames, choice)
+        if choice == "average":
+            found = mace_statistics.average_energies(labelled, elements)
+        else:
+            found = estimated_energies(
+                foundation.potential, foundation.energies, labelled, elements, device, embeddings
+            )
+        frames.head.notes.extend(labelled.notes(elements))
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
         if frames.e0s is not None:

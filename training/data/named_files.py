@@ -11,14 +11,14 @@ from ase import units
 from phi_equivariant.errors import InputError
 from training.data import named_oe62, named_rmd17, named_xyz
 from training.data.dataset_info import DatasetInfo
-from training.data.fetched import cache_folder, fetch, verify
 from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport
 from training.data.named import DATASETS, find_dataset, preset
 from training.data.npz import NpzFrames, read_npz
-from training.data.published import Dataset, existing
+from training.data.published import Dataset, existing, fetch, verify
 from training.data.sequences import Frames, picked
 from training.quantities import LABELS
+from zoo.store.download import cache_folder
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "preset"]
 
@@ -46,7 +46,7 @@ def load_dataset(
     ----------
     name : name in :data:`training.data.named.DATASETS`
     data_dir : folder that holds the published files; nothing is downloaded then
-    cache : folder for downloads; :func:`training.data.fetched.cache_folder` by default
+    cache : folder for downloads; :func:`zoo.store.download.cache_folder` by default
     seed : of the split, where the data set has no fixed one
     max_train : train on at most so many frames, drawn by the seed, and validate on no more; None for all
     max_test : test on at most so many frames of each test set, drawn by the seed; None for all

@@ -1,6 +1,7 @@
-"""A published data set as it is read, whatever the form of its files."""
+"""A published data set: its files, fetched once and known by their sha256 after, and what is read of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -8,9 +9,9 @@ from typing import Any, Self
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.data.fetched import verify
 from training.data.labels import LabelReport
 from training.data.sequences import Frames, picked
+from zoo.store.download import download, sha256_of, writing
 
 
 @dataclass
@@ -75,3 +76,49 @@ def existing(folder: Path, names: str | Sequence[str], source: str) -> Path:
 def digests(paths: Sequence[Path]) -> dict[str, str]:
     """{file name: sha256}."""
     return {path.name: verify(path) for path in paths}
+
+
+def record_of(path: Path) -> Path:
+    """File beside ``path`` that keeps its sha256, in the form that ``sha256sum --check`` reads."""
+    return path.with_name(path.name + ".sha256")
+
+
+def verify(path: Path) -> str:
+    """The sha256 of a file, equal to the recorded one if there is a record; raises InputError if they differ."""
+    digest = sha256_of(path)
+    record = record_of(path)
+    if record.exists():
+        words = record.read_text().split()
+        if not words or words[0] != digest:
+            raise InputError(
+                f"{path} has changed: its sha256 is {digest}, but {words[0] if words else 'nothing'} was recorded when "
+                f"it was downloaded. Delete {path} and {record}; the file will then be downloaded again."
+            )
+    return digest
+
+
+def fetch(url: str, path: Path, check: Callable[[Path], object]) -> str:
+    """Make sure that ``path`` holds the file at ``url``, which is downloaded if it is not there; returns its sha256.
+
+    The transfer becomes ``path`` only after ``check``, which raises InputError if the complete transfer is not what was
+    expected; a lock keeps a second process waiting meanwhile. The sha256 is recorded beside the file and compared at
+    every later call, which needs no network.
+
+    InputError if the server cannot be reached or answers with an error, the transfer ends early, the file fails the
+    check, the folder is not writable or full, or the file on disk no longer has its recorded sha256.
+    """
+    if not (path.exists() and record_of(path).exists()):
+        with writing(path):
+            if not path.exists():
+                download(path, url, check)
+            elif not record_of(path).exists():
+                check(path)  # put there by hand, or a run was killed between the last two steps of a download
+            if not record_of(path).exists():
+                _record(path)
+    return verify(path)
+
+
+def _record(path: Path) -> None:
+    temporary = record_of(path).with_name(record_of(path).name + ".part")
+    temporary.write_text(f"{sha256_of(path)}  {path.name}\n")
+    os.replace(temporary, record_of(path))

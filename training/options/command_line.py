@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -18,7 +18,7 @@ from training.data import named
 from training.data.literals import literal
 from training.options import configuration_file
 from training.options.configuration_file import Configuration
-from training.options.parser import PROGRAM, Parser
+from training.options.parser import PROGRAM, Parser, StrictParser
 from training.options.refused import REFUSED, idle_options
 from training.quantities import OF_PHI
 from training.run import Phi, Run, replay
@@ -79,16 +79,9 @@ def read(words: Sequence[str]) -> Asked:
     return Asked(values, given, said, file, preset_section, "--no_phi" in rest)
 
 
-class _Early(argparse.ArgumentParser):
-    """Its complaints are InputErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}.")
-
-
 def _early(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """What decides about all other options, and the words without --config, whose file we read ourselves."""
-    parser = _Early(add_help=False, allow_abbrev=False)
+    parser = StrictParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--dataset")
     found, rest = parser.parse_known_args(words)

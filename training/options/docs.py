@@ -8,6 +8,7 @@ from phi_equivariant.files import write_atomically
 from training import run
 from training.options.parser import Parser
 from training.options.refused import IDLE, REFUSED
+from training.report.tables import markdown
 
 TITLE = """# Options of phi-mace-train
 
@@ -22,11 +23,6 @@ option is **honoured**, **refused** or **idle**.
 - Options marked ↻ may change when an interrupted run goes on by `--restart_latest`. `max_num_epochs` may not change
   with a cosine schedule.
 """
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def _cells(action: argparse.Action) -> list[str]:
@@ -50,10 +46,10 @@ def page() -> str:
              "↻" if field.metadata["restart"] else "", field.metadata["means"]]
             for field in kind.options()
         ]  # fmt: skip
-        text += f"\n## {title}\n\n" + _table(["option", "default", "from", "", "what it does"], rows)
+        text += f"\n## {title}\n\n" + markdown(["option", "default", "from", "", "what it does"], rows)
     for title, reasons in (("Refused", REFUSED), ("Idle", IDLE)):
         rows = [[*_cells(actions[name]), reason] for name, reason in reasons.items()]
-        text += f"\n## {title}\n\n" + _table(["option", "default", "why"], rows)
+        text += f"\n## {title}\n\n" + markdown(["option", "default", "why"], rows)
     return text
 
 

@@ -9,11 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from phi_equivariant.errors import InputError
 from training.data.labels import KEY_OPTIONS
-from training.options.parser import refuse_unknown, version
+from training.options.parser import StrictParser, refuse_unknown, version
 from training.quantities import LABELS
 from training.run.evaluation import Asked
 
@@ -28,13 +27,6 @@ class _Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHel
     """Defaults are shown, and the example keeps its lines."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its complaints are InputErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}.")
-
-
 def _true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
@@ -43,7 +35,7 @@ def _true_or_false(text: str) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     """mace_eval_configs' options by its names and defaults, and ours."""
-    made = _Parser(
+    made = StrictParser(
         PROGRAM,
         description="Energies, forces and charges of a trained model for the structures of a file.",
         epilog=EXAMPLE,

@@ -1,6 +1,5 @@
 """Training a model of the zoo by its name: ``--model phi-<host>-<size>``."""
 
-import ast
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from phi_equivariant.errors import InputError, did_you_mean
 from training import mace_hosts, mace_statistics
+from training.data.literals import literal
 from training.run import Data, Host, Loss
 from zoo.architectures import ARCHITECTURES, architecture, check_installed, create_model
 
@@ -81,12 +81,7 @@ def settings(values: Mapping[str, Any], given: Collection[str], said: Collection
 
 def _read(option: str, value: Any, like: Any) -> Any:
     """A list from text, where the setting is a list."""
-    if not (isinstance(like, list) and isinstance(value, str)):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"--{option}: expected a list as in {like}, got {value!r}.") from error
+    return literal(value, f"--{option}", f"a list as in {like}") if isinstance(like, list) else value
 
 
 def build_host(

@@ -64,6 +64,14 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(swa_dipole_weight=None, swa_polarizability_weight=None)  # as in stage one
 
 
+class StrictParser(argparse.ArgumentParser):
+    """Its complaints are InputErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words."""
+        raise InputError(f"command line: {message}.")
+
+
 class _Version(argparse.Action):
     """``--version``: the library's, and no run."""
 

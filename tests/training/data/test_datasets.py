@@ -21,10 +21,10 @@ from ase.formula import Formula
 from local_server import LocalServer
 
 from phi_equivariant.errors import InputError
-from training.data.fetched import fetch
 from training.data.named import find_dataset
 from training.data.named_files import DATASETS, load_dataset, preset
 from training.data.npz import NpzFrames
+from training.data.published import fetch
 from training.options import command_line
 from zoo.store import download
 
@@ -250,7 +250,7 @@ def test_a_killed_download_is_not_used_and_another_process_waits_for_it(server, 
     server.pause.add(WATER)
     path = tmp_path / "cache" / "md22" / WATER
     script = (
-        "import sys, pathlib; from training.data.fetched import fetch\n"
+        "import sys, pathlib; from training.data.published import fetch\n"
         "fetch(sys.argv[1], pathlib.Path(sys.argv[2]), print)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, server.url + WATER, str(path)])
@@ -306,7 +306,7 @@ def test_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):
-    from training.data.fetched import cache_folder
+    from zoo.store.download import cache_folder
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("PHI_CACHE", raising=False)

@@ -24,7 +24,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.weights import load_model
 from training import build as building
 from training.data.replay import select
-from training.mace_model import write
+from training.mace_hosts import write_model
 
 #: The trained model decides the architecture.
 FREE = dict.fromkeys(
@@ -43,7 +43,7 @@ def files(tmp_path_factory):
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     host, *_ = build(old, model="ScaleShiftMACE")
-    write(host, folder / "trained.model")
+    write_model(host, folder / "trained.model")
     torch.set_default_dtype(before)
     return folder
 

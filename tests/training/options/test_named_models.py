@@ -68,7 +68,7 @@ def test_what_a_named_model_does_not_have_is_refused(tmp_path, capsys):
         ({"model": "phi-mace-smal"}, "phi-mace-small"),
         ({"model": "phi-mace-small", "radial_type": "gaussian"}, "--radial_type: phi-mace-small has no such setting"),
         ({"model": "phi-mace-small", "compare": True}, "--compare acts on models that mace's options describe"),
-        ({"model": "phi-mace-small", "radial_MLP": "[8"}, "--radial_MLP: expected a list"),
+        ({"model": "phi-mace-small", "radial_MLP": "[8"}, "--radial_MLP: '[8' cannot be read; expected a list"),
         ({"model": "phi-mace-small", "correlation": 9}, "correlation is 9"),
     ):
         assert message in refused(capsys, line(tmp_path, **given))
