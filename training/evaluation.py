@@ -17,9 +17,9 @@ from phi_equivariant.inputs.state import reader_of, set_reader
 from training import distribution, run_folder
 from training.data.geometry import ALL_PERIODICITIES
 from training.data.heads import own_keys, settings_of
-from training.data.labels import KEY_OPTIONS
+from training.data.labels import KEY_OPTIONS, LabelReport
 from training.data.placing import Accepted
-from training.data.stream import Census, FrameStream
+from training.data.stream import FrameStream
 from training.fit.file_evaluation import Evaluation
 from training.fit.predictions import Predictor
 from training.fit.trained import folder_of, load
@@ -83,20 +83,19 @@ def trained_keys(asked: Asked) -> dict[str, str]:
     return {option.removesuffix("_key"): key for option, key in keys.items() if option not in asked.keys}
 
 
-def _check_labels(asked: Asked, census: Census) -> None:
+def _check_labels(asked: Asked, report: LabelReport, first_keys: str) -> None:
     """A key that was named must be there; without labels there are no errors."""
     for option in KEY_OPTIONS:
         name, key = option.removesuffix("_key"), asked.keys.get(option)
-        if key is not None and not census.report.counts.get(name):
+        if key is not None and not report.counts.get(name):
             raise InputError(
-                f"--{option}: no structure of {asked.configs} has {key!r}. The keys of its first one are "
-                f"{census.first_keys}."
+                f"--{option}: no structure of {asked.configs} has {key!r}. The keys of its first one are {first_keys}."
             )
-    if set(census.report.counts) & set(TARGETS):
+    if set(report.counts) & set(TARGETS):
         return
     what = (
-        f"{asked.configs} has no labels under the names {', '.join(census.report.keys.values())}. The keys of its "
-        f"first structure are {census.first_keys}; name those of labels with --energy_key and so on"
+        f"{asked.configs} has no labels under the names {', '.join(report.keys.values())}. The keys of its "
+        f"first structure are {first_keys}; name those of labels with --energy_key and so on"
     )
     if asked.errors:
         raise InputError(f"--errors: {what}.")
@@ -134,9 +133,9 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         embeddings=predictor.embeddings,
     )
     stream = FrameStream(asked.configs, asked.keys, accepted, asked.skip_bad, usual={**trained, **reader.keys})
-    census = stream.take_census()
-    _check_labels(asked, census)
-    for line in census.report.lines():
+    report = stream.take_census()
+    _check_labels(asked, report, stream.first_keys)
+    for line in report.lines():
         logger.info(line)
     evaluation = Evaluation(predictor, stream, asked.info_prefix)
     begin = time.perf_counter()
@@ -145,7 +144,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
         opener: Any = OPENERS.get(Path(asked.output).suffix, open)
         evaluation.write(path, opener, asked.batch_size, asked.batch_atoms, advance)
 
-    with run_folder.structure_bar("evaluating", census.report.frames) as advance:
+    with run_folder.structure_bar("evaluating", report.frames) as advance:
         write_atomically(asked.output, write)
     seconds = time.perf_counter() - begin
     return _finish(asked, evaluation, seconds)

@@ -336,7 +336,7 @@ def test_bad_frames_are_named_or_left_out(tmp_path, case):
         FrameStream(path, {}, Accepted(ELEMENTS, periodicities={0, 3})).take_census()
     stream = FrameStream(path, {}, Accepted(ELEMENTS, periodicities={0, 3}), skip_bad=True)
     census = stream.take_census()
-    assert (census.report.frames, census.atoms, list(census.bad)) == (2, 12, [1])
+    assert (census.frames, list(stream.bad)) == (2, [1])
     assert [frame.index for frame in stream] == [0, 2]
 
 
@@ -351,7 +351,8 @@ def test_frames_that_ase_cannot_read(tmp_path):
     with pytest.raises(InputError, match=r"frame 1 .* cannot be read.*\*\*\*"):
         FrameStream(path, {}, Accepted(ELEMENTS)).take_census()
     stream = FrameStream(path, {}, Accepted(ELEMENTS), skip_bad=True)
-    assert list(stream.take_census().bad) == [1, 3] and [frame.index for frame in stream] == [0, 2]
+    stream.take_census()
+    assert list(stream.bad) == [1, 3] and [frame.index for frame in stream] == [0, 2]
     path.write_text("\n".join([*lines, "three atoms follow"]) + "\n")
     with pytest.raises(InputError, match="ase cannot read .*three atoms follow"):
         FrameStream(path, {}, Accepted(ELEMENTS), skip_bad=True).take_census()

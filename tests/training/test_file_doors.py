@@ -146,7 +146,7 @@ def test_the_log_tells_of_charges_cells_and_outliers(tmp_path):
     assert "cells: 5 periodic in 3 directions, 15 open" in text
     assert f"frame 4 of {tmp_path / 'train.xyz'} (" in text and text.count("outlying energies") == 1
     keys = {"energy_key": "energy", "forces_key": "forces"}
-    evaluated = "\n".join(FrameStream(tmp_path / "train.xyz", keys, Accepted([1, 6, 8])).take_census().report.lines())
+    evaluated = "\n".join(FrameStream(tmp_path / "train.xyz", keys, Accepted([1, 6, 8])).take_census().lines())
     (line,) = [one for one in text.splitlines() if "outlying" in one]
     assert line.strip() in evaluated
 

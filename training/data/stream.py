@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ase import Atoms
@@ -21,20 +21,6 @@ class Frame:
     index: int
     atoms: Atoms
     labelled: Atoms
-
-
-@dataclass
-class Census:
-    """What a first reading found: number of usable structures and of their atoms, labels, and what is unusable.
-
-    bad : {index: reason}, complete only where bad frames are skipped; first_keys : the entries of the first frame, for
-    messages.
-    """
-
-    report: LabelReport
-    atoms: int = 0
-    bad: dict[int, str] = field(default_factory=dict)
-    first_keys: str = ""
 
 
 class FrameStream:
@@ -65,27 +51,26 @@ class FrameStream:
         self._named = named_quantities(given)
         self.keys = given | {name: key for name, key in (usual or {}).items() if name not in self._named}
         self._placer = LabelPlacer(self.keys, accepted)
-        self.bad: dict[int, str] = {}
+        self.bad: dict[int, str] = {}  # {index: reason}
+        self.first_keys = ""  # the entries of the first frame, for messages
 
-    def take_census(self) -> Census:
+    def take_census(self) -> LabelReport:
         """Read the file once, so that whatever is wrong with it is known before anything is computed."""
         counts, survey = Counter[str](), Survey(self._named, self.where)
-        atoms, structures, first_keys = 0, 0, ""
+        structures = 0
         for index, raw in self._read():
             if index == 0 and isinstance(raw, Atoms):
-                first_keys = describe_keys(raw)
+                self.first_keys = describe_keys(raw)
             checked = self._check(index, raw)
             if checked is not None:
                 frame, found, state = checked
                 structures += 1
-                atoms += len(frame.atoms)
                 counts.update(found)
                 survey.add(frame.labelled, state, index)
         if not structures:
             raise InputError(f"{self.path} holds no structure that can be evaluated; {len(self.bad)} were skipped.")
         survey.states.check_named(str(self.path))
-        report = LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts), notes=survey.notes())
-        return Census(report, atoms, self.bad, first_keys)
+        return LabelReport("configs", [str(self.path)], structures, 0, self.keys, dict(counts), notes=survey.notes())
 
     def __iter__(self) -> Iterator[Frame]:
         """The usable structures in the file's order."""
