@@ -6,7 +6,6 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -15,10 +14,10 @@ import yaml
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.errors import InputError, did_you_mean
 from phi_equivariant.files import CONFIG_FILE, CONFIG_LIMIT, read_json
+from training.fit.trained import folder_of
 from training.options.configuration_file import read_configuration
 from training.run import Phi
 from training.run_folder import CONFIG
-from zoo.store.catalogue import list_models
 from zoo.store.find import locate
 
 #: Numbers that YAML takes for text, because it wants 1.0e+2; mace's own options take them as they are.
@@ -131,9 +130,9 @@ def of_trained_model(model: str | None) -> dict[str, Any]:
     """
     if model is None:
         return {}
-    folder = Path(model).expanduser()
+    folder = folder_of(model)
     try:
-        if not folder.exists() and model in list_models(trained=True):
+        if not folder.exists():
             folder = locate(model)
         if not (folder / CONFIG_FILE).is_file():
             return {}

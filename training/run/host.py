@@ -52,7 +52,7 @@ class Host(Part):
     only_cueq: bool = option("build the host in cuequivariance's layout from the start")
     enable_oeq: bool = option("train with openequivariance's kernels; the saved model is an e3nn one")
     foundation_model: str | None = option(
-        "start from a trained mace model: a .model file or a folder of phi-mace-train"
+        "start from a trained mace model: a .model file, a folder of phi-mace-train or a name of the zoo"
     )
     trust_pickle: bool = option("allow a .model file, a pickle that can run code, to be read")
     foundation_head: str | None = option("head of the trained model to start from")

@@ -260,6 +260,8 @@ def test_a_run_with_phi_goes_on_with_its_phi(host, molecules, water, tmp_path, s
     for phi, weight in (("host_lr_factor=0.5", 0.5), ([*said, "net_charge_weight=0.25"], 0.25)):
         again = start_from(tmp_path / "before", water, phi=phi, trust_pickle=None)[2].phi
         assert again.config == started.phi.config and again.net_charge_weight == weight and not again.freeze_host
+    file = start_from(tmp_path / "before" / "model.safetensors", water, trust_pickle=None)[2].phi
+    assert file.config == started.phi.config and file.net_charge_weight == 0.5
     for given, what in (({"phi": "hidden=5"}, "hidden: .*, not 5"), ({"no_phi": True}, "operator: coulomb")):
         with pytest.raises(InputError, match=f"was trained with Φ .*{what}.* leave --phi and the phi: section out"):
             start_from(tmp_path / "before", molecules, **given, trust_pickle=None)
