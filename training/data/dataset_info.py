@@ -9,14 +9,15 @@ class XyzFiles:
     """The files of a data set that is published as extended XYZ.
 
     train : training structures; tests : test sets, of which the first must be there; isolated : single atoms with their
-    energies, or None; keys : {option of a label's key: its name in the files}; valid_fraction : share of the training
-    structures for validation.
+    energies, or None: those of the training file; keys : {option of a label's key: its name in the files}; valid :
+    structures for validation, or None: a share valid_fraction of the training structures.
     """
 
     train: str
     tests: tuple[str, ...]
     isolated: str | None
     keys: dict[str, str]
+    valid: str | None = None
     valid_fraction: float = 0.1
 
 

@@ -187,6 +187,36 @@ DATASETS = {
             ),
         ),
         DatasetInfo(
+            name="organic_gfn2",
+            description="organic molecules and ions, alone, in pairs and in clusters, with charges and dipoles",
+            formula="",
+            level="GFN2-xTB",
+            options={
+                "model": "phi-mace-small",
+                "default_dtype": "float32",
+                "energy_weight": 1000.0,
+                "forces_weight": 100.0,
+                "charges_weight": 100.0,
+                "dipole_weight": 10.0,
+                "batch_size": 10,
+                "valid_batch_size": 20,
+                "lr": 0.01,
+                "max_num_epochs": 20,
+                "ema": True,
+                "ema_decay": 0.999,
+                "scheduler": "CosineAnnealingLR",
+                "warmup_epochs": 1,
+            },
+            form="xyz",
+            source="python -m training.shipped.organic_gfn2.generate, which makes it",
+            licence="MIT",
+            citation="C. Bannwarth, S. Ehlert, S. Grimme, GFN2-xTB, J. Chem. Theory Comput. 15, 1652 (2019), as "
+            "implemented in tblite",
+            xyz=XyzFiles(
+                "train.xyz", ("test.xyz", "test_large.xyz", "test_distances.xyz"), None, {}, valid="valid.xyz"
+            ),
+        ),
+        DatasetInfo(
             name="oe62",
             description="61,489 molecules of organic crystals, PBE0 energies only; the paper's other benchmark",
             formula="",

@@ -1,12 +1,13 @@
 """Data sets by name: MD22, downloaded once, the shipped one, and those that are read from a folder as published."""
 
 import os
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 
 from phi_equivariant.errors import InputError
 from training.data import named_oe62, named_rmd17, named_xyz
@@ -163,11 +164,22 @@ def _load_split_files(info: DatasetInfo, data_dir: Path | None) -> Dataset:
     return Dataset(**frames, e0s=e0s, provenance=provenance, keys=KEYS)
 
 
+def total_charges(frames: Sequence[Atoms]) -> list[float]:
+    """Those of a set in e; one for all structures where they are of one neutral kind."""
+    key = LABELS["total_charge"].canonical
+    return [0.0] if isinstance(frames, Frames) else [float(atoms.info.get(key, 0.0)) for atoms in frames]
+
+
 def _report(split: str, found: Dataset) -> LabelReport:
     frames, sources = getattr(found, split), list(found.provenance["files"])
-    keys = {**found.keys, "total_charge": "(neutral)"}
-    own = [name for name in sources if name == f"{split}.npz"]
-    notes = [f"total charge: 0 in all {len(frames)} structures", describe_periodicity({0: len(frames)})]
+    charges = total_charges(frames)
+    keys = {**found.keys, "total_charge": "total_charge" if any(charges) else "(neutral)"}
+    own = [name for name in sources if name.partition(".")[0] == split]
+    if any(charges):
+        charge = f"total charge: {min(charges):+g}…{max(charges):+g} e"
+    else:
+        charge = f"total charge: 0 in all {len(frames)} structures"
+    notes = [charge, describe_periodicity({0: len(frames)})]
     report = LabelReport(split, own or sources, len(frames), keys=keys, notes=notes)
     if isinstance(frames, Frames):  # which have the same labels each
         report.counts = {name: len(frames) for name, label in LABELS.items() if frames and label.within(frames[0])}

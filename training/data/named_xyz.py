@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 from ase.formula import Formula
@@ -32,23 +33,34 @@ def load(info: DatasetInfo, folder: Path, seed: int) -> Dataset:
     first = existing(folder, files.tests[0], info.source)
     further = [folder / name for name in files.tests[1:] if (folder / name).is_file()]
     isolated = existing(folder, files.isolated, info.source) if files.isolated else None
-    read = read_structures(train, files.keys, "train").frames
+    whole = read_structures(train, files.keys, "train")
+    read: Sequence[Atoms] = whole.frames
     _check_formula(read, info, train)
-    kept, held_out = random_split(len(read), files.valid_fraction, seed)
+    split: dict[str, Any] = {"seed": seed, "test": first.name}
+    if files.valid is None:
+        kept, held_out = random_split(len(read), files.valid_fraction, seed)
+        split |= {"train_indices": kept, "valid_indices": held_out}
+        read, valid, own = picked(read, kept), picked(read, held_out), []
+    else:
+        own = [existing(folder, files.valid, info.source)]
+        valid = read_structures(own[0], files.keys, "valid").frames
+        split |= {"valid": files.valid}
     tests: dict[str, Sequence[Atoms]] = {
-        path.stem.removeprefix("test_"): read_structures(path, files.keys, "test").frames for path in (first, *further)
+        info.name if path.stem == "test" else path.stem.removeprefix("test_"): (
+            read_structures(path, files.keys, "test").frames
+        )
+        for path in (first, *further)
     }
     name = next(iter(tests))
-    used = [train, first, *further, *([isolated] if isolated else [])]
-    split = {"seed": seed, "train_indices": kept, "valid_indices": held_out, "test": first.name}
+    used = [train, *own, first, *further, *([isolated] if isolated else [])]
     absent = [name for name in files.tests[1:] if folder / name not in further]
     notes = [f"{info.name}: not in {folder}, not tested on: {', '.join(absent)}"] if absent else []
     keys = {name: key for name, key in resolve_keys(files.keys).items() if LABELS[name].within(read[0])}
     return Dataset(
-        train=picked(read, kept),
-        valid=picked(read, held_out),
+        train=read,
+        valid=valid,
         test=tests.pop(name),
-        e0s=None if isolated is None else _e0s(isolated, files.keys),
+        e0s=_e0s(isolated, files.keys) if isolated else whole.e0s or None,
         provenance={"files": digests(used), "source": str(folder), "split": split},
         keys=keys,
         test_name=name if tests else "",

@@ -43,12 +43,15 @@ class HeadFrames:
         return sum(map(len, self.train))
 
     def elements(self) -> list[int]:
-        """Atomic numbers: those given for the head, or those of its training and validation structures.
+        """Atomic numbers: those given for the head, or those of its structures.
+
+        Of the test structures only those that are there before the model is built count, which a data set by name has:
+        a few of its frames may lack an element of the others.
 
         InputError if they are not given and the data are on disk, or if they lack one of the data's.
         """
         given: list[int] | None = self.head.atomic_numbers
-        parts = [*self.train, *self.valid]
+        parts = [*self.train, *self.valid, *self.tests.values()]
         if given is None and any(map(on_disk, parts)):
             raise InputError(
                 f"--atomic_numbers: the elements of HDF5 and LMDB data must be given{of_head(self.head)}, as in "

@@ -199,11 +199,12 @@ def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames
             )
     own = None if head.E0s is not None else found.e0s
     reports = [replace(report, trained=needs.names()) for report in found.reports.values()]
-    neutral = StateCount()
-    neutral.add({"total_charge": (0.0, "total_charge")})
+    states = StateCount()
+    for charge in named_files.total_charges(found.train):
+        states.add({"total_charge": (charge, "total_charge")})
     tests = {**found.further_tests, found.test_name or head.name: found.test}  # the last is the one that is shown
     head.notes.extend(found.notes)
-    return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance, states=[neutral])
+    return HeadFrames(head, [found.train], [found.valid], tests, own, reports, found.provenance, states=[states])
 
 
 def _shown(files: Iterable[str | Path]) -> str:

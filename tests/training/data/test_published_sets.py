@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import ase.io
@@ -15,6 +16,7 @@ from training_runs import keep_default_dtype, parsed, refused, run, words  # noq
 from phi_equivariant.errors import InputError
 from training.data.named import DATASETS, find_dataset
 from training.data.named_files import load_dataset
+from training.shipped import organic_gfn2
 
 KCAL = 4184 / 96485.33212  # kcal/mol in eV: joules per calorie over Faraday's constant
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -173,6 +175,37 @@ def test_formulas_are_those_of_published_files(published):
         assert Formula(DATASETS[name].formula).count() == found.count()
     numbers = np.load(published / "rmd17" / "aspirin_train_01.npz")["nuclear_charges"]
     assert Formula(find_dataset("rmd17_aspirin_4").formula).count() == Atoms(numbers).symbols.formula.count()
+
+
+# The set that a command makes
+
+
+def test_organic_gfn2_from_its_folder(tmp_path):
+    """Its own validation file, isolated atoms of the training file, and charged molecules that are counted as such."""
+    with as_file(files(organic_gfn2) / "sample.xyz.gz") as path:
+        frames = ase.io.read(path, ":")
+    elements = (1, 6, 7, 8, 9, 15, 16, 17)
+    singles = [Atoms([z], info={"config_type": "IsolatedAtom", "REF_energy": -10.0 * z}) for z in elements]
+    parts = {
+        "train": [*singles, *frames[:40]],
+        "valid": frames[40:60],
+        "test": frames[60:90],
+        "test_large": frames[90:],
+    }
+    for name, part in parts.items():
+        ase.io.write(tmp_path / f"{name}.xyz", part, format="extxyz")
+    data = load_dataset("organic_gfn2", data_dir=tmp_path)
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [40, 20, 30]
+    assert list(data.further_tests) == ["large"] and data.e0s == {z: -10.0 * z for z in elements}
+    assert "test_distances.xyz" in data.notes[0] and set(data.provenance["files"]) == {f"{name}.xyz" for name in parts}
+    charges = [atoms.info["total_charge"] for atoms in data.train]
+    assert min(charges) < 0 < max(charges)
+    assert f"total charge: {min(charges):+g}…{max(charges):+g} e" in data.reports["train"].lines()[-2]
+    folder = run(
+        tmp_path, name="run", dataset="organic_gfn2", data_dir=tmp_path, max_train=20, max_test=10, max_num_epochs=1
+    )
+    errors = json.loads((folder / "errors.json").read_text())["sets"]
+    assert {"charges", "dipole"} <= set(errors["test_organic_gfn2"]["errors"]) and "test_large" in errors
 
 
 # OE62
