@@ -72,6 +72,11 @@ def test_a_tutorial_runs_and_prints_what_it_shows(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_page_on_fine_tuning_runs_and_prints_what_it_shows(tmp_path):
+    check_page("docs/howto/fine_tuning.md", tmp_path)
+
+
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs_and_prints_what_it_shows(tmp_path):
     host = "from zoo import load_pretrained\nmace_model = load_pretrained('phi-mace-small.ala3_gfn2').detach()\n"
     check_page("README.md", tmp_path, host)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.graphs import collate
@@ -57,10 +58,16 @@ def isolated_energies(
 ) -> dict[int, float]:
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
 
+    Where neither tells, and the run starts from a trained model, they are ``estimated``: the new data may be of another
+    level of theory, whose energies lie keV apart.
+
     InputError if there are none, or none for one of the head's elements, or if they are to come from energies and no
     training structure has one that weighs.
     """
     choice = frames.head.E0s
+    if choice is None and frames.e0s is None and foundation is not None:
+        choice = "estimated"
+        frames.head.notes.append("E0s: estimated, as --foundation_model is there and no energies of isolated atoms are")
     of = of_head(frames.head).replace(" of ", " for ", 1)
     if frames.e0s is not None:
         found = frames.e0s
@@ -87,6 +94,8 @@ def isolated_energies(
             found = estimated_energies(
                 foundation.potential, foundation.energies, labelled, elements, device, embeddings
             )
+            shifts = ", ".join(f"{chemical_symbols[z]} {found[z] - foundation.energies[z]:+.3f}" for z in elements)
+            frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {shifts}")
         frames.head.notes.extend(labelled.notes(elements))
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))

@@ -96,9 +96,12 @@ def read(host: Host, phi: Phi | None) -> Foundation | None:
     try:
         model, trained = load(host.foundation_model, host.trust_pickle), None
         if isinstance(model, PhiPotential):
-            trained = model.phi
-            _check_phi(trained, phi, host.foundation_model)
+            trained = None if phi is not None and phi.fresh else model.phi
+            if trained is not None:
+                _check_phi(trained, phi, host.foundation_model)
             model = model.detach()
+        elif phi is not None and phi.fresh:
+            raise InputError(f"{host.foundation_model} has no Φ that could start anew. Leave phi: fresh out.")
         if not MaceHost.matches(model):
             raise InputError(f"{host.foundation_model} holds a {type(model).__name__}, which is not a mace model.")
         model = mace_hosts.single_head(model, host.foundation_head)
@@ -122,8 +125,13 @@ def _check_phi(phi: PhiModule, settings: Phi | None, path: str) -> None:
         raise InputError(
             f"{path} was trained with Φ ({'; '.join(differing or [f'operator: {phi.config.operator}'])}), to which its "
             "host has left the electrostatics. Its Φ goes on by itself: leave --phi and the phi: section out, but for "
-            "weights, freeze_host and host_lr_factor. For the host alone save load_model(folder).detach() by "
-            "save_model and start from that."
+            "weights, freeze_host and host_lr_factor. --phi fresh=true starts another Φ on its host. For the host "
+            "alone save load_model(folder).detach() by save_model and start from that."
+        )
+    if settings.config.init != "small":
+        raise InputError(
+            f"phi: init: {settings.config.init} is where a new Φ starts, and the trained Φ of {path} goes on. Leave "
+            "init out, or start anew by --phi fresh=true."
         )
 
 

@@ -156,6 +156,8 @@ def _phi(asked: Asked) -> Phi | None:
     if values["no_phi"] or (has_section and section is None) or not wanted:
         return None
     merged = phi_section.check_mapping(section) if has_section else dict(asked.preset_section or {})
-    merged = {**named_models.settings_of_phi(values["model"]), **trained, **merged}
     merged.update(phi_section.from_command_line(values["phi"] or []))
+    if merged.get("fresh"):  # nothing of the trained model's Φ goes on, neither weights nor settings
+        trained = {}
+    merged = {**named_models.settings_of_phi(values["model"]), **trained, **merged}
     return phi_section.validate(merged, asked.file.section_lines, values["foundation_model"] is not None)

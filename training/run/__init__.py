@@ -179,6 +179,10 @@ class Run:
         if self.host.foundation_model is None:
             if frozen:
                 raise InputError("phi: freeze_host needs a trained host. Give --foundation_model, or leave it out.")
+            if self.phi is not None and self.phi.fresh:
+                raise InputError(
+                    "phi: fresh starts the Φ of a trained model anew. Give --foundation_model, or leave it out."
+                )
             return
         if self.host.freeze and frozen:
             raise InputError("--freeze: phi: freeze_host freezes all of the host already; give one of the two.")

@@ -47,12 +47,15 @@ class Host(Part):
     num_channels: int | None = architecture("channels per irrep, in place of hidden_irreps")
     max_L: int | None = architecture("highest l of the features, in place of hidden_irreps")
     gate: str | None = architecture("non-linearity of the last readout: silu, tanh, abs or None")
-    freeze: int | None = option("layers of the host that are not trained, as in mace: 0 (none) to 7")
+    freeze: int | None = option(
+        "layers of the host that are not trained, as in mace: 0 none, 1 to 4 the embedding, from 5 interactions too, "
+        "from 6 products, 7 readouts"
+    )
     enable_cueq: bool = option("train with cuequivariance's kernels; the saved model is an e3nn one")
     only_cueq: bool = option("build the host in cuequivariance's layout from the start")
     enable_oeq: bool = option("train with openequivariance's kernels; the saved model is an e3nn one")
     foundation_model: str | None = option(
-        "start from a trained mace model: a .model file, a folder of phi-mace-train or a name of the zoo"
+        "start from a trained mace model: a name of the zoo, a folder of phi-mace-train or a .model file"
     )
     trust_pickle: bool = option("allow a .model file, a pickle that can run code, to be read")
     foundation_head: str | None = option("head of the trained model to start from")

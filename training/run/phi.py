@@ -22,6 +22,7 @@ class Phi:
     net_charge_weight: float = setting("λ_q, multiplies the mean squared excess charge", 0.0)
     pde_warmup_epochs: int = setting("number of first epochs in which both are zero", 0)
     freeze_host: bool = setting("train Φ alone", False)
+    fresh: bool = setting("start Φ anew where the trained model has one, with the settings given here", False)
     host_lr_factor: float = setting("the host's part of the learning rate, which Φ has in full", 1.0)
 
     def __post_init__(self) -> None:

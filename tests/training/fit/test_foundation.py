@@ -7,18 +7,19 @@ import subprocess
 import sys
 
 import ase.io
+import numpy as np
 import pytest
 import torch
 from training_runs import batch_of, build, keep_default_dtype, metrics, refused, run, words, write_molecules  # noqa: F401
 
-from phi_equivariant import PhiConfig, attach_phi
+from phi_equivariant import PhiCalculator, PhiConfig, attach_phi
 from phi_equivariant.errors import InputError
-from phi_equivariant.weights import save_model
+from phi_equivariant.weights import load_model, save_model
 from training import mace_hosts, run_folder
 from training.fit import losses
 from training.fit.lightning_module import PotentialModule
 from training.options.phi_section import validate
-from zoo import parameter_groups
+from zoo import load_pretrained, parameter_groups
 from zoo.mace_host import MaceHost, check_energies, read_model
 
 from mace.tools import finetuning_utils  # isort: skip
@@ -127,6 +128,28 @@ def test_given_e0s_win_over_the_trained_models(trained, host, molecules):
     assert model.atomic_energies_fn.atomic_energies.flatten().tolist() == [-1.0, -2.0, -3.0]
     batch = batch_of(data)
     torch.testing.assert_close(model(batch)["forces"], host(batch)["forces"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.honours("E0s")
+def test_e0s_of_another_level_of_theory_are_estimated(trained, host, molecules, tmp_path):
+    """Labels are the trained model's energies and 1,000 eV for each atom of oxygen, which a new E0 takes up: with
+    ``estimated``, and where nothing is said. mace asks then."""
+    level = attach_phi(host, {"operator": "coulomb"})  # its Φ is part of what the labels are compared with
+    save_model(level, tmp_path / "level")
+    frames = ase.io.read(molecules, ":")
+    for atoms in frames:
+        atoms.calc = PhiCalculator(level, dtype="float64")
+        atoms.info["new_energy"] = atoms.get_potential_energy() + 1000.0 * np.count_nonzero(atoms.numbers == 8)
+        atoms.arrays["new_forces"], atoms.calc = atoms.get_forces(), None
+    ase.io.write(tmp_path / "level.xyz", frames, format="extxyz")
+    given = {"energy_key": "new_energy", "forces_key": "new_forces", "trust_pickle": None}
+    for choice in (None, "estimated"):
+        model, data, _ = start_from(tmp_path / "level", tmp_path / "level.xyz", E0s=choice, **given)
+        batch = batch_of(data)
+        torch.testing.assert_close(model(batch)["energy"], batch["energy"], rtol=1e-9, atol=1e-9)
+        assert [line for line in data.lines if "E0s: estimated: those of the trained model" in line], data.lines
+    model, data, _ = start_from(tmp_path / "level", tmp_path / "level.xyz", E0s="foundation", **given)
+    assert float((model(batch)["energy"] - batch["energy"]).abs().min()) > 999
 
 
 @pytest.mark.honours("foundation_head")
@@ -267,6 +290,49 @@ def test_a_run_with_phi_goes_on_with_its_phi(host, molecules, water, tmp_path, s
             start_from(tmp_path / "before", molecules, **given, trust_pickle=None)
 
 
+def test_phi_starts_anew_on_the_host_of_a_model_with_phi(host, molecules, tmp_path):
+    """With its own settings, so small that energies are those of the host."""
+    save_model(attach_phi(copy.deepcopy(host), {"charge_model": "sqe", "channels": 1}), tmp_path / "before")
+    model, data, started = start_from(
+        tmp_path / "before", molecules, phi=["fresh=true", "operator=coulomb", "channels=3"], trust_pickle=None
+    )
+    assert started.phi.config == PhiConfig(channels=3, init="small") and started.phi.section()["fresh"]
+    batch = batch_of(data)
+    moved = (model(batch)["energy"] - host(batch)["energy"]).abs() / batch["ptr"].diff()
+    assert 0 < float(moved.max()) < 1e-5
+    with pytest.raises(InputError, match="has no Φ that could start anew"):
+        start_from(molecules.with_name("trained.model"), molecules, phi="fresh=true")
+    with pytest.raises(InputError, match="init: default is where a new Φ starts.*fresh=true"):
+        start_from(tmp_path / "before", molecules, phi="init=default", trust_pickle=None)
+    with pytest.raises(InputError, match="fresh starts the Φ of a trained model anew. Give --foundation_model"):
+        build(molecules, phi="fresh=true")
+
+
+@pytest.mark.slow
+@pytest.mark.honours("foundation_model", "freeze")
+def test_a_model_of_the_zoo_is_fine_tuned_by_name_and_its_frozen_layers_stay(water, tmp_path):
+    """With a moving average, weight decay, a restart and stage two: bit for bit, in what is saved and in the last."""
+    given = {**FREE, "foundation_model": "phi-mace-small.3bpa", "train_file": water, "valid_fraction": 0.25}
+    given |= {"E0s": None, "batch_size": 2, "freeze": 5, "ema": True, "weight_decay": 0.1, "lr": 0.01, "swa": True}
+    given |= {"start_swa": 2, "default_dtype": "float32", "restart_latest": True, "name": "tuned", "optimizer": "adamw"}
+    run(tmp_path, **given, max_num_epochs=3)
+    folder = run(tmp_path, **given, max_num_epochs=4)
+    before = load_pretrained("phi-mace-small.3bpa").float().state_dict()
+    for weights in (load_model(folder), load_model(folder / "stage_one")):
+        after = dict(weights.named_parameters())
+        assert weights.atomic_numbers.tolist() == [1, 8] and len(after) > 20
+        for name, value in after.items():
+            still = name.startswith(("host.node_embedding", "host.interactions"))
+            known = before[name]
+            if known.shape != value.shape:  # a part of the elements
+                continue
+            assert torch.equal(value, known) == still, name
+    kept = load_model(folder).host.node_embedding.linear.weight.reshape(2, -1)
+    whole = before["host.node_embedding.linear.weight"].reshape(4, -1)[[0, 3]]
+    ratio = kept / whole  # mace scales them by the root of the number of elements
+    assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-6)
+
+
 def write_scripted(model, path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
 
@@ -297,6 +363,9 @@ def test_what_cannot_be_started_from(trained, host, molecules, water, tmp_path, 
     assert "runs whatever code its maker put into it" in message()
     assert "small is a model that mace downloads" in message(foundation_model="small")
     assert "there is no file" in message(foundation_model=tmp_path / "nowhere.model")
+    assert "Did you mean phi-mace-small.3bpa" in message(foundation_model="phi-mace-small.3bap")
+    assert "is a size, not a trained model" in message(foundation_model="phi-mace-small")
+    assert "holds a NequIP, which is not a mace model" in message(foundation_model="phi-nequip-small.ala3_gfn2")
     for name, thing, expected in (
         ("polar.model", Polar(2, 2), "holds a Polar; Φ starts from MACE and ScaleShiftMACE"),
         ("checkpoint.pt", {"model": host.state_dict()}, "holds a dict, not a model"),
