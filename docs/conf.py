@@ -1,8 +1,13 @@
 """How Sphinx builds the site: ``make docs``. Nothing is fetched, neither when it is built nor when it is read."""
 
 import re
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import model_pages  # noqa: E402
 
 project = "Φ-equivariant"
 author = "The Φ-equivariant maintainers"
@@ -52,5 +57,6 @@ def read_docstring(app: object, what: str, name: str, subject: object, options: 
 
 
 def setup(app: Any) -> None:
-    """Read docstrings before napoleon does."""
+    """Read docstrings before napoleon does, and make the pages of the trained models before pages are read."""
+    app.connect("builder-inited", lambda app: model_pages.write_pages(Path(app.srcdir) / "models"))
     app.connect("autodoc-process-docstring", read_docstring, priority=100)

