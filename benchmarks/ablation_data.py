@@ -91,14 +91,18 @@ def read_dipeptides(data):
 
 def read_acac(data):
     """Acetylacetone at 300 K: the published split, a tenth of its training part for validation."""
-    valid, train = shuffled(_plain(data / "acac" / "train_300K.xyz"), 0.1)
-    isolated = ase.io.read(data / "acac" / "isolated_atoms.xyz", ":")
-    e0s = {int(atom.numbers[0]): float(atom.get_potential_energy()) for atom in isolated}
-    return train, valid, _plain(data / "acac" / "test_MD_300K.xyz"), e0s
+    valid, train = shuffled(plain(data / "acac" / "train_300K.xyz"), 0.1)
+    return train, valid, plain(data / "acac" / "test_MD_300K.xyz"), isolated_atoms(data / "acac" / "isolated_atoms.xyz")
 
 
-def _plain(path):
+def plain(path):
+    """Frames of a file with their energies and forces, and nothing else."""
     return [frame(a, a.get_potential_energy(), a.get_forces()) for a in ase.io.read(path, ":")]
+
+
+def isolated_atoms(path):
+    """E0s {Z: eV} of a file with isolated atoms."""
+    return {int(atom.numbers[0]): float(atom.get_potential_energy()) for atom in ase.io.read(path, ":")}
 
 
 def read_ag3(data):

@@ -63,7 +63,8 @@ def values_of(runs, place):
     return np.array(values)
 
 
-def _cell(values, factor, style):
+def cell(values, factor, style):
+    """Mean ± standard deviation over seeds, – without values."""
     if len(values) == 0:
         return "–"
     mean = format(factor * values.mean(), style)
@@ -81,7 +82,7 @@ def table(name, rows, found):
     lines.append("|---" * (len(columns) + 3) + "|")
     for row in rows:
         if runs := found.get(row):
-            cells = [_cell(values_of(runs, place), factor, style) for place, factor, style in columns.values()]
+            cells = [cell(values_of(runs, place), factor, style) for place, factor, style in columns.values()]
             lines.append(f"| {row} | {' | '.join(cells)} | {runs[0]['epochs']} | {len(runs)} |")
     missing = [row for row in rows if row not in found]
     notes = [f"Not finished: {'; '.join(missing)}."] if missing else []
@@ -98,7 +99,7 @@ def differences(found, all_rows):
         if row == BARE or row in COMPARED or row in COMPARED.values():  # another host
             continue
         cells = [
-            " / ".join(_difference(found[name].get(row, []), found[name][BARE], place) for place in ERRORS)
+            " / ".join(difference(found[name].get(row, []), found[name][BARE], place) for place in ERRORS)
             for name in names
         ]
         if any(set(cell) - set("– /") for cell in cells):
@@ -106,7 +107,8 @@ def differences(found, all_rows):
     return "\n".join(lines)
 
 
-def _difference(runs, bare, place):
+def difference(runs, bare, place):
+    """Mean over seeds of run − bare host of the same seed, in per cent of the bare host's mean, with standard error."""
     bare = {run["seed"]: run for run in bare}
     runs = [run for run in runs if run["seed"] in bare]
     if not runs:
