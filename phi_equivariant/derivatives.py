@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from phi_equivariant.division import WHOLE, Share
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import read_cells
 from phi_equivariant.operators.lattice import cell_volume
@@ -100,7 +101,7 @@ def with_derivatives(
         variables = [data["positions"]]
         if wanted.compute_virials or stressed or wanted.compute_displacement:
             variables.append(cell.new_zeros(cell.shape).requires_grad_(True))
-            cell = _strain(data, cell, variables[1])
+            cell = strain(data, cell, variables[1])
         # Without derivatives here the caller may differentiate the energy, as often as it likes.
         out = energies(data, cell, pbc)
         gradients = _slopes(out["energy"], variables, wanted.training) if wanted.derived else []
@@ -113,12 +114,20 @@ def with_derivatives(
     }
 
 
-def _strain(data: Batch, cell: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Strain positions, shifts and cells of ``data``, x → x (1 + ε) with ε = ½ (d + dᵀ); returns the strained cell."""
+def strain(data: Batch, cell: torch.Tensor, displacement: torch.Tensor, share: Share = WHOLE) -> torch.Tensor:
+    """Strain positions, shifts and cells of ``data``, x → x (1 + ε) with ε = ½ (d + dᵀ); returns the strained cell.
+
+    Parameters
+    ----------
+    data: dict with mace's keys, which is changed
+    cell: (n_structures, 3, 3) in Å; displacement: d, likewise
+    share: this process's of the edges
+    """
     epsilon = 0.5 * (displacement + displacement.mT)  # (n_structures, 3, 3)
     positions, shifts, batch = data["positions"], data["shifts"], data["batch"]
     data["positions"] = positions + (positions[:, None, :] @ epsilon[batch])[:, 0]
-    data["shifts"] = shifts + (shifts[:, None, :] @ epsilon[batch[data["edge_index"][0]]])[:, 0]
+    (of_edges,) = share.enter(epsilon)
+    data["shifts"] = shifts + (shifts[:, None, :] @ of_edges[batch[data["edge_index"][0]]])[:, 0]
     cell = cell + cell @ epsilon
     data["cell"] = cell.reshape(-1, 3)
     return cell

@@ -1,7 +1,7 @@
 """A host with Φ attached: one module with the call signature of a mace model."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -205,13 +205,18 @@ def run_model(model: torch.nn.Module, data: Batch, **options: Any) -> Output:
     """
     if isinstance(model, PhiPotential):
         return dict(model(data, **options))
+    check_no_field(data)
+    return run_host(model, data, **options)
+
+
+def check_no_field(data: Mapping[str, Any]) -> None:
+    """InputError if there is an external field in what a bare host is told."""
     field = data.get(FIELD)
     if field is not None and bool((torch.as_tensor(field) != 0).any()):
         raise InputError(
             f"{FIELD} is given, but the model is a bare host, which does not have charges for a field to act on. Leave "
             "it out, or use a model with Φ."
         )
-    return run_host(model, data, **options)
 
 
 def _total_charge(data: Batch, pbc: torch.Tensor) -> torch.Tensor:

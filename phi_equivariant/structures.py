@@ -26,12 +26,12 @@ class Structures:
     batch: (n_atoms,), structure of each atom, ascending
     ptr: (n_structures + 1,), first atom of each structure
     edge_index: (2, n_edges), sender and receiver; shifts: (n_edges, 3), cell vectors between the two, in Å; both None
-        where edges are not needed
+        where edges are not needed; with several processes, those of this one's share
     total_charge: (n_structures,) in e
     cell: (n_structures, 3, 3), rows are the cell vectors in Å
     pbc: (n_structures, 3), True for periodic directions
     external_field: (n_structures, 3), homogeneous, in V/Å; None where there is none
-    share: this process's, of the sums of large structures
+    share: this process's, of the sums of large structures and of sums over edges
     """
 
     positions: torch.Tensor
@@ -106,7 +106,8 @@ class Structures:
         if self.edge_index is None or self.shifts is None:
             raise ValueError("these structures were selected without their edges.")
         sender, receiver = self.edge_index
-        return self.positions[receiver] - self.positions[sender] + self.shifts
+        (positions,) = self.share.enter(self.positions)
+        return positions[receiver] - positions[sender] + self.shifts
 
     def edge_lengths(self) -> torch.Tensor:
         """Distance in Å between the two atoms of every edge, (n_edges,)."""

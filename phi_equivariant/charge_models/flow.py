@@ -5,6 +5,7 @@ import math
 import torch
 
 from phi_equivariant.batching import PaddedLayout
+from phi_equivariant.division import WHOLE, Share
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators.graph import smooth_cutoff
 
@@ -23,6 +24,7 @@ class FlowGraph:
     conductance: w (n_edges,) in e/V, of the whole edge, the same in both directions; 0 is allowed, and may be where an
         edge comes to the cut-off
     layout: which atoms are one structure
+    share: this process's of the edges; then these are those of it
 
     Raises
     ------
@@ -30,7 +32,9 @@ class FlowGraph:
         For a conductance that is negative or not finite.
     """
 
-    def __init__(self, edge_index: torch.Tensor, conductance: torch.Tensor, layout: PaddedLayout) -> None:
+    def __init__(
+        self, edge_index: torch.Tensor, conductance: torch.Tensor, layout: PaddedLayout, share: Share = WHOLE
+    ) -> None:
         known = conductance.detach()
         if not bool(((known >= 0) & torch.isfinite(known)).all()):
             raise InputError(
@@ -38,40 +42,45 @@ class FlowGraph:
                 "damaged, or its training has diverged: load another, or train with a smaller learning rate."
             )
         self.sender, self.receiver = edge_index
-        self.half, self.layout = 0.5 * conductance, layout
+        self.half, self.layout, self.share = 0.5 * conductance, layout, share
 
     @torch.no_grad()
     def in_single(self) -> "FlowGraph":
         """The same in single precision, without derivatives."""
         edge_index = torch.stack([self.sender, self.receiver])
-        return FlowGraph(edge_index, 2 * self.half.to(torch.float32), self.layout)
+        return FlowGraph(edge_index, 2 * self.half.to(torch.float32), self.layout, self.share)
 
     def flows(self, level: torch.Tensor) -> torch.Tensor:
         """Charge that flows from sender to receiver along every listed edge: level (n_atoms,) in V → (n_edges,) in e.
 
         The two directions of an edge are half of its flow each, with opposite signs.
         """
+        (level,) = self.share.enter(level)
         return self.half * (level.index_select(0, self.sender) - level.index_select(0, self.receiver))
 
     def apply(self, level: torch.Tensor) -> torch.Tensor:
         """L_g u: (n_atoms,) in V → (n_atoms,) in e, what has left every atom."""
         flows = self.flows(level)
-        return torch.zeros_like(level).index_add(0, self.sender, flows).index_add(0, self.receiver, -flows)
+        left = torch.zeros_like(level).index_add(0, self.sender, flows).index_add(0, self.receiver, -flows)
+        return self.share.leave(left)[0]
 
     def matrix(self) -> torch.Tensor:
         """L_g (n_structures, n_max, n_max) in e/V."""
         layout, n = self.layout, self.layout.n_max
         flat = layout.index[self.receiver] * n + layout.slot[self.sender]
         adjacency = self.half.new_zeros(layout.n_structures * n * n).index_add(0, flat, self.half)
-        adjacency = adjacency.reshape(layout.n_structures, n, n)
+        (adjacency,) = self.share.leave(adjacency.reshape(layout.n_structures, n, n))
         adjacency = adjacency + adjacency.mT
         return torch.diag_embed(adjacency.sum(-1)) - adjacency
 
     def energy(self, level: torch.Tensor) -> torch.Tensor:
         """Half of each edge's ½w(u_i − u_j)² at either end: (n_atoms,) in eV."""
-        drop = level.index_select(0, self.sender) - level.index_select(0, self.receiver)
-        share = 0.25 * self.half * drop.square()  # of each of an edge's two listings at each of its two ends
-        return torch.zeros_like(level).index_add(0, self.sender, share).index_add(0, self.receiver, share)
+        (entered,) = self.share.enter(level)
+        drop = entered.index_select(0, self.sender) - entered.index_select(0, self.receiver)
+        part = 0.25 * self.half * drop.square()  # of each of an edge's two listings at each of its two ends
+        return self.share.leave(
+            torch.zeros_like(level).index_add(0, self.sender, part).index_add(0, self.receiver, part)
+        )[0]
 
 
 class Conductance(torch.nn.Module):
@@ -89,8 +98,11 @@ class Conductance(torch.nn.Module):
         self.r_max = r_max
         self.log_weight = torch.nn.Parameter(torch.tensor(math.log(self.initial)))
 
-    def forward(self, of_atoms: torch.Tensor, edge_index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """c (n_atoms,), edges (2, n_edges) and their lengths (n_edges,) in Å → w (n_edges,)."""
+    def forward(
+        self, of_atoms: torch.Tensor, edge_index: torch.Tensor, lengths: torch.Tensor, share: Share = WHOLE
+    ) -> torch.Tensor:
+        """c (n_atoms,), the edges (2, n_edges) of a share and their lengths (n_edges,) in Å → w (n_edges,)."""
         sender, receiver = edge_index
+        of_atoms, log_weight = share.enter(of_atoms, self.log_weight)
         both = of_atoms.index_select(0, sender) * of_atoms.index_select(0, receiver)
-        return self.log_weight.exp() * both * smooth_cutoff(lengths / self.r_max)
+        return log_weight.exp() * both * smooth_cutoff(lengths / self.r_max)

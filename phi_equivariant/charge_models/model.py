@@ -113,7 +113,8 @@ class ChargeModel(torch.nn.Module):
                 return found
             # Half of each edge's flow is in each of its two listings.
             moved = graph.flows(response.level)[:, None] * part.structures.edge_vectors()
-            return *found, torch.zeros_like(part.structures.positions).index_add(0, graph.receiver, moved)
+            moved = torch.zeros_like(part.structures.positions).index_add(0, graph.receiver, moved)
+            return *found, *part.structures.share.leave(moved)
 
         found = bound.by_part(of_part, *given.values())
         parts: dict[str, Any] = dict.fromkeys(without) | dict(zip(names, found, strict=False))
@@ -140,8 +141,9 @@ class ChargeModel(torch.nn.Module):
         lengths = structures.edge_lengths()
         graph = FlowGraph(
             structures.edge_index,
-            self.conductance(given["conductance"], structures.edge_index, lengths),
+            self.conductance(given["conductance"], structures.edge_index, lengths, structures.share),
             structures.layout,
+            structures.share,
         )
         return sqe.split_charges(energy, graph, given["charges"], order, last=last), graph
 

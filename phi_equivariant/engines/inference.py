@@ -222,18 +222,22 @@ class ModelInput:
             is not a class of the host's embedding.
         """
         self._check(structures)
-        reference = next(self.model.parameters())
         several = len(structures) > 1
         names = [f"structure {index}" if several else "the structure" for index in range(len(structures))]
-        batch = collate(
-            [
-                graph(atoms, self._elements, edges, self.read(atoms, name), self.head, reference.dtype)
-                for atoms, name, edges in zip(structures, names, self._edges(structures), strict=True)
-            ]
-        ).to(reference.device)
+        told = [self.read(atoms, name) for atoms, name in zip(structures, names, strict=True)]
+        batch = self.batch(structures, self._edges(structures), told)
         check_classes(getattr(self.model, "host", self.model), batch)
         check_edges(batch)
         return batch
+
+    def batch(self, structures: Iterable[Atoms], edges: Iterable[Edges], told: Iterable[Mapping[str, Any]]) -> Batch:
+        """One batch of structures whose neighbours are known, told what :meth:`read` reads, on the model's device."""
+        reference = next(self.model.parameters())
+        graphs = [
+            graph(atoms, self._elements, neighbours, given, self.head, reference.dtype)
+            for atoms, neighbours, given in zip(structures, edges, told, strict=True)
+        ]
+        return collate(graphs).to(reference.device)
 
     def _edges(self, structures: Sequence[Atoms]) -> Iterator[Edges]:
         """Of every structure, from the list that is kept for its place in the batch."""

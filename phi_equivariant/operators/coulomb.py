@@ -1,6 +1,5 @@
 """The Coulomb operator: −∇² as the inverse of the potential matrix of Gaussian charges."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -135,8 +134,6 @@ class GaussianCoulomb(Operator):
     def _part(self, structures: Structures, width_squared: torch.Tensor, places: list[int], alone: bool) -> Part:
         """P of structures of one kind: places, which they are of the batch."""
         directions = structures.n_periodic[0]
-        if not alone and structures.share is not WHOLE:  # matrices are small
-            structures = dataclasses.replace(structures, share=WHOLE)
         if directions == 0:
             return (FreeSpaceTiles if alone else FreeSpaceMatrix)(structures, width_squared)
         if directions == 2:
@@ -160,7 +157,7 @@ class GaussianCoulomb(Operator):
         reach = (particle_mesh.REACH if on_mesh else waves.REACH)[cell.dtype]
         volumes = cell_volume(cell).tolist()
         widest = structures.layout.pad(width_squared).amax(1).tolist()
-        starts, share = structures.ptr.tolist(), structures.share
+        starts, share = structures.ptr.tolist(), structures.share if on_mesh else WHOLE  # matrices are small
         splittings, found = [], []
         for index, place in enumerate(places):
             positions = structures.positions[starts[index] : starts[index + 1]]

@@ -62,7 +62,7 @@ class GraphLaplacian(Operator):
 
 
 class _Graph(Part):
-    """L of some structures: weights (n_edges,), ω of every edge; scale, w₀ in e/V."""
+    """L of some structures: weights (n_edges,), ω of every edge of this process; scale, w₀ in e/V."""
 
     def __init__(self, structures: Structures, weights: torch.Tensor, scale: torch.Tensor, dense: bool) -> None:
         super().__init__(structures)
@@ -72,8 +72,11 @@ class _Graph(Part):
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """Lφ by a sum over edges: (n_atoms, c) in V → (n_atoms, c) in e."""
         sender, receiver = self.edge_index
+        share = self.structures.share
+        (values,) = share.enter(values)
         differences = self.weights[:, None] * (values[receiver] - values[sender])  # (n_edges, c)
-        return self.scale * segment_sum(differences, receiver, len(values))
+        (found,) = share.leave(segment_sum(differences, receiver, len(values)))
+        return self.scale * found
 
     def matrix(self) -> torch.Tensor:
         """L of every structure; periodic images add up."""
@@ -82,11 +85,12 @@ class _Graph(Part):
         n = layout.n_max
         flat = layout.index[receiver] * n + layout.slot[sender]
         adjacency = self.weights.new_zeros(layout.n_structures * n * n).index_add(0, flat, self.weights)
-        adjacency = adjacency.reshape(layout.n_structures, n, n)
+        (adjacency,) = self.structures.share.leave(adjacency.reshape(layout.n_structures, n, n))
         return self.scale * (torch.diag_embed(adjacency.sum(-1)) - adjacency)
 
     def diagonal(self) -> torch.Tensor:
         """Σ_j W_ij less what an atom's own images have: (n_atoms,)."""
         sender, receiver = self.edge_index
         others = self.weights * (sender != receiver)
-        return self.scale * segment_sum(others, receiver, len(self.structures.positions))
+        (found,) = self.structures.share.leave(segment_sum(others, receiver, len(self.structures.positions)))
+        return self.scale * found

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from phi_equivariant.division import WHOLE
 from phi_equivariant.operators.base import Part
 from phi_equivariant.operators.gaussians import (
     COULOMB_CONSTANT,
@@ -78,35 +79,41 @@ class LatticeSum(Part):
     ) -> None:
         super().__init__(structures)
         self.width_squared, self.splitting, self.near, self.smooth = width_squared, splitting, near, smooth
-        self.dense = dense
+        self.dense, self.share = dense, WHOLE if dense else structures.share  # matrices are small
         self.per_volume = 2 * math.pi * COULOMB_CONSTANT / cell_volume(structures.cell)  # (n_structures,)
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """Pq."""
-        structures, share = self.structures, self.structures.share
-        if torch.is_grad_enabled():
-            inputs = share.enter(structures.positions, self.width_squared, structures.cell, values)
-            (near,) = sum_of_parts(near_potential, self.near.chunks(), *inputs)
-        else:
-            first, second, _ = self.near.pairs
-            near = add_pairs(first, second, self._fixed_kernel, values)
-        (shared,) = share.leave(self.smooth.potential(values) + near)
+        (shared,) = self.share.leave(self._of_share(values))
         return shared + self._own()[:, None] * values + self._background(values)
 
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
-        share = self.structures.share
+        potential, gradient = self.share.leave(*self._joint_of_share(charges, dipoles))
+        potential = potential + self._own()[:, None] * charges + self._background(charges)
+        return potential, gradient + self._own_gradient()[:, None, None] * dipoles
+
+    def _of_share(self, values: torch.Tensor) -> torch.Tensor:
+        """What this process adds to the sums over pairs and waves: (n_atoms, c)."""
         if torch.is_grad_enabled():
             about = self.structures.positions, self.width_squared, self.structures.cell
-            inputs = share.enter(*about, charges, dipoles)
+            (near,) = sum_of_parts(near_potential, self.near.chunks(), *self.share.enter(*about, values))
+        else:
+            first, second, _ = self.near.pairs
+            near = add_pairs(first, second, self._fixed_kernel, values)
+        return self.smooth.potential(values) + near
+
+    def _joint_of_share(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same with dipoles, and its gradient."""
+        if torch.is_grad_enabled():
+            about = self.structures.positions, self.width_squared, self.structures.cell
+            inputs = self.share.enter(*about, charges, dipoles)
             near, slope = sum_of_parts(near_joint, self.near.chunks(), *inputs)
         else:
             first, second, _ = self.near.pairs
             near, slope = add_joint_pairs(first, second, *self._fixed_kernels, charges, dipoles)
         potential, gradient = self.smooth.joint(charges, dipoles)
-        potential, gradient = share.leave(potential + near, gradient + slope)
-        potential = potential + self._own()[:, None] * charges + self._background(charges)
-        return potential, gradient + self._own_gradient()[:, None, None] * dipoles
+        return potential + near, gradient + slope
 
     def matrix(self) -> torch.Tensor:
         """P of every structure."""
@@ -155,11 +162,10 @@ class LatticeSum(Part):
     def diagonal(self) -> torch.Tensor:
         """P_ii: with an atom's own images."""
         first, second, _ = self.near.pairs
-        share = self.structures.share
-        inputs = share.enter(self.structures.positions, self.width_squared, self.structures.cell)
+        inputs = self.share.enter(self.structures.positions, self.width_squared, self.structures.cell)
         kernel = near_kernel(self.near, *inputs)
         images = torch.zeros_like(self.width_squared).index_add(0, first, 2 * kernel * (first == second))
-        (images,) = share.leave(images)
+        (images,) = self.share.leave(images)
         background = self._of_atoms(self.per_volume) * (2 * self.width_squared - self._of_atoms(self.splitting) ** 2)
         return self._of_atoms(self.smooth.own()) + self._own() + images + background
 

@@ -130,6 +130,7 @@ class SlabSum(LatticeSum):
         self.normal = normal[structures.batch]  # (n_atoms, 3)
         self.length = structures.cell.detach().masked_fill(structures.pbc[:, :, None], 0.0).sum(1).norm(dim=1)
         self._made: dict[bool, _Waves] = {}
+        self._entered: dict[bool, tuple[torch.Tensor, ...]] = {}
         self.uniform = uniform_part(structures, width_squared)
         low, high = _ends(structures, normal.detach())
         self.vacuum = self.length - (high - low)
@@ -140,24 +141,30 @@ class SlabSum(LatticeSum):
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """Pq."""
-        potential, _ = self._layers_as_wholes(values)
-        for_waves = self.structures.positions, self.structures.cell, values
-        if len(self._chunks) > 1:
-            (waves,) = sum_of_parts(self._chunk_potential, self._chunks, *for_waves)
-        else:
-            waves = self._potential_of_waves(self._all_waves, values)
-        return super().product(values) + potential + waves
+        return super().product(values) + self._layers_as_wholes(values)[0]
 
     def joint(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Potential of charges and dipoles, and its gradient."""
         potential, gradient = super().joint(charges, dipoles)
         whole, slope = self._layers_as_wholes(charges, dipoles)
-        for_waves = self.structures.positions, self.structures.cell, charges, dipoles
+        return potential + whole, gradient + slope
+
+    def _of_share(self, values: torch.Tensor) -> torch.Tensor:
+        about, (entered,) = self._about, self.share.enter(values)
         if len(self._chunks) > 1:
-            waves, of_waves = sum_of_parts(self._chunk_joint, self._chunks, *for_waves)
+            (waves,) = sum_of_parts(self._chunk_potential, self._chunks, *about, entered)
         else:
-            waves, of_waves = self._joint_of_waves(self._all_waves, charges, dipoles)
-        return potential + whole + waves, gradient + slope + of_waves
+            waves = self._potential_of_waves(self._all_waves, entered)
+        return super()._of_share(values) + waves
+
+    def _joint_of_share(self, charges: torch.Tensor, dipoles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        about, entered = self._about, self.share.enter(charges, dipoles)
+        if len(self._chunks) > 1:
+            waves, of_waves = sum_of_parts(self._chunk_joint, self._chunks, *about, *entered)
+        else:
+            waves, of_waves = self._joint_of_waves(self._all_waves, *entered)
+        potential, gradient = super()._joint_of_share(charges, dipoles)
+        return potential + waves, gradient + of_waves
 
     def matrix(self) -> torch.Tensor:
         """P of every structure."""
@@ -216,17 +223,27 @@ class SlabSum(LatticeSum):
 
     @functools.cached_property
     def _chunks(self) -> list[slice]:
-        """Waves kept at a time."""
-        n_waves, layout = self._indices.shape[1], self.structures.layout
-        size = n_waves if self.dense else max(1, _ENTRIES // layout.n_max)
-        return [slice(start, min(n_waves, start + size)) for start in range(0, max(1, n_waves), max(1, size))]
+        """Waves of this process, as many as are kept at a time."""
+        rows = self.share.rows(self._indices.shape[1])
+        size = max(1, rows.stop if self.dense else _ENTRIES // self.structures.layout.n_max)
+        starts = range(rows.start, max(rows.start + 1, rows.stop), size)
+        return [slice(start, min(rows.stop, start + size)) for start in starts]
+
+    @property
+    def _about(self) -> tuple[torch.Tensor, ...]:
+        """Positions and cells, entered once with derivatives and once without: solvers ask for products first where
+        none is wanted."""
+        derived = torch.is_grad_enabled()
+        if derived not in self._entered:
+            self._entered[derived] = self.share.enter(self.structures.positions, self.structures.cell)
+        return self._entered[derived]
 
     @property
     def _all_waves(self) -> _Waves:
-        """Made once with derivatives and once without: solvers ask for them first where none is wanted."""
+        """Of this process, where all are kept, likewise made twice."""
         derived = torch.is_grad_enabled()
         if derived not in self._made:
-            self._made[derived] = self._waves(slice(None), self.structures.positions, self.structures.cell)
+            self._made[derived] = self._waves(self._chunks[0], *self._about)
         return self._made[derived]
 
     def _decays(self, chosen: slice, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

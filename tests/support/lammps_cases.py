@@ -39,6 +39,17 @@ def slab():
     return atoms
 
 
+def many(pbc=True):
+    """So many that sums are shared: 64 molecules on a lattice, turned at random."""
+    random, atoms = np.random.default_rng(1), Atoms(cell=[12.6, 12.4, 12.8], pbc=pbc)
+    for place in np.ndindex(4, 4, 4):
+        one = molecule("H2O")
+        one.rotate(random.uniform(0, 360), random.normal(size=3))
+        one.positions += (np.array(place) + 0.4 + random.uniform(0, 0.1, 3)) * atoms.cell.lengths() / 4
+        atoms += one
+    return atoms
+
+
 def apart():
     """Two molecules far apart in the open, so that processes in between have no atoms."""
     atoms = molecule("CH3OH") + Atoms("OH", [[16.2, 0.4, 0.3], [16.2, 1.3, 0.5]])
@@ -94,6 +105,11 @@ CASES = {
     "schnet": Case(lambda: potential(host=schnet()), cutoff=26.0),
     "embedded": Case(lambda: potential(host=embedded()), lambda: water(1), cutoff=10.0),
     "float32": Case(potential, lambda: water(1), dtype="float32"),
+    "edges shared": Case(lambda: potential(host=mace_host("8x0e"), operator="graph"), many),
+    "flow shared": Case(lambda: potential(host=mace_host("8x0e"), charge_model="sqe", polarizable=True), many),
+    "slab shared": Case(
+        lambda: potential(host=mace_host("8x0e"), charge_model="sqe"), lambda: many((True, True, False)), 1.0
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""Under mpirun: P of structures that are shared among the processes, against P on one, with its derivatives."""
+"""Under mpirun: operators and flow of structures that are shared among the processes, against those on one process,
+with their derivatives."""
 
 import dataclasses
 import json
@@ -10,16 +11,21 @@ from ase import Atoms
 from mpi4py import MPI
 from systems import ELEMENTS, structures_of
 
+from phi_equivariant.charge_models.flow import Conductance, FlowGraph
 from phi_equivariant.division import ShareOfProcesses
+from phi_equivariant.operators import slabs
 from phi_equivariant.operators.coulomb import GaussianCoulomb
+from phi_equivariant.operators.graph import GraphLaplacian
+
+R_MAX = 4.0
 
 
 def atoms_of(kind):
     """Random atoms, enough to be computed on a mesh, or by tiles."""
-    n = {"open": 510, "crystal": 160, "slab": 152}[kind]
+    n = {"open": 510, "crystal": 160, "slab": 152, "waves in parts": 152}[kind]
     random = np.random.default_rng(1)
     cell = np.array([[13.0, 0, 0], [2.0, 12.0, 0], [1.0, -1.5, 12.5]])
-    pbc = {"open": False, "crystal": True, "slab": (True, False, True)}[kind]
+    pbc = {"open": False, "crystal": True}.get(kind, (True, False, True))
     return Atoms(random.choice(ELEMENTS, n), random.random((n, 3)) @ cell, cell=cell, pbc=pbc)
 
 
@@ -39,11 +45,30 @@ def everything(operator, structures, moments):
     return torch.cat([values.detach().flatten() / values.detach().abs().max() for values in found])
 
 
+def of_edges(structures, levels, of_atoms):
+    """A Laplacian's products, matrix and diagonal, flow and its energy, and first and second derivatives: a flat
+    tensor."""
+    laplacian, conductance = GraphLaplacian(R_MAX).eval(), Conductance(R_MAX)
+    leaves = [structures.positions, conductance.log_weight, levels, of_atoms]
+    bound = laplacian.at(structures, matrix=True, up_to=0)
+    dense = laplacian.at(structures, matrix=True).parts[0][1].matrix()
+    found = conductance(of_atoms[:, 0], structures.edge_index, structures.edge_lengths(), structures.share)
+    flow = FlowGraph(structures.edge_index, found, structures.layout, structures.share)
+    products = bound.product(levels), flow.apply(levels[:, 0]), flow.energy(levels[:, 0])
+    energy = sum(values.square().sum() for values in products) + flow.matrix().square().sum()
+    slopes = torch.autograd.grad(energy, leaves, create_graph=True)
+    curvatures = torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves)
+    matrices = bound.diagonal(), flow.matrix(), dense
+    found = [*products, *matrices, *slopes, *curvatures]
+    return torch.cat([values.detach().flatten() / values.detach().abs().max() for values in found])
+
+
 def main(place):
     """Write, for every kind of structure, the largest deviation of any process, relative to the largest number."""
     torch.set_default_dtype(torch.float64)
-    deviations = {}
-    for kind in ("open", "crystal", "slab"):
+    deviations = {"edges": deviation_of_edges()}
+    for kind in ("open", "crystal", "slab", "waves in parts"):
+        slabs._ENTRIES = 1000 if kind == "waves in parts" else 2**20
         operator = GaussianCoulomb(ELEMENTS).eval()
         structures, random = structures_of(atoms_of(kind)), np.random.default_rng(2)
         n = len(structures.positions)
@@ -58,6 +83,20 @@ def main(place):
     if MPI.COMM_WORLD.rank == 0:
         with open(place, "w") as file:
             json.dump(deviations, file)
+
+
+def deviation_of_edges():
+    """That of sums over edges, of which each process has some."""
+    structures, random = structures_of(atoms_of("slab"), r_max=R_MAX), np.random.default_rng(2)
+    structures.positions.requires_grad_()
+    values = [torch.tensor(random.random((len(structures.positions), 1))).requires_grad_() for _ in range(2)]
+    share = ShareOfProcesses(MPI.COMM_WORLD)
+    rows = share.rows(structures.edge_index.shape[1])
+    edges = {"edge_index": structures.edge_index[:, rows], "shifts": structures.shifts[rows]}
+    whole, shared = (
+        of_edges(one, *values) for one in (structures, dataclasses.replace(structures, share=share, **edges))
+    )
+    return MPI.COMM_WORLD.allreduce(float((whole - shared).abs().max()), MPI.MAX)
 
 
 if __name__ == "__main__":

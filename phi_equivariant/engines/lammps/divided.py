@@ -1,26 +1,28 @@
 """Many processes: the host on each one's atoms, Φ on what all of them gathered, and one pass back."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 
+from phi_equivariant.derivatives import Batch, strain
 from phi_equivariant.division import ShareOfProcesses
 from phi_equivariant.engines.inference import ModelInput
 from phi_equivariant.engines.lammps.domain import PROPERTIES, Array, Domain, Evaluation
 from phi_equivariant.engines.lammps.ghosts import Ghosts
-from phi_equivariant.engines.lammps.host_pass import HostRunner
-from phi_equivariant.engines.neighbours import NeighbourList
+from phi_equivariant.engines.lammps.host_pass import HostPass, HostRunner
 from phi_equivariant.errors import InputError
-from phi_equivariant.host_protocol import MaceLike
+from phi_equivariant.inputs.cells import read_cells
 from phi_equivariant.inputs.external_field import NAME as FIELD
-from phi_equivariant.inputs.external_field import read_field
+from phi_equivariant.inputs.external_field import field_of_batch
+from phi_equivariant.inputs.graphs import Edges
 from phi_equivariant.kept import Memory
 from phi_equivariant.phi_module import PhiModule
-from phi_equivariant.potential import PhiPotential
+from phi_equivariant.potential import PhiPotential, check_no_field
 from phi_equivariant.structures import Structures
 
 
@@ -64,11 +66,9 @@ class Divided:
         embedded = {name: value for name, value in self.info.items() if name not in ("total_charge", FIELD)}
         self.host = HostRunner(model, self.make, embedded)
         self.share = ShareOfProcesses(comm)
-        self.neighbours = NeighbourList(float(cast(MaceLike, model).r_max), skin)
         self.memory = Memory()
         self.ghosts: Ghosts | None = None
-        self.values: dict[str, torch.Tensor] | None = None
-        self.field: torch.Tensor | None = None  # external, (1, 3) in V/Å
+        self.told: dict[str, Any] | None = None  # of the structure
         #: Wall time on this process in s since it was made, by part of a step; waiting for others counts.
         self.seconds = {"host": 0.0, "solve": 0.0, "back": 0.0}
 
@@ -83,17 +83,16 @@ class Divided:
         begin = clock()
         ghosts = self._ghosts(domain)
         domain.check_all_there(len(ghosts.tags))
-        if self.values is None:
-            self.values = self._read_values(ghosts.gather(domain.numbers[: domain.n_own, None])[:, 0])
-            self.field = self._read_field(domain)
-        passed = self.host(domain, ghosts, self.values)
+        if self.told is None:
+            self.told = self._read(ghosts.gather(domain.numbers[: domain.n_own, None])[:, 0], domain)
+        passed = self.host(domain, ghosts, {name: value for name, value in self.told.items() if name != FIELD})
         after_host = clock()
         numbers, direct = np.zeros(12), np.zeros((domain.n_own, 3))
         cotangents: dict[str, torch.Tensor] = {}
         of_atoms: dict[str, Array] = {}
         if self.phi is not None:
             with self.memory.used():
-                numbers[1:], direct, cotangents, of_atoms = self._of_all(self.phi, domain, ghosts, passed.heads)
+                numbers[1:], direct, cotangents, of_atoms = self._of_all(self.phi, domain, ghosts, passed)
             if self.comm.rank > 0:  # the same on all
                 numbers[:] = 0.0
         after_solve = clock()
@@ -126,28 +125,18 @@ class Divided:
             self.ghosts = Ghosts(self.comm, own, copies)
         return self.ghosts
 
-    def _read_values(self, numbers: Array) -> dict[str, torch.Tensor]:
-        """What the model is told of the structure with these atoms, as tensors of a batch."""
-        reference = next(self.model.parameters())
-        info = {name: value for name, value in self.info.items() if name != FIELD}
-        read = self.make.read(Atoms(numbers=numbers, info=info))
-        read.pop(FIELD, None)  # which is held against the cell
-        return {
-            name: torch.tensor([value], dtype=reference.dtype, device=reference.device) for name, value in read.items()
-        }
-
-    def _read_field(self, domain: Domain) -> torch.Tensor | None:
-        field = read_field(Atoms(cell=domain.cell, pbc=domain.pbc, info=self.info))
-        reference = next(self.model.parameters())
-        found = torch.tensor(field[None], dtype=reference.dtype, device=reference.device)
-        return found if bool((found != 0).any()) else None
+    def _read(self, numbers: Array, domain: Domain) -> dict[str, Any]:
+        """What the model is told of the structure with these atoms."""
+        told = self.make.read(Atoms(numbers=numbers, cell=domain.cell, pbc=domain.pbc, info=self.info))
+        if self.phi is None:
+            check_no_field(told)
+        return told
 
     def _of_all(
-        self, phi: PhiModule, domain: Domain, ghosts: Ghosts, heads: Mapping[str, torch.Tensor]
+        self, phi: PhiModule, domain: Domain, ghosts: Ghosts, passed: HostPass
     ) -> tuple[Array, Array, dict[str, torch.Tensor], dict[str, Array]]:
         """E_Φ, net charge and virial (11,); of the own atoms direct forces, ∂E_Φ/∂heads and properties."""
-        assert self.values is not None
-        reference = next(phi.parameters())
+        reference, heads = next(phi.parameters()), passed.heads
         own = slice(0, domain.n_own)
         widths = [values.shape[1:].numel() for values in heads.values()]
         flat = [
@@ -157,18 +146,22 @@ class Divided:
         rows = ghosts.gather(np.concatenate([domain.positions[own], domain.numbers[own, None], *flat], axis=1))
         columns = np.split(rows, np.cumsum([3, 1, *widths])[:-1], axis=1)
         number: dict[str, Any] = {"dtype": reference.dtype, "device": reference.device}
-        positions = torch.tensor(columns[0], **number).requires_grad_()
+        edges = self._edges(columns[0], domain, ghosts, passed.edges if phi.reads_edges else passed.edges[:, :0])
+        atoms = Atoms(numbers=columns[1][:, 0].astype(int), positions=columns[0], cell=domain.cell, pbc=domain.pbc)
+        assert self.told is not None
+        data = self.make.batch([atoms], [edges], [self.told])
+        positions = data["positions"].requires_grad_()
         gathered = {
             name: torch.tensor(part, **number).reshape(-1, *values.shape[1:]).requires_grad_()
             for (name, values), part in zip(heads.items(), columns[2:], strict=True)
         }
-        strain = positions.new_zeros((3, 3)).requires_grad_()
+        strained = positions.new_zeros((1, 3, 3)).requires_grad_()
         with torch.enable_grad():
-            structures = self._structures(phi, columns[0], columns[1][:, 0].astype(int), domain, positions, strain)
+            structures = self._structures(data, strained)
             out = phi.of_heads(gathered, structures, order=0)
             energy = out["phi_energy"]
             assert energy is not None
-            leaves = [positions, strain, *gathered.values()]
+            leaves = [positions, strained, *gathered.values()]
             slopes = [
                 torch.zeros_like(leaf) if slope is None else slope
                 for leaf, slope in zip(
@@ -187,36 +180,18 @@ class Divided:
             {name: value.detach()[mine].cpu().double().numpy() for name, value in found.items() if value is not None},
         )
 
-    def _structures(
-        self,
-        phi: PhiModule,
-        where: Array,
-        numbers: Array,
-        domain: Domain,
-        positions: torch.Tensor,
-        strain: torch.Tensor,
-    ) -> Structures:
-        """All atoms as Φ's structure, strained."""
-        assert self.values is not None
-        epsilon = 0.5 * (strain + strain.T)
-        cell = positions.new_tensor(domain.cell)
-        edge_index = shifts = None
-        if phi.reads_edges:
-            senders, receivers, images = self.neighbours(where, domain.cell, domain.pbc)
-            edge_index = torch.as_tensor(np.stack([senders, receivers]), device=positions.device)
-            shifts = positions.new_tensor(images @ domain.cell)
-            shifts = shifts + shifts @ epsilon
-        n, device = len(where), positions.device
-        return Structures(
-            positions=positions + positions @ epsilon,
-            species=self.host.species(numbers),
-            batch=torch.zeros(n, dtype=torch.long, device=device),
-            ptr=torch.tensor([0, n], device=device),
-            edge_index=edge_index,
-            shifts=shifts,
-            total_charge=self.values["total_charge"].reshape(-1),
-            cell=(cell + cell @ epsilon)[None],
-            pbc=torch.as_tensor(domain.pbc, device=device)[None],
-            external_field=self.field,
-            share=self.share,
-        )
+    def _edges(self, where: Array, domain: Domain, ghosts: Ghosts, edges: Array) -> Edges:
+        """Edges to the own atoms, which are this process's share, between atoms of the whole structure."""
+        rows = np.concatenate([ghosts.own_rows, ghosts.ghost_rows])
+        ends, (senders, receivers) = rows[edges], edges
+        copied = domain.positions[receivers] - domain.positions[senders]  # a copy stands a whole number of cells off
+        images = (copied - where[ends[1]] + where[ends[0]]) @ np.linalg.inv(domain.cell)
+        return Edges(ends, images.round() * domain.pbc, domain.cell)
+
+    def _structures(self, data: Batch, strained: torch.Tensor) -> Structures:
+        """All atoms as Φ's structure."""
+        cell, pbc = read_cells(data)
+        cell = strain(data, cell, strained, self.share)
+        field = field_of_batch(data, cell, pbc)
+        structures = Structures.of_batch(data, data["total_charge"].reshape(-1), cell, pbc, field)
+        return dataclasses.replace(structures, share=self.share)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from ase import Atoms
 
 from phi_equivariant.derivatives import Batch, Output
 from phi_equivariant.engines.inference import ModelInput
@@ -15,6 +16,8 @@ from phi_equivariant.engines.lammps.receptive_field import layers_seen
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.host_energy import isolated_of_atoms, run_host, without_isolated
 from phi_equivariant.host_protocol import MaceLike
+from phi_equivariant.inputs.distances import check_edges
+from phi_equivariant.inputs.graphs import Edges
 from phi_equivariant.potential import PhiPotential
 from phi_equivariant.taps import irreps_of
 
@@ -28,12 +31,14 @@ class HostPass:
     positions: (n_own + n_ghosts, 3), and strain (3, 3): leaves
     energy: of the own atoms, a scalar in eV; None on a process that has nothing to differentiate
     heads: {name: (n_own, …)}, what Φ reads of the own atoms
+    edges: (2, n_edges), senders and receivers of all edges to own atoms
     """
 
     positions: torch.Tensor
     strain: torch.Tensor
     energy: torch.Tensor | None
     heads: dict[str, torch.Tensor]
+    edges: Array
 
     def backward(self, cotangents: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """−∂/∂positions and −∂/∂strain of energy + Σ cotangents·heads."""
@@ -74,55 +79,44 @@ class HostRunner:
         device = next(self.model.parameters()).device
         return torch.tensor([self.elements[z] for z in numbers.tolist()], dtype=torch.long, device=device)
 
-    def __call__(self, domain: Domain, ghosts: Ghosts, values: Mapping[str, torch.Tensor]) -> HostPass:
+    def __call__(self, domain: Domain, ghosts: Ghosts, told: Mapping[str, Any]) -> HostPass:
         """The forward pass; where hosts exchange features, all processes call it together.
 
         Parameters
         ----------
         domain: what the process holds; ghosts: who owns the copies
-        values: what the model is told of the structure, {name: (1,) or (1, 1)}
+        told: what the host is told of the structure, as ``ModelInput.read`` reads it
         """
         reference = next(self.model.parameters())
         positions = torch.tensor(domain.positions, dtype=reference.dtype, device=reference.device).requires_grad_()
         strain = positions.new_zeros((3, 3)).requires_grad_()
         senders, receivers, _ = self.neighbours(domain.positions, np.zeros((3, 3)), np.zeros(3, dtype=bool))
-        atoms, edges = _seen(senders, receivers, domain.n_own, len(domain.tags), self.layers, self.exchanges)
+        to_own = np.stack([senders, receivers])[:, receivers < domain.n_own]
+        atoms, edges = None, to_own
+        if not self.exchanges:
+            atoms, edges = _seen(senders, receivers, domain.n_own, len(domain.tags), self.layers)
         with torch.enable_grad():
             if domain.n_own == 0 and not self.exchanges:
-                return HostPass(positions, strain, None, self._read_heads(self._no_layers(positions), domain))
+                return HostPass(positions, strain, None, self._read_heads(self._no_layers(positions), domain), to_own)
             strained = positions + positions @ (0.5 * (strain + strain.T))
             chosen = strained if atoms is None else strained[torch.as_tensor(atoms, device=reference.device)]
             numbers = domain.numbers if atoms is None else domain.numbers[atoms]
             if domain.n_own == 0:  # hosts compute nothing for no atoms, but others wait: one that sees none
                 chosen = torch.cat([chosen.new_zeros((1, 3)), chosen])
                 numbers = np.concatenate([[next(iter(self.elements))], numbers])
-            data = self._batch(chosen, numbers, edges, values)
+            data = self._batch(chosen, numbers, edges, told)
             out, layers = self._run(data, max(domain.n_own, 1), ghosts)
             energies = out["node_energy"]
             assert energies is not None
             heads = self._read_heads([features[: domain.n_own] for features in layers], domain)
-            return HostPass(positions, strain, energies[: domain.n_own].double().sum(), heads)
+            return HostPass(positions, strain, energies[: domain.n_own].double().sum(), heads, to_own)
 
-    def _batch(
-        self, positions: torch.Tensor, numbers: Array, edges: Array, values: Mapping[str, torch.Tensor]
-    ) -> Batch:
+    def _batch(self, positions: torch.Tensor, numbers: Array, edges: Array, told: Mapping[str, Any]) -> Batch:
         """Atoms as one open structure with mace's keys."""
-        whole: dict[str, Any] = {"dtype": torch.long, "device": positions.device}
-        n, n_elements = len(numbers), len(self.elements)
-        shifts = positions.new_zeros((edges.shape[1], 3))
-        return {
-            "positions": positions,
-            "node_attrs": torch.nn.functional.one_hot(self.species(numbers), n_elements).to(positions.dtype),
-            "edge_index": torch.as_tensor(edges, **whole),
-            "shifts": shifts,
-            "unit_shifts": shifts,
-            "cell": positions.new_zeros((3, 3)),
-            "pbc": torch.zeros((1, 3), dtype=torch.bool, device=positions.device),
-            "batch": torch.zeros(n, **whole),
-            "ptr": torch.tensor([0, n], **whole),
-            "head": torch.tensor([self.make.head], **whole),
-            **values,
-        }
+        atoms = Atoms(numbers=numbers, positions=positions.detach().cpu().numpy())
+        data = self.make.batch([atoms], [Edges(edges, np.zeros((edges.shape[1], 3)), np.zeros((3, 3)))], [told])
+        check_edges(data)
+        return {**data, "positions": positions}
 
     def _run(self, data: Batch, n_own: int, ghosts: Ghosts) -> tuple[Output, list[torch.Tensor]]:
         """The host's output, and the features that Φ reads."""
@@ -218,14 +212,10 @@ def _is_mace(host: torch.nn.Module) -> bool:
     )
 
 
-def _seen(
-    senders: Array, receivers: Array, n_own: int, n: int, layers: int, exchanges: bool
-) -> tuple[Array | None, Array]:
-    """Atoms that the own ones see through so many layers, own ones first, None for all; and the edges (2, n_edges) of
-    all those that receive something which an own atom sees."""
+def _seen(senders: Array, receivers: Array, n_own: int, n: int, layers: int) -> tuple[Array, Array]:
+    """Atoms that the own ones see through so many layers, own ones first; and the edges (2, n_edges) of all those that
+    receive something which an own atom sees."""
     inside = receivers < n_own
-    if exchanges:
-        return None, np.stack([senders[inside], receivers[inside]])
     needed = np.arange(n) < n_own
     for _ in range(layers - 1):
         needed[senders[inside]] = True

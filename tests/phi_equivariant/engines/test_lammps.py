@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,13 +35,18 @@ MPIRUN = Path(sys.executable).with_name("mpirun")
 QUICK = ["mace", "nequip open", "dipoles", "embedded", "float32"]
 
 
-def mpirun(processes, *words, cwd=None, timeout=300):
-    """Run Python under mpirun."""
+def under_mpirun(processes, *words):
+    """Python under mpirun, as arguments of ``subprocess``."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
     command = [str(MPIRUN), "-np", str(processes), sys.executable, "-W", "ignore", *map(str, words)]
     # Processes that wait for each other give way to those that compute, of this test and of others.
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, cwd=cwd)
+    return {"args": command, "env": env, "text": True}
+
+
+def mpirun(processes, *words, cwd=None, timeout=300):
+    """Run Python under mpirun."""
+    return subprocess.run(**under_mpirun(processes, *words), capture_output=True, timeout=timeout, cwd=cwd)
 
 
 def forked(function, folder, timeout=300):
@@ -80,7 +86,7 @@ def test_sums_are_shared_exactly(tmp_path, processes):
     done = mpirun(processes, CASES_FILE.with_name("shared_sums.py"), place)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     deviations = json.loads(place.read_text())
-    assert set(deviations) == {"open", "crystal", "slab"}
+    assert set(deviations) == {"edges", "open", "crystal", "slab", "waves in parts"}
     assert max(deviations.values()) < 1e-12, deviations
 
 
@@ -259,6 +265,35 @@ def test_the_command_runs_loops_minimisers_barostats_and_restarts(tmp_path, save
     assert set(whole) == set(rest) == {3, 4, 5, 6}
     assert np.abs(whole[6] - rest[6]).max() < 1e-7
     assert np.abs(whole[6] - whole[3])[:, 1:].max() > 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_from_its_last_restart_file(tmp_path, saved):
+    comm, move = "comm_modify cutoff 7\n", FIX + "timestep 0.0005\nfix n all nve\n"
+    start = CELL + comm + "velocity all create 300 1 loop geom\n" + move
+    (tmp_path / "in.killed").write_text(start + "restart 4 state.*\nrun 100000\n")
+    words = ["-in", "in.killed", "--model", saved, "--elements", "O", "H", "-screen", "none"]
+    tell = "import os; open(f'process.{os.getpid()}', 'w').close(); "
+    running = subprocess.Popen(**under_mpirun(2, "-c", tell + CLI, *words), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (tmp_path / "state.8").exists():
+        assert running.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    (one, *_) = tmp_path.glob("process.*")
+    os.kill(int(one.suffix[1:]), signal.SIGKILL)
+    assert running.wait(30) != 0  # the other process does not stay behind
+    # One that was being written is shorter.
+    files = {int(path.suffix[1:]): path for path in tmp_path.glob("state.*")}
+    last = max(step for step, path in files.items() if path.stat().st_size == files[4].stat().st_size)
+    rest = f"read_restart state.{last}\n" + comm + move + DUMP.format("rest") + "run 6\n"
+    whole = start + f"run {last}\n" + DUMP.format("whole") + "run 6\n"
+    for text in (rest, whole):
+        done = command(2, tmp_path, saved, text=text)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rest, whole = dumped(tmp_path / "rest"), dumped(tmp_path / "whole")
+    assert set(rest) == set(whole) == set(range(last, last + 7))
+    assert np.abs(rest[last + 6] - whole[last + 6])[:, :4].max() < 1e-9  # Å
+    assert np.abs(whole[last + 6] - whole[last])[:, 1:4].max() > 1e-3
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
