@@ -2,13 +2,20 @@
 
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py  # 3,000 and 12,000 atoms, two hosts, two processes
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 192 --hosts 16x0e --processes 1 2 --steps 3
+    OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 12000 --hosts 32x0e+32x1o --turns 2 --steps 1
+    OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 3000 --hosts 16x0e --steps 1 --only_counts
 
-Wall time in double precision after two steps that load everything: the machine must do nothing else. The parts of a
-step are those of the first process, waiting for others included: ``solve`` is gathering and all of Φ.
+Wall time in double precision after one step that loads everything: the machine must do nothing else. With ``--turns``
+both are started several times, in turn, and of each the fastest counts. The parts of a step are those of the first
+process, waiting for others included: ``solve`` is gathering and all of Φ. A second table counts what does not depend
+on the machine: numbers that the first process exchanges in a step, points of the mesh, pairs, memory.
 """
 
 import argparse
+import itertools
 import json
+import math
+import resource
 import subprocess
 import sys
 import time
@@ -20,21 +27,58 @@ from ase.md.verlet import VelocityVerlet
 from scaling import R_MAX, WIDE, host, structure
 
 from phi_equivariant import PhiCalculator, PhiConfig, attach_phi
+from phi_equivariant.division import ShareOfProcesses
+from phi_equivariant.engines.lammps.ghosts import Ghosts
 from phi_equivariant.lammps import LammpsPotential, load_lammps
+from phi_equivariant.operators.lattice import LatticeSum
+from phi_equivariant.operators.particle_mesh import ParticleMesh
 
-LOADING, TIMESTEP = 2, 0.5  # steps; fs
+LOADING, TIMESTEP = 1, 0.5  # steps; fs
+PHI = {
+    "coulomb": {}, "graph": {"operator": "graph"}, "qeq": {"charge_model": "qeq"}, "sqe": {"charge_model": "sqe"},
+}  # fmt: skip
 
 
-def model(irreps):
+def model(irreps, phi):
     """The same on every process."""
     torch.manual_seed(0)
-    return attach_phi(host(irreps), PhiConfig())
+    return attach_phi(host(irreps), PhiConfig(**PHI[phi]))
 
 
-def of_calculator(irreps, size, steps):
+def counted(counts):
+    """Count, from here on, what one process does: numbers in messages, points of the mesh, pairs and products."""
+
+    def watch(kind, name, note):
+        plain = getattr(kind, name)
+
+        def watched(*arguments, **options):
+            found = plain(*arguments, **options)
+            for key, number in note(arguments, found).items():
+                counts[key] = counts.get(key, 0) + number
+            return found
+
+        setattr(kind, name, watched)
+
+    def summed(arguments, found):
+        return {"summed": sum(tensor.numel() for tensor in found), "sums": 1}
+
+    watch(ShareOfProcesses, "sum", summed)
+    watch(Ghosts, "gather", lambda arguments, found: {"gathered": found.size})
+    watch(Ghosts, "to_copies", lambda arguments, found: {"exchanged": found.size})
+    watch(Ghosts, "to_owners", lambda arguments, found: {"exchanged": arguments[1].size})
+    watch(LatticeSum, "product", lambda arguments, found: {"products": 1})
+    watch(
+        LatticeSum,
+        "__init__",
+        lambda arguments, found: {"pairs": len(arguments[0].near.pairs.first), "operators": 1},
+    )
+    watch(ParticleMesh, "__init__", lambda arguments, found: {"mesh": math.prod(arguments[0].size)})
+
+
+def of_calculator(irreps, phi, size, steps):
     """Number of atoms, and seconds a step of PhiCalculator."""
     atoms = structure("water", size)
-    atoms.calc = PhiCalculator(model(irreps))
+    atoms.calc = PhiCalculator(model(irreps, phi))
     dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
     dynamics.run(LOADING)
     begin = time.perf_counter()
@@ -42,8 +86,10 @@ def of_calculator(irreps, size, steps):
     return len(atoms), (time.perf_counter() - begin) / steps
 
 
-def of_lammps(irreps, size, steps):
+def of_lammps(irreps, phi, size, steps):
     """Under mpirun: seconds a step, seconds of its parts, and own atoms and copies of the first process."""
+    counts = {}
+    counted(counts)
     atoms = structure("water", size)
     program = load_lammps()(cmdargs=["-log", "none", "-screen", "none"])
     a, b, c = atoms.cell.lengths()
@@ -58,24 +104,28 @@ def of_lammps(irreps, size, steps):
     types = [1 if symbol == "O" else 2 for symbol in atoms.symbols]
     program.create_atoms(len(atoms), list(range(1, len(atoms) + 1)), types, atoms.positions.ravel().tolist())
     program.command("fix phi all external pf/callback 1 1")
-    potential = LammpsPotential(model(irreps), ["O", "H"])
+    potential = LammpsPotential(model(irreps, phi), ["O", "H"])
     potential.attach(program)
+    empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     program.commands_list(["fix move all nve", f"run {LOADING}"])
     before = dict(getattr(potential.evaluator, "seconds", {}))
+    counts.clear()
     begin = time.perf_counter()
     program.command(f"run {steps} pre no")
     found = {"step": (time.perf_counter() - begin) / steps}
     found |= {part: (potential.evaluator.seconds[part] - spent) / steps for part, spent in before.items()}
     found |= {"own": program.extract_setting("nlocal"), "copies": program.extract_setting("nghost")}
+    found |= {"atoms": len(atoms), "kB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - empty}
+    found |= {"counts": {name: number / steps for name, number in counts.items()}}
     if program.extract_setting("world_rank") == 0:
         print("FOUND " + json.dumps(found))
     program.close()
 
 
-def launched(processes, irreps, size, steps):
+def launched(processes, irreps, phi, size, steps):
     """What ``of_lammps`` found on so many processes."""
     mpirun = Path(sys.executable).with_name("mpirun")
-    words = ["--child", "--hosts", irreps, "--sizes", str(size), "--steps", str(steps)]
+    words = ["--child", "--hosts", irreps, "--phi", phi, "--sizes", str(size), "--steps", str(steps)]
     command = [str(mpirun), "-np", str(processes), sys.executable, __file__, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
@@ -84,33 +134,65 @@ def launched(processes, irreps, size, steps):
     return json.loads(lines[0].removeprefix("FOUND "))
 
 
+def row_of_counts(irreps, phi, processes, found):
+    """What one process does in a step, a row of the second table."""
+    counts, atoms = found["counts"], found["atoms"]
+    operators = counts.get("operators", 0) or 1
+    per_atom = (counts.get(name, 0) / atoms for name in ("gathered", "summed"))
+    of_structure = (counts.get(name, 0) / operators / atoms for name in ("mesh", "pairs"))
+    cells = [f"{number:.0f}" for number in (*per_atom, *of_structure)]
+    exchanged, memory = counts.get("exchanged", 0) / max(1, found["own"]), found["kB"] / max(1, found["own"])
+    cells += [f"{exchanged:.0f}", f"{counts.get('sums', 0):.0f}", f"{counts.get('products', 0):g}", f"{memory:.0f}"]
+    return f"| {atoms} | {irreps} | {phi} | {processes} | {found['own']} + {found['copies']} | {' | '.join(cells)} |"
+
+
 def main():
-    """Print a table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[3000, 12000])
     parser.add_argument("--hosts", nargs="+", default=[WIDE, "16x0e"])
+    parser.add_argument("--phi", nargs="+", default=["coulomb"], choices=PHI)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="in one start")
+    parser.add_argument("--turns", type=int, default=1, help="starts of each")
+    parser.add_argument("--only_counts", action="store_true", help="leave out the calculator and the times")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     if arguments.child:
-        of_lammps(arguments.hosts[0], arguments.sizes[0], arguments.steps)
+        of_lammps(arguments.hosts[0], arguments.phi[0], arguments.sizes[0], arguments.steps)
         return
-    print("| atoms | host | processes | PhiCalculator, s | LAMMPS, s | times as fast | solve, % | own + copies |")
-    print("|---|---|---|---|---|---|---|---|")
-    for size in arguments.sizes:
-        for irreps in arguments.hosts:
-            n_atoms, alone = of_calculator(irreps, size, arguments.steps)
+    if not arguments.only_counts:
+        print("| atoms | host | Φ | processes | PhiCalculator, s | LAMMPS, s | times as fast | solve, % |")
+        print("|---" * 8 + "|")
+    counts = []
+    for size, irreps, phi in itertools.product(arguments.sizes, arguments.hosts, arguments.phi):
+        alone, found = [], {}
+        for _ in range(arguments.turns):
+            if not arguments.only_counts:
+                alone.append(of_calculator(irreps, phi, size, arguments.steps))
             for processes in arguments.processes:
-                found = launched(processes, irreps, size, arguments.steps)
-                share = f"{100 * found['solve'] / found['step']:.1f}" if "solve" in found else "–"
-                print(
-                    f"| {n_atoms} | {irreps} | {processes} | {alone:.3f} | {found['step']:.3f} "
-                    f"| {alone / found['step']:.2f} | {share} | {found['own']} + {found['copies']} |",
-                    flush=True,
-                )
+                found.setdefault(processes, []).append(launched(processes, irreps, phi, size, arguments.steps))
+        for processes, turns in found.items():
+            best = min(turns, key=lambda turn: turn["step"])
+            counts.append(row_of_counts(irreps, phi, processes, best))
+            if arguments.only_counts:
+                continue
+            n_atoms, seconds = min(alone, key=lambda turn: turn[1])
+            share = f"{100 * best['solve'] / best['step']:.1f}" if "solve" in best else "–"
+            print(
+                f"| {n_atoms} | {irreps} | {phi} | {processes} | {seconds:.3f} | {best['step']:.3f} "
+                f"| {seconds / best['step']:.2f} | {share} |",
+                flush=True,
+            )
+    print("\nOf the first process, in a step; kB are those above what it has before the first step.\n")
+    print(
+        "| atoms | host | Φ | processes | own + copies | gathered, numbers/atom | summed, numbers/atom "
+        "| mesh, points/atom | pairs/atom | exchanged, numbers/own atom | sums | products | kB/own atom |"
+    )
+    print("|---" * 13 + "|")
+    print("\n".join(counts))
 
 
 if __name__ == "__main__":

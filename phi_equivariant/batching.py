@@ -63,5 +63,10 @@ class PaddedLayout:
         return flat if self.is_full else flat[self.index]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """(n_atoms, ...) → (n_structures, ...), the sum over the atoms of each structure."""
+        """(n_atoms, ...) → (n_structures, ...), the sum over the atoms of each structure.
+
+        That of one structure has the same bits at each call, on a GPU too: processes that iterate together rely on it.
+        """
+        if self.n_structures == 1:
+            return values.sum(0, keepdim=True)
         return segment_sum(values, self.batch, self.n_structures)

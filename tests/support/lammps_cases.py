@@ -57,12 +57,31 @@ def apart():
     return atoms
 
 
+OTHER_HOST = {"atomic_numbers": [1, 6, 7, 8], "atomic_energies": [-3.0, -2.3, -1.7, -1.0], "hidden_channels": 8}
+
+
 def schnet():
-    """A host that cannot exchange features between layers."""
+    """A host that cannot exchange features between layers; so are the next two."""
     from zoo.pyg_hosts import SchNet
 
     torch.manual_seed(0)
-    return SchNet([1, 6, 7, 8], [-3.0, -2.3, -1.7, -1.0], r_max=4.0, hidden_channels=8, num_filters=8, num_gaussians=8)
+    return SchNet(**OTHER_HOST, r_max=4.0, num_filters=8, num_gaussians=8)
+
+
+def visnet():
+    """One with attention, and features of edges."""
+    from zoo.pyg_hosts import ViSNet
+
+    torch.manual_seed(0)
+    return ViSNet(**OTHER_HOST, r_max=3.0, num_heads=2, num_interactions=2, num_rbf=8)
+
+
+def painn():
+    """One with vectors."""
+    from zoo.painn import PaiNN
+
+    torch.manual_seed(0)
+    return PaiNN(**OTHER_HOST, r_max=4.0, num_interactions=2, num_bessel=6)
 
 
 def embedded():
@@ -103,6 +122,8 @@ CASES = {
     "slab": Case(lambda: potential(charge_model="sqe"), slab, field=(0.0, 0.0, 0.1)),
     "sqe": Case(lambda: potential(charge_model="sqe", polarizable=True)),
     "schnet": Case(lambda: potential(host=schnet()), cutoff=26.0),
+    "visnet": Case(lambda: potential(host=visnet(), charge_model="qeq"), slab, cutoff=20.0),
+    "painn": Case(lambda: potential(host=painn(), multipoles=1), cutoff=20.0),
     "embedded": Case(lambda: potential(host=embedded()), lambda: water(1), cutoff=10.0),
     "float32": Case(potential, lambda: water(1), dtype="float32"),
     "edges shared": Case(lambda: potential(host=mace_host("8x0e"), operator="graph"), many),
@@ -197,11 +218,13 @@ def main(place, names):
 
 
 def refused(lammps):
-    """What is said of inputs and models that cannot be, on all processes alike."""
+    """What is said of inputs and models that cannot be, on all processes alike; and the processes' places."""
+    from phi_equivariant.engines.lammps.mpi import load_mpi, place_on_machine
     from phi_equivariant.errors import InputError
     from phi_equivariant.lammps import LammpsPotential
 
-    said, usual = {}, CASES["mace"]
+    mpi, usual = load_mpi(), CASES["mace"]
+    said = {"places": mpi.COMM_WORLD.allgather(place_on_machine(mpi))}
     attempts = {
         "cutoff": (dataclasses.replace(usual, cutoff=3.0), ELEMENTS),
         "units": (dataclasses.replace(usual, units="lj"), ELEMENTS),

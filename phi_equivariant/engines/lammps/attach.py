@@ -14,7 +14,7 @@ import torch
 from phi_equivariant.engines.inference import Model, ready_models
 from phi_equivariant.engines.lammps.divided import Divided
 from phi_equivariant.engines.lammps.domain import Array, Domain, Evaluation, Evaluator
-from phi_equivariant.engines.lammps.mpi import end_all, load_mpi
+from phi_equivariant.engines.lammps.mpi import end_all, load_mpi, place_on_machine
 from phi_equivariant.engines.lammps.units import read_units
 from phi_equivariant.engines.lammps.whole import Whole
 from phi_equivariant.errors import InputError
@@ -226,9 +226,17 @@ def _numbers(elements: Sequence[str], model: torch.nn.Module) -> list[int]:
 
 
 def _device_of_process(device: str) -> str:
-    """``cuda`` as one of the devices of this machine, in turn for its processes."""
-    if device != "cuda" or torch.cuda.device_count() < 2:
-        return device
-    mpi = load_mpi()
-    here = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
-    return f"cuda:{here.rank % torch.cuda.device_count()}"
+    """Where this process computes."""
+    return in_turn(device, place_on_machine(load_mpi()), torch.cuda.device_count()) if device == "cuda" else device
+
+
+def in_turn(device: str, place: int, n_devices: int) -> str:
+    """``cuda`` as one of the devices of a machine, in turn for its processes, which share them where they are more.
+
+    Parameters
+    ----------
+    device: as it was asked for; any but ``cuda``, ``cuda:1`` say, stays
+    place: number of the process among those of its machine
+    n_devices: number of devices of the machine
+    """
+    return f"cuda:{place % n_devices}" if device == "cuda" and n_devices else device

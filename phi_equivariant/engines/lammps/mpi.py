@@ -47,6 +47,14 @@ def load_lammps() -> type[Any]:
     return found
 
 
+def place_on_machine(mpi: ModuleType) -> int:
+    """Number of this process among those of its machine; all processes ask together."""
+    here = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+    rank: int = here.rank
+    here.Free()
+    return rank
+
+
 def end_all(error: BaseException, command: str = "phi-lammps", comm: Any = None) -> NoReturn:
     """Print what went wrong on this process, with the trace where it is not an input's fault, and end all processes.
 

@@ -28,7 +28,8 @@ def run_script(lammps: Any, path: Path, attach: Callable[[Any], None]) -> None:
     Raises
     ------
     InputError
-        If the file is not there, or the line is not in it, or in another form.
+        If the file is not there, or the line is not in it, or in another form, and for an error of LAMMPS, with its
+        message.
     """
     lines = _read(path)
     with tempfile.TemporaryDirectory(prefix="phi_lammps_") as folder:  # that of the first process is what is read
@@ -37,7 +38,7 @@ def run_script(lammps: Any, path: Path, attach: Callable[[Any], None]) -> None:
         n_pauses = _write(lines, copy, end)
         found, reading = 0, copy
         while True:
-            lammps.file(str(reading))
+            _read_by(lammps, reading)
             pause = lammps.extract_variable(_PAUSE) if _PAUSE in lammps.available_ids("variable") else None
             if pause is None:
                 break
@@ -45,6 +46,13 @@ def run_script(lammps: Any, path: Path, attach: Callable[[Any], None]) -> None:
             attach(lammps)
             found, reading = found + 1, place / f"resume_{int(float(pause))}"
         assert found or n_pauses
+
+
+def _read_by(lammps: Any, path: Path) -> None:
+    try:
+        lammps.file(str(path))
+    except Exception as error:  # LAMMPS' errors have no class of their own
+        raise InputError(f"LAMMPS stopped with {str(error).strip()}") from error
 
 
 def _read(path: Path) -> list[str]:

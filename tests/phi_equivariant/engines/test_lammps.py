@@ -22,6 +22,7 @@ from systems import mace_host, nequip_host, potential
 
 from phi_equivariant import PhiCalculator, commands
 from phi_equivariant.engines.inference import ModelInput
+from phi_equivariant.engines.lammps.attach import in_turn
 from phi_equivariant.engines.lammps.cli import main
 from phi_equivariant.engines.lammps.receptive_field import layers_seen
 from phi_equivariant.errors import InputError
@@ -91,33 +92,48 @@ def test_sums_are_shared_exactly(tmp_path, processes):
 
 
 def expected(case, positions, cell):
-    """PhiCalculator's results at LAMMPS' positions."""
+    """LAMMPS' positions with a PhiCalculator that has computed them."""
     atoms = case.atoms()
     atoms = Atoms(atoms.numbers, positions.reshape(-1, 3), cell=cell, pbc=atoms.pbc)
     atoms.info["total_charge"] = case.total_charge
     if case.field is not None:
         atoms.info["external_field"] = case.field
     calculator = PhiCalculator(made(case), dtype=case.dtype)
+    atoms.calc = calculator
     calculator.calculate(atoms)
-    return calculator
+    return atoms
+
+
+def slope_across(atoms, size=1e-4):
+    """∂E/∂ε_zz in eV by a central difference: atoms of a slab are moved, its cell stays."""
+    energies = []
+    for change in (size, -size):
+        moved = atoms.copy()
+        moved.positions[:, 2] *= 1 + change
+        energies.append(atoms.calc.get_potential_energy(moved))
+    return (energies[0] - energies[1]) / (2 * size)
 
 
 def compare(case, found, when, precise=True):
     """LAMMPS' numbers against PhiCalculator's."""
     unit = {"metal": 1.0, "real": ase.units.kcal / ase.units.mol}[case.units]
     pressure = {"metal": 1e-4 * ase.units.GPa, "real": 1.01325e-4 * ase.units.GPa}[case.units]
-    calculator = expected(case, found[f"{when}/x"], found[f"{when}/cell"])
+    atoms = expected(case, found[f"{when}/x"], found[f"{when}/cell"])
+    calculator = atoms.calc
     single = case.dtype == "float32"
-    results, phi, atoms = calculator.results, calculator.phi_results, calculator.atoms
+    results, phi = dict(calculator.results), dict(calculator.phi_results)
     energy = found[f"{when}/tpe"] * unit
     assert energy == pytest.approx(results["energy"], rel=1e-6 if single else 1e-9)
     forces = found[f"{when}/f"].reshape(-1, 3) * unit
     assert np.abs(forces - results["forces"]).max() < (2e-5 if single else 1e-8)
     assert np.abs(results["forces"]).max() > 0.1
-    if atoms.pbc.all() and when.endswith("start"):  # no velocities
-        names = ("tpxx", "tpyy", "tpzz", "tpyz", "tpxz", "tpxy")
+    if atoms.pbc.sum() > 1 and when.endswith("start"):  # no velocities
+        names = ("tpxx", "tpyy", "tpxy", "tpzz", "tpyz", "tpxz")
         stress = -pressure * np.array([found[f"{when}/{name}"] for name in names])
-        assert np.abs(stress - results["stress"]).max() < (1e-6 if single else 1e-8)
+        known = [0, 1, 5, 2, 3, 4] if atoms.pbc.all() else [0, 1, 5]  # of a slab, the components in its plane
+        assert np.abs(stress[: len(known)] - results["stress"][known]).max() < (1e-6 if single else 1e-8)
+        if not atoms.pbc.all():
+            assert stress[3] * atoms.get_volume() == pytest.approx(slope_across(atoms), rel=1e-5)
     if "charges" in results:
         assert np.abs(found[f"{when}/d_phi_charge"][:, 0] - results["charges"]).max() < (1e-5 if single else 1e-9)
         assert np.abs(found[f"{when}/d_phi_potential"][:, 0] - phi["potential"]).max() < (1e-3 if single else 1e-8)
@@ -337,6 +353,13 @@ def test_copies_that_have_grown_stale_end_the_run(tmp_path, saved):
     assert "add the line 'comm_modify cutoff 6'" in done.stderr and "come nearer by" in done.stderr
 
 
+def test_an_error_of_lammps_is_its_message(tmp_path, saved):
+    done = command(1, tmp_path, saved, text=CELL + FIX + "fix n all nvee\nrun 5\n")
+    assert done.returncode == 2
+    assert "phi-lammps: LAMMPS stopped with ERROR: Unrecognized fix style 'nvee'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_lost_atoms_are_counted(tmp_path, saved):
     text = (
         CELL.replace("p p p", "f f f")
@@ -356,6 +379,14 @@ def test_what_an_input_lacks_is_said_with_the_line_to_add(runs):
     assert "num_modes=3" in said["num_modes"] and "run on one process" in said["num_modes"]
     assert "add the line 'fix phi all external pf/callback 1 1'" in said["fix"]
     assert "4 types" in said["types"] and "O H" in said["types"]
+
+
+def test_processes_of_a_machine_take_its_devices_in_turn(runs):
+    assert [in_turn("cuda", place, 4) for place in range(6)] == [f"cuda:{n}" for n in (0, 1, 2, 3, 0, 1)]
+    assert [in_turn("cuda", place, 1) for place in range(3)] == ["cuda:0"] * 3  # shared
+    assert in_turn("cuda:1", 0, 4) == "cuda:1" and in_turn("cpu", 3, 4) == "cpu"
+    assert in_turn("cuda", 1, 0) == "cuda"  # refused with the name that was asked for
+    assert json.loads(str(runs(2, QUICK)["refused"]))["places"] == [0, 1]
 
 
 def test_elements_are_those_of_the_model(double):
