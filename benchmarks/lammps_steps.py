@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py  # 3,000 and 12,000 atoms, two hosts, two processes
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 192 --hosts 16x0e --processes 1 2 --steps 3
-    OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 12000 --hosts 32x0e+32x1o --turns 2 --steps 1
+    OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 12000 --turns 2 --steps 1 --loading 1  # of each
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 3000 --hosts 16x0e --steps 1 --only_counts
 
-Wall time in double precision after one step that loads everything: the machine must do nothing else. With ``--turns``
+Wall time in double precision after two steps that load everything: the machine must do nothing else. With ``--turns``
 both are started several times, in turn, and of each the fastest counts. The parts of a step are those of the first
 process, waiting for others included: ``solve`` is gathering and all of Φ. A second table counts what does not depend
 on the machine: numbers that the first process exchanges in a step, points of the mesh, pairs, memory.
@@ -33,7 +33,7 @@ from phi_equivariant.lammps import LammpsPotential, load_lammps
 from phi_equivariant.operators.lattice import LatticeSum
 from phi_equivariant.operators.particle_mesh import ParticleMesh
 
-LOADING, TIMESTEP = 1, 0.5  # steps; fs
+TIMESTEP = 0.5  # fs
 PHI = {
     "coulomb": {}, "graph": {"operator": "graph"}, "qeq": {"charge_model": "qeq"}, "sqe": {"charge_model": "sqe"},
 }  # fmt: skip
@@ -75,18 +75,18 @@ def counted(counts):
     watch(ParticleMesh, "__init__", lambda arguments, found: {"mesh": math.prod(arguments[0].size)})
 
 
-def of_calculator(irreps, phi, size, steps):
+def of_calculator(irreps, phi, size, steps, loading):
     """Number of atoms, and seconds a step of PhiCalculator."""
     atoms = structure("water", size)
     atoms.calc = PhiCalculator(model(irreps, phi))
     dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
-    dynamics.run(LOADING)
+    dynamics.run(loading)
     begin = time.perf_counter()
     dynamics.run(steps)
     return len(atoms), (time.perf_counter() - begin) / steps
 
 
-def of_lammps(irreps, phi, size, steps):
+def of_lammps(irreps, phi, size, steps, loading):
     """Under mpirun: seconds a step, seconds of its parts, and own atoms and copies of the first process."""
     counts = {}
     counted(counts)
@@ -107,7 +107,7 @@ def of_lammps(irreps, phi, size, steps):
     potential = LammpsPotential(model(irreps, phi), ["O", "H"])
     potential.attach(program)
     empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    program.commands_list(["fix move all nve", f"run {LOADING}"])
+    program.commands_list(["fix move all nve", f"run {loading}"])
     before = dict(getattr(potential.evaluator, "seconds", {}))
     counts.clear()
     begin = time.perf_counter()
@@ -122,10 +122,11 @@ def of_lammps(irreps, phi, size, steps):
     program.close()
 
 
-def launched(processes, irreps, phi, size, steps):
+def launched(processes, irreps, phi, size, steps, loading):
     """What ``of_lammps`` found on so many processes."""
     mpirun = Path(sys.executable).with_name("mpirun")
     words = ["--child", "--hosts", irreps, "--phi", phi, "--sizes", str(size), "--steps", str(steps)]
+    words += ["--loading", str(loading)]
     command = [str(mpirun), "-np", str(processes), sys.executable, __file__, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
@@ -154,6 +155,7 @@ def main():
     parser.add_argument("--phi", nargs="+", default=["coulomb"], choices=PHI)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
     parser.add_argument("--steps", type=int, default=5, help="in one start")
+    parser.add_argument("--loading", type=int, default=2, help="steps before these")
     parser.add_argument("--turns", type=int, default=1, help="starts of each")
     parser.add_argument("--only_counts", action="store_true", help="leave out the calculator and the times")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -161,7 +163,7 @@ def main():
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     if arguments.child:
-        of_lammps(arguments.hosts[0], arguments.phi[0], arguments.sizes[0], arguments.steps)
+        of_lammps(arguments.hosts[0], arguments.phi[0], arguments.sizes[0], arguments.steps, arguments.loading)
         return
     if not arguments.only_counts:
         print("| atoms | host | Φ | processes | PhiCalculator, s | LAMMPS, s | times as fast | solve, % |")
@@ -171,9 +173,10 @@ def main():
         alone, found = [], {}
         for _ in range(arguments.turns):
             if not arguments.only_counts:
-                alone.append(of_calculator(irreps, phi, size, arguments.steps))
+                alone.append(of_calculator(irreps, phi, size, arguments.steps, arguments.loading))
             for processes in arguments.processes:
-                found.setdefault(processes, []).append(launched(processes, irreps, phi, size, arguments.steps))
+                turn = launched(processes, irreps, phi, size, arguments.steps, arguments.loading)
+                found.setdefault(processes, []).append(turn)
         for processes, turns in found.items():
             best = min(turns, key=lambda turn: turn["step"])
             counts.append(row_of_counts(irreps, phi, processes, best))

@@ -22,11 +22,6 @@ class Pairs(NamedTuple):
     second: torch.Tensor
     images: torch.Tensor
 
-    def part(self, share: Share) -> "Pairs":
-        """Those of a share."""
-        rows = share.rows(len(self.first))
-        return Pairs(*(values[rows] for values in self))
-
     def vectors(self, positions: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
         """From the first to the second atom of every pair, (n_pairs, 3) in Å: positions (n_atoms, 3), cell (3, 3)."""
         difference = positions.index_select(0, self.second) - positions.index_select(0, self.first)
@@ -34,7 +29,9 @@ class Pairs(NamedTuple):
 
 
 @torch.no_grad()
-def find_pairs(radius: float, positions: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor) -> Pairs:
+def find_pairs(
+    radius: float, positions: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor, share: Share = WHOLE
+) -> Pairs:
     """Every pair of atoms of one structure, and of an atom and its own images, closer than ``radius``, once.
 
     Time follows the number of atoms and neighbours: empty space, and where the atoms are in it, costs nothing.
@@ -45,6 +42,7 @@ def find_pairs(radius: float, positions: torch.Tensor, cell: torch.Tensor, pbc: 
     positions: (n_atoms, 3) in Å
     cell: (3, 3), rows are the cell vectors in Å; those of directions that are not periodic are not used
     pbc: (3,), True for periodic directions
+    share: this process's of the pairs
 
     Returns
     -------
@@ -59,9 +57,9 @@ def find_pairs(radius: float, positions: torch.Tensor, cell: torch.Tensor, pbc: 
     boxes = (_PER_RADIUS * heights / radius).floor().clamp(1, _MOST_BOXES).long()  # (3,) in each direction
     reach = (radius * boxes / heights).ceil().long().tolist()
     if n * (n + 1) // 2 * _number(images) <= _PER_STEP * max(30, _number(reach) // 2):
-        found = _among_all(radius, fractional - home, cell, pbc, images)
+        found = _among_all(radius, fractional - home, cell, pbc, images, share)
     else:
-        found = _in_boxes(radius, fractional - home, cell, pbc, boxes, reach)
+        found = _in_boxes(radius, fractional - home, cell, pbc, boxes, reach, share.rows(n))
     first, second, shift = found
     order = first.argsort(stable=True)
     first, second, shift = first[order], second[order], shift[order]
@@ -101,17 +99,18 @@ _Found = tuple[torch.Tensor, ...]  # first and second atom, and cell vectors to 
 
 
 def _among_all(
-    radius: float, fractional: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor, images: list[int]
+    radius: float, fractional: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor, images: list[int], share: Share
 ) -> _Found:
-    """All pairs of atoms, in as many cells around as are wanted along each vector."""
+    """A share of all pairs of atoms, in as many cells around as are wanted along each vector."""
     n, device = len(fractional), fractional.device
     grid = torch.cartesian_prod(*(torch.arange(-m, m + 1, device=device) for m in images))
-    first, second = torch.triu_indices(n, n, device=device)
+    half = torch.triu_indices(n, n, device=device)
+    first, second = half[:, share.rows(half.shape[1])]
     differences = fractional[second] - fractional[first]  # (n_half, 3)
     nearest = differences.round() * pbc
     differences = (differences - nearest) @ cell
     itself, middle, found = first == second, len(grid) // 2, []
-    per_chunk = max(1, _CHUNK // len(first))
+    per_chunk = max(1, _CHUNK // max(1, len(first)))
     for start in range(0, len(grid), per_chunk):
         part = grid[start : start + per_chunk].to(cell.dtype)
         near = (differences + (part @ cell)[:, None]).square().sum(-1) < radius**2  # (n_images, n_half)
@@ -129,9 +128,10 @@ def _in_boxes(
     pbc: torch.Tensor,
     count: torch.Tensor,
     reach: list[int],
+    rows: slice,
 ) -> _Found:
     """Atoms are sorted into boxes, count (3,) along each vector; only those of boxes near each other are compared,
-    across the cell's faces too."""
+    across the cell's faces too. The first atoms are those of ``rows``."""
     device = fractional.device
     box = torch.minimum((fractional * count).long(), count - 1)  # (n_atoms, 3)
     stride = torch.stack([count[1] * count[2], count[2], torch.ones_like(count[0])])
@@ -139,8 +139,7 @@ def _in_boxes(
     # Boxes that hold an atom: there may be many more.
     occupied, held = number.unique_consecutive(return_counts=True)
     starts = held.cumsum(0) - held
-    everyone = torch.arange(len(fractional), device=device)
-    found = []
+    everyone, box, found = torch.arange(len(fractional), device=device)[rows], box[rows], []
     for step in torch.cartesian_prod(*(torch.arange(-m, m + 1, device=device) for m in reach)):
         if tuple(step.tolist()) < (0, 0, 0):
             continue  # the opposite step finds the same pairs
@@ -150,13 +149,14 @@ def _in_boxes(
         there = (target * stride).sum(1)
         slot = torch.searchsorted(occupied, there).clamp(max=len(occupied) - 1)
         inside = ((target >= 0) & (target < count)).all(1) & (occupied[slot] == there)
-        many = held[slot] * inside  # (n_atoms,) candidates of each atom
-        first = everyone.repeat_interleave(many)
-        rank = torch.arange(len(first), device=device) - (many.cumsum(0) - many).repeat_interleave(many)
-        second = order[starts[slot[first]] + rank]
+        many = held[slot] * inside  # (n_rows,) candidates of each atom
+        row = torch.arange(len(many), device=device).repeat_interleave(many)
+        rank = torch.arange(len(row), device=device) - (many.cumsum(0) - many).repeat_interleave(many)
+        first, second = everyone[row], order[starts[slot[row]] + rank]
         if not bool(step.any()):
-            first, second = first[first < second], second[first < second]
-        shift = image[first].to(cell.dtype)
+            later = first < second
+            row, first, second = row[later], first[later], second[later]
+        shift = image[row].to(cell.dtype)
         near = ((fractional[second] - fractional[first] + shift) @ cell).square().sum(1) < radius**2
         found.append((first[near], second[near], shift[near]))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
@@ -243,7 +243,7 @@ class KeptPairs:
                 lists = (kept, *lists[:index], *lists[index + 1 :])
                 break
         if wraps is None:
-            pairs = self.search(radius + self.skin, positions, cell, pbc).part(share)
+            pairs = self.search(radius + self.skin, positions, cell, pbc, *(() if share is WHOLE else (share,)))
             wraps = torch.zeros_like(positions)
             lists = (_Kept(radius, positions.clone(), cell.clone(), pbc.clone(), pairs), *lists)
             while len(lists) > 1 and (

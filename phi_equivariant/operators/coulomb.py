@@ -166,7 +166,7 @@ class GaussianCoulomb(Operator):
             about = positions, cell[index], torch.ones_like(structures.pbc[index])
             # Batches of training have no pairs in common, steps of a simulation have.
             if self.training:
-                pairs = find_pairs(reach * s, *about).part(share)
+                pairs = find_pairs(reach * s, *about, share)
             else:
                 pairs = self.kept_pairs(reach * s, *about, place, share)
             splittings.append(s)

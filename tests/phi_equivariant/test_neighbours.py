@@ -1,6 +1,7 @@
 """Searches for pairs, and lists that are kept, against ase's and matscipy's, which are made anew."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from ase.neighborlist import primitive_neighbor_list
 from matscipy.neighbours import neighbour_list
 from systems import batch_of, distorted, ethanol, mace_host
 
-from phi_equivariant.division import WHOLE
+from phi_equivariant.division import WHOLE, ShareOfProcesses
 from phi_equivariant.engines.inference import ModelInput
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.pairs import KeptPairs, both_ways, find_pairs
@@ -65,6 +66,19 @@ def test_searches_equal_ases_in_every_kind_of_cell(n, pbc):
         assert pairs(*(part.numpy() for part in found)) == pairs(*want)
         vectors = found.vectors(torch.tensor(positions), torch.tensor(cell))
         assert (vectors.norm(dim=1) < radius).all()
+
+
+@pytest.mark.parametrize("n", [5, 150], ids=["all pairs", "boxes"])
+def test_shares_of_a_search_are_all_of_it(n):
+    cell = np.array([[9.0, 0, 0], [1.3, 8.5, 0.2], [-1.8, 0.5, 7.0]])
+    positions = np.random.default_rng(n).uniform(-1, 2, (n, 3)) @ cell
+    about = 4.0, *map(torch.tensor, (positions, cell, [True, True, False]))
+    shares = [ShareOfProcesses(SimpleNamespace(rank=rank, size=7)) for rank in range(7)]
+    parts = [find_pairs(*about, share) for share in shares]
+    numbers = [len(part.first) for part in parts]
+    assert n < 7 or max(numbers) < 2 * min(numbers)
+    whole, together = find_pairs(*about), (torch.cat(values) for values in zip(*parts, strict=True))
+    assert pairs(*(part.numpy() for part in whole)) == pairs(*(part.numpy() for part in together))
 
 
 @pytest.mark.parametrize("size", [3, 300], ids=["all pairs", "boxes"])

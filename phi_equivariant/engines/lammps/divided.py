@@ -171,7 +171,8 @@ class Divided:
         mine = torch.as_tensor(ghosts.own_rows, device=reference.device)
         net = out["net_charge"]
         assert net is not None
-        numbers = np.concatenate([[float(energy), float(net)], -slopes[1].cpu().double().numpy().ravel()])
+        totals = [float(value.detach()) for value in (energy, net)]
+        numbers = np.concatenate([totals, -slopes[1].cpu().double().numpy().ravel()])
         found = {name: out.get(key) for name, key in PROPERTIES.items()}
         return (
             numbers,
