@@ -7,6 +7,7 @@ import torch
 from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.errors import ConvergenceError
+from phi_equivariant.solvers.kept_inverse import KeptInverse, Last
 
 # Atoms up to which factorising is faster than conjugate gradients where dipoles respond: without their matrix at hand,
 # and with it where one factor is all that is needed.
@@ -64,14 +65,22 @@ def _joint(energy: ChargeEnergy) -> torch.Tensor:
 Solve = Callable[[torch.Tensor], torch.Tensor]
 
 
-def in_single(factorise: Callable[[], Solve]) -> Solve | None:
-    """What is factorised in single precision, to precondition with; None where rounding leaves it not positive
-    definite, and iterations have to do with the diagonal."""
-    try:
-        solve = factorise()
-    except ConvergenceError:
-        return None
-    return lambda residual: solve(residual.to(torch.float32)).to(residual.dtype)
+def kept_in_single(
+    factorise: Callable[[], Solve], product: Solve, otherwise: Solve, rows: int, last: Last | None
+) -> KeptInverse:
+    """What is factorised in single precision, to precondition with, kept as ``KeptInverse``, whose arguments these are;
+    ``otherwise`` where rounding leaves it not positive definite."""
+
+    def to_single(of: Solve) -> Solve:
+        return lambda residual: of(residual.to(torch.float32)).to(residual.dtype)
+
+    def make() -> Solve | None:
+        try:
+            return to_single(factorise())
+        except ConvergenceError:
+            return None
+
+    return KeptInverse(make, to_single(product), otherwise, rows, last)
 
 
 def flat(values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:

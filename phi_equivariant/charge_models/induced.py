@@ -9,13 +9,14 @@ from phi_equivariant.charge_models.dense import (
     cholesky,
     flat,
     hessian_matrix,
-    in_single,
     is_small,
+    kept_in_single,
     unflat,
 )
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
-from phi_equivariant.solvers.batched import Last, Solve, System, conjugate_gradients, norms, start_from
+from phi_equivariant.solvers.batched import Solve, System, conjugate_gradients, norms
 from phi_equivariant.solvers.implicit import with_derivatives
+from phi_equivariant.solvers.kept_inverse import Last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +112,14 @@ def polarise(
         if is_small(energy, dense, moments_to=KNOWN_MOMENTS_TO):
             solve, last = _factorised(elastic), None
         else:
-            solve = _iterated(elastic)
-        dipoles = start_from(last, start)[:, 1:]
+            solve = _iterated(elastic, last)
+        dipoles = (start if last is None else last.start(start))[:, 1:]
         (missing,) = residual(dipoles)
         # A start from close by is not a reason to ask for more than from afar.
         scale = norms(missing, layout).maximum(norms(dipoles / energy.polarisability[:, None], layout))
         dipoles = dipoles + solve(missing, scale)
     if last is not None:
-        last["solution"] = whole(dipoles).detach()
+        last.solution = whole(dipoles).detach()
     (dipoles,) = with_derivatives((dipoles,), residual, lambda rhs: (solve(rhs),), order)
     moments = whole(dipoles)
     fields = energy.fields(moments)
@@ -132,16 +133,27 @@ def _factorised(elastic: Elastic) -> Solve:
     return lambda rhs, scale=None: unflat(torch.cholesky_solve(flat(rhs, layout), lower), layout)
 
 
-def _iterated(elastic: Elastic) -> Solve:
+def _iterated(elastic: Elastic, last: Last | None) -> Solve:
     """By conjugate gradients, preconditioned by what is nearly the matrix or by its diagonal."""
     diagonal, nearly = elastic.diagonal().detach()[:, 1:], elastic.nearly()
-    solve_nearly = None if nearly is None else in_single(lambda: _factorised(nearly))
-    divide = solve_nearly or (lambda residual: residual / diagonal)
-    pad = torch.nn.functional.pad
+
+    def product(dipoles: torch.Tensor, of: Elastic = elastic) -> torch.Tensor:
+        return of.hessian(torch.nn.functional.pad(dipoles, (1, 0)))[:, 1:]
+
+    def divide(residual: torch.Tensor) -> torch.Tensor:
+        return residual / diagonal
+
+    kept = None
+    if nearly is not None:
+        kept = kept_in_single(
+            lambda: _factorised(nearly), lambda dipoles: product(dipoles, nearly), divide, diagonal.numel(), last
+        )
+    by = kept or divide
     system = System(
-        precondition=lambda residual: divide(residual)[:, None],
+        precondition=lambda residual: by(residual)[:, None],
         lift=lambda dipoles: dipoles[:, None],
-        product=lambda direction: elastic.hessian(pad(direction[:, 0], (1, 0)))[:, 1:],
+        product=lambda direction: product(direction[:, 0]),
         what="induced dipoles",
+        kept=kept,
     )
     return lambda rhs, scale=None: conjugate_gradients(system, rhs, elastic.energy.layout, scale)[0]

@@ -15,7 +15,7 @@ from phi_equivariant.charge_models.induced import polarise
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.kept import keep, recall
 from phi_equivariant.operators.base import Bound, Operator, Part
-from phi_equivariant.solvers.batched import Last
+from phi_equivariant.solvers.kept_inverse import Last
 from phi_equivariant.structures import Structures
 
 _NAMES = {
@@ -25,6 +25,7 @@ _NAMES = {
 }
 # Atoms up to which matrices are factorised where dipoles do not respond.
 _FACTORISED_TO = {"qeq": qeq.FACTORISED_TO, "sqe": sqe.FACTORISED_TO}
+_MOVED = 0.5  # Å between two calls, up to which what one left helps the other
 
 
 class ChargeModel(torch.nn.Module):
@@ -106,7 +107,7 @@ class ChargeModel(torch.nn.Module):
         numbers = itertools.count()
 
         def of_part(part: Part, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            last = None if lasts is None else lasts.setdefault(next(numbers), {})
+            last = None if lasts is None else lasts.setdefault(next(numbers), Last())
             response, graph = self._respond(part, dict(zip(given, values, strict=True)), order, last)
             found = tuple(getattr(response, name) for name in names)
             if not flows or graph is None:
@@ -148,11 +149,13 @@ class ChargeModel(torch.nn.Module):
         return sqe.split_charges(energy, graph, given["charges"], order, last=last), graph
 
     def _lasts(self, structures: Structures) -> dict[int, Last]:
-        """What iterations left for structures of these atoms, by part."""
+        """What iterations left for these atoms at almost these places, by part."""
+        here = structures.species, structures.positions.detach().clone()
         kept = recall(self)
-        species = structures.species
-        if kept is None or kept[0].device != species.device or not torch.equal(kept[0], species):
-            kept = species, {}
-            keep(self, kept)
-        found: dict[int, Last] = kept[1]
+        found: dict[int, Last] = {}
+        if kept is not None and kept[0][1].device == here[1].device and torch.equal(kept[0][0], here[0]):
+            # Of most atoms: some may have been wrapped back into the cell.
+            moved = float((here[1] - kept[0][1]).norm(dim=1).median())
+            found = kept[1] if moved < _MOVED else found
+        keep(self, (here, found))
         return found

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 
-from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, in_single, is_small, unflat
+from phi_equivariant.charge_models.dense import KNOWN_MOMENTS_TO, cholesky, flat, is_small, kept_in_single, unflat
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.induced import Elastic
-from phi_equivariant.solvers.batched import Last, System, conjugate_gradients, norms, start_from
+from phi_equivariant.solvers.batched import System, conjugate_gradients, norms
 from phi_equivariant.solvers.implicit import with_derivatives
+from phi_equivariant.solvers.kept_inverse import KeptInverse, Last
 
 # c, c_λ and a start → z and λ with Hz − λ = c, −Σρ = c_λ: the start says what a residual is small against.
 Solve = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
@@ -59,13 +60,13 @@ def equilibrate(
         if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(elastic, on_charges), None
         else:
-            solve = _iterated(elastic, on_charges)
-        moments = start_from(last, elastic.start)
+            solve = _iterated(elastic, on_charges, last)
+        moments = elastic.start if last is None else last.start(elastic.start)
         missing, excess = residual(moments, torch.zeros_like(total_charge))
         change, level = solve(missing, excess, moments)
         moments = moments + change
     if last is not None:
-        last["solution"] = moments
+        last.solution = moments
 
     @torch.no_grad()
     def inverse(rhs: torch.Tensor, excess: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,12 +94,13 @@ def _factorised(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Ten
     return solve
 
 
-def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tensor]) -> Solve:
+def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tensor], last: Last | None) -> Solve:
     """By conjugate gradients among moments whose charges sum to zero: preconditioned ones are brought there along M⁻¹1,
     and residuals are free of a constant."""
     layout = elastic.energy.layout
     diagonal = elastic.diagonal().detach()
-    divide = _nearly(elastic) or _screened(elastic, diagonal)
+    kept = _nearly(elastic, diagonal, last)
+    divide = kept or _screened(elastic, diagonal)
     along = divide(on_charges(torch.ones_like(diagonal[:, 0])))  # M⁻¹1
     along = along / layout.sum(along[:, 0])[layout.batch, None]
 
@@ -117,6 +119,7 @@ def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tenso
         product=lambda direction: elastic.hessian(direction[:, 0]),
         what="charges",
         settle=settle,
+        kept=kept,
     )
 
     def solve(rhs: torch.Tensor, excess: torch.Tensor, start: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,18 +135,18 @@ def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tenso
     return solve
 
 
-def _nearly(elastic: Elastic) -> Divide | None:
+def _nearly(elastic: Elastic, diagonal: torch.Tensor, last: Last | None) -> KeptInverse | None:
     """H⁻¹ of what is nearly H, where there is such a thing."""
     nearly = elastic.nearly()
     if nearly is None:
         return None
-    layout = nearly.energy.layout
 
     def factorised() -> Divide:
+        layout = nearly.energy.layout
         lower = cholesky(nearly.matrix(), "charges", layout)
         return lambda residual: unflat(torch.cholesky_solve(flat(residual, layout), lower), layout)
 
-    return in_single(factorised)
+    return kept_in_single(factorised, nearly.hessian, _screened(elastic, diagonal), diagonal.numel(), last)
 
 
 def _screened(elastic: Elastic, diagonal: torch.Tensor) -> Divide:

@@ -9,14 +9,15 @@ from phi_equivariant.charge_models.dense import (
     cholesky,
     flat,
     hessian_matrix,
-    in_single,
     is_small,
+    kept_in_single,
     unflat,
 )
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.flow import FlowGraph
-from phi_equivariant.solvers.batched import Last, Solve, System, conjugate_gradients, norms, start_from
+from phi_equivariant.solvers.batched import Solve, System, conjugate_gradients, norms
 from phi_equivariant.solvers.implicit import with_derivatives
+from phi_equivariant.solvers.kept_inverse import Last
 
 FACTORISED_TO = 400  # atoms up to which that is faster than conjugate gradients
 
@@ -48,7 +49,7 @@ def split_charges(
     order: derivatives of the results by everything that is given: 0 for energies and their first derivatives, 1 also
         for second derivatives of energies and first of charges and dipoles, 2 for one more
     dense: whether to factorise matrices; by the number of atoms where None
-    last: dictionary in which conjugate gradients leave the moments, and look for them to start from
+    last: in which conjugate gradients leave the moments, and what they were preconditioned with, and look for both
 
     Raises
     ------
@@ -60,11 +61,7 @@ def split_charges(
     layout, start = energy.layout, energy.moments(charges)
 
     def give(levels: torch.Tensor) -> torch.Tensor:
-        """Gy."""
-        left = graph.apply(levels[:, 0])[:, None]
-        if energy.polarisability is None:
-            return left
-        return torch.cat([left, energy.polarisability[:, None] * levels[:, 1:]], dim=1)
+        return _give(energy, graph, levels)
 
     def residual(moments: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         slope = energy.slope(moments, energy.fields(moments))
@@ -74,13 +71,13 @@ def split_charges(
         if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(energy, graph), None
         else:
-            solve = _iterated(energy, graph, give)
-        moments = start_from(last, start)
+            solve = _iterated(energy, graph, last)
+        moments = start if last is None else last.start(start)
         levels = energy.slope(moments, energy.fields(moments))
         missing = moments + give(levels) - start
         moments = moments - solve(missing, norms(moments, layout).maximum(norms(missing, layout)))
     if last is not None:
-        last["solution"] = moments
+        last.solution = moments
 
     @torch.no_grad()
     def inverse(slope: torch.Tensor, missing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +94,14 @@ def split_charges(
     if energy.polarisability is not None:
         flow = flow + 0.5 * energy.polarisability * levels[:, 1:].square().sum(-1)
     return energy.response(moments, fields, levels[:, 0], flow)
+
+
+def _give(energy: ChargeEnergy, graph: FlowGraph, levels: torch.Tensor) -> torch.Tensor:
+    """Gy."""
+    left = graph.apply(levels[:, 0])[:, None]
+    if energy.polarisability is None:
+        return left
+    return torch.cat([left, energy.polarisability[:, None] * levels[:, 1:]], dim=1)
 
 
 def _factorised(energy: ChargeEnergy, graph: FlowGraph) -> Solve:
@@ -142,19 +147,28 @@ def _of_charges(
     return solve
 
 
-def _iterated(energy: ChargeEnergy, graph: FlowGraph, give: Callable[[torch.Tensor], torch.Tensor]) -> Solve:
+def _iterated(energy: ChargeEnergy, graph: FlowGraph, last: Last | None) -> Solve:
     """The same by conjugate gradients on (K⁻¹ + G) Kz = r, preconditioned by K, or by K(1 + GK)⁻¹ with what is nearly
     K in the brackets: that is symmetric enough for the few steps it leaves."""
-    nearly = energy.nearly()
-    divide = None if nearly is None else in_single(lambda: _factorised(nearly, graph.in_single()))
+    nearly, kept = energy.nearly(), None
+    if nearly is not None:
+        single = graph.in_single()
+        kept = kept_in_single(
+            lambda: _factorised(nearly, single),
+            lambda moments: moments + _give(nearly, single, nearly.hessian(moments)),
+            lambda missing: missing,
+            energy.width * len(energy.layout.batch),
+            last,
+        )
 
     def lift(moments: torch.Tensor) -> torch.Tensor:
         return torch.stack([energy.hessian(moments), moments], dim=1)
 
     system = System(
-        precondition=lift if divide is None else lambda missing: lift(divide(missing)),
+        precondition=lift if kept is None else lambda missing: lift(kept(missing)),
         lift=lift,
-        product=lambda both: both[:, 1] + give(both[:, 0]),
+        product=lambda both: both[:, 1] + _give(energy, graph, both[:, 0]),
         what="charges",
+        kept=kept,
     )
     return lambda missing, scale=None: conjugate_gradients(system, missing, energy.layout, scale)[0]

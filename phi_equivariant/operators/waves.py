@@ -10,6 +10,7 @@ from phi_equivariant.structures import Structures
 # Both sums of Ewald's end where a Gaussian has fallen to e^(−reach²/2): 2e-11 of its height in double precision, 3e-7
 # in single.
 REACH = {torch.float64: 7.0, torch.float32: 5.5}
+_ROWS = 128  # of a symmetric matrix at a time
 
 
 class Waves(Smooth):
@@ -71,7 +72,17 @@ class Waves(Smooth):
 
     def _matrix_of(self, waves: torch.Tensor) -> torch.Tensor:
         """Σ_k w_k of waves (n_structures, 2 n_k, n) with themselves."""
-        return waves.mT @ (self.weights.repeat(1, 2)[:, :, None] * waves)
+        weighted = self.weights.repeat(1, 2)[:, :, None] * waves
+        if torch.is_grad_enabled():
+            return waves.mT @ weighted
+        # It is symmetric: the other half is copied.
+        n = waves.shape[2]
+        found = waves.new_empty((len(waves), n, n))
+        for start in range(0, n, _ROWS):
+            rows = slice(start, start + _ROWS)
+            found[:, rows, : rows.stop] = waves[:, :, rows].mT @ weighted[:, :, : rows.stop]
+            found[:, :start, rows] = found[:, rows, :start].mT
+        return found
 
 
 @torch.no_grad()

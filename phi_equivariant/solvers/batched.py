@@ -7,15 +7,14 @@ import torch
 
 from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.errors import ConvergenceError
+from phi_equivariant.solvers.kept_inverse import KeptInverse
 
 # Relative residuals: what single precision can reach is given by its rounding.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 MAX_STEPS = 1000
 _FAITHFUL = 20  # steps for which the residual of the recursion is the true one, to rounding
 
-# What a solution is left in, and looked for when atoms have moved a little.
 Solve = Callable[..., torch.Tensor]  # r, and what its norm is relative to if not to itself
-Last = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class System:
     product: a direction → A times it (n_atoms, k)
     what: what is solved for, for messages
     settle: what of a residual counts, where it has a part that no solution removes
+    kept: what ``precondition`` uses, if it is of an earlier system perhaps
     """
 
     precondition: Callable[[torch.Tensor], torch.Tensor]
@@ -40,6 +40,7 @@ class System:
     product: Callable[[torch.Tensor], torch.Tensor]
     what: str
     settle: Callable[[torch.Tensor], torch.Tensor] = lambda residual: residual
+    kept: KeptInverse | None = None
 
 
 @torch.no_grad()
@@ -72,22 +73,26 @@ def conjugate_gradients(
     while True:
         found = norms(system.settle(left), layout)
         if bool((found <= tolerance).all()):
+            if system.kept is not None:
+                system.kept.took(steps)
             return solution, left
         if steps >= MAX_STEPS or not bool(torch.isfinite(found).all()):
             raise _failure(system, layout, scale, found, steps, rhs.dtype)
+        if system.kept is not None and system.kept.is_old:
+            # It may be so far off that steps lead nowhere, so they are few, and nothing is built on them if it is.
+            few = min(system.kept.patience, _FAITHFUL)
+            added, rest, taken = _descend(system, left, layout, tolerance / 2, few)
+            if bool((norms(system.settle(rest), layout) <= found).all()):
+                solution, left = solution + added, rest
+            if not bool((norms(system.settle(left), layout) <= tolerance).all()):
+                system.kept.renew()
+            steps += taken
+            continue
         added, left, taken = _descend(system, left, layout, tolerance / 2, MAX_STEPS - steps)
         solution, steps = solution + added, steps + taken
         if taken > _FAITHFUL:
             # The residual of the recursion drifts away from the true one, which alone counts.
             left = rhs - system.product(system.lift(solution))
-
-
-def start_from(last: Last | None, otherwise: torch.Tensor) -> torch.Tensor:
-    """The solution that was left, where it can be one of this system."""
-    kept = None if last is None else last.get("solution")
-    if kept is None or (kept.shape, kept.dtype, kept.device) != (otherwise.shape, otherwise.dtype, otherwise.device):
-        return otherwise
-    return kept
 
 
 def norms(values: torch.Tensor, layout: PaddedLayout) -> torch.Tensor:

@@ -14,7 +14,8 @@ from phi_equivariant.charge_models.induced import polarise
 from phi_equivariant.charge_models.qeq import equilibrate
 from phi_equivariant.charge_models.sqe import split_charges
 from phi_equivariant.errors import ConvergenceError, InputError
-from phi_equivariant.solvers import batched
+from phi_equivariant.solvers import batched, kept_inverse
+from phi_equivariant.solvers.kept_inverse import KeptInverse, Last
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -193,7 +194,7 @@ def test_a_second_solution_nearby_takes_few_steps():
     given = case(random_cluster(30, box=6.0))
     counts = []
     for model in ("qeq", "sqe"):
-        last = {}
+        last = Last()
         for step in range(2):
             moved = given.with_(positions=given.positions + 1e-6 * step)
             energy, graph = moved.parts(polarisable=True)
@@ -205,7 +206,7 @@ def test_a_second_solution_nearby_takes_few_steps():
             else:
                 got = split_charges(energy, graph, given.start, 0, False, last)
             counts.append(len(calls))
-            torch.testing.assert_close(last["solution"][:, 0], got.charges.detach(), rtol=0, atol=0)
+            torch.testing.assert_close(last.solution[:, 0], got.charges.detach(), rtol=0, atol=0)
     assert counts[1] < counts[0] / 2 and counts[3] < counts[2] / 2
 
 
@@ -228,6 +229,41 @@ def test_on_a_mesh_few_products_suffice(model, polarisable):
     else:
         polarise(energy, start, 0)
     assert len(calls) <= 8
+
+
+@pytest.mark.parametrize("model", ["qeq", "sqe", "direct"])
+def test_what_preconditioned_one_step_serves_the_next_ones(model, monkeypatch):
+    """It is made anew where it serves no longer: far too late, and after atoms have jumped. Results do not depend on
+    it."""
+    given = case(random_cluster(40, cell=2.2 * CELL, nearest=1.2))
+    monkeypatch.setattr(kept_inverse, "_ROWS", 80)  # as if it took longer to make
+    made, rng, last = [], np.random.default_rng(0), Last()
+    plain = KeptInverse._new
+    monkeypatch.setattr(KeptInverse, "_new", lambda self: made.append(1) or plain(self))
+
+    def solve(moved, last):
+        energy, graph = moved.parts(polarisable=True, with_matrix=False)
+        if model == "qeq":
+            return equilibrate(energy, torch.tensor([1.0]), 0, last=last)
+        if model == "sqe":
+            return split_charges(energy, graph, given.start, 0, last=last)
+        return polarise(energy, given.start, 0, last=last)
+
+    numbers = []
+    for step in range(8):
+        if step == 6:
+            jumped = case(random_cluster(40, seed=1, cell=2.2 * CELL, nearest=1.2)).positions
+            given = given.with_(positions=jumped)
+        given = given.with_(positions=given.positions + torch.tensor(0.003 * rng.normal(size=(40, 3))))
+        got = solve(given, last)
+        numbers.append(len(made))
+        want = solve(given, None)
+        made.pop()
+        torch.testing.assert_close(got.charges, want.charges, rtol=0, atol=1e-9)
+        torch.testing.assert_close(got.dipoles, want.dipoles, rtol=0, atol=1e-9)
+        torch.testing.assert_close(got.node_energy, want.node_energy, rtol=0, atol=1e-8)
+    assert numbers[:4] == [1, 1, 1, 1] and numbers[5] <= 2
+    assert numbers[6] == numbers[5] + 1 and numbers[7] == numbers[6]
 
 
 def test_long_wavelengths_are_screened_on_a_coarse_mesh(monkeypatch):
