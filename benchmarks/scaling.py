@@ -48,6 +48,7 @@ CONFIGS = {
     "coulomb": dict(operator="coulomb"),
     "qeq": dict(charge_model="qeq"),
     "sqe": dict(charge_model="sqe"),
+    "polarizable": dict(polarizable=True),
 }
 MOVE = 0.003  # Å, standard deviation of every coordinate between calls, so that iterations do not start at their end
 ROWS = {
@@ -179,7 +180,8 @@ def rows_of(system):
     """Rows that a system can have."""
     rows = [row for row, (features, _) in ROWS.items() if system == "chain" or features == "features"]
     # In open structures each step of an iteration takes N² time.
-    return [row for row in rows if system != "chain" or "charge_model" not in CONFIGS.get(ROWS[row][1], {})]
+    responding = {name for name, settings in CONFIGS.items() if settings.keys() & {"charge_model", "polarizable"}}
+    return [row for row in rows if system != "chain" or ROWS[row][1] not in responding]
 
 
 def path_of(results, system, row, size):

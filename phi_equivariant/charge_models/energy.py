@@ -45,6 +45,9 @@ class BoundOperator(Protocol):
     def screened(self, diagonal: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """r → M⁻¹r (n_atoms,) with M near P + η, of this diagonal, at long wavelengths; None where it is not known."""
 
+    def agreed(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (n_atoms, …) with the same bits on all processes that solve together."""
+
     def dipole_diagonal(self) -> torch.Tensor:
         """S_i (n_atoms,) in V/(e·Å²), what ∇φ of a dipole is at its own atom, per dipole; as ``diagonal``."""
 

@@ -148,9 +148,9 @@ def _iterated(elastic: Elastic, last: Last | None) -> Solve:
         kept = kept_in_single(
             lambda: _factorised(nearly), lambda dipoles: product(dipoles, nearly), divide, diagonal.numel(), last
         )
-    by = kept or divide
+    by, agreed = kept or divide, elastic.energy.operator.agreed
     system = System(
-        precondition=lambda residual: by(residual)[:, None],
+        precondition=lambda residual: agreed(by(residual))[:, None],
         lift=lambda dipoles: dipoles[:, None],
         product=lambda direction: product(direction[:, 0]),
         what="induced dipoles",

@@ -100,7 +100,11 @@ def _iterated(elastic: Elastic, on_charges: Callable[[torch.Tensor], torch.Tenso
     layout = elastic.energy.layout
     diagonal = elastic.diagonal().detach()
     kept = _nearly(elastic, diagonal, last)
-    divide = kept or _screened(elastic, diagonal)
+    by, agreed = kept or _screened(elastic, diagonal), elastic.energy.operator.agreed
+
+    def divide(residual: torch.Tensor) -> torch.Tensor:
+        return agreed(by(residual))
+
     along = divide(on_charges(torch.ones_like(diagonal[:, 0])))  # M⁻¹1
     along = along / layout.sum(along[:, 0])[layout.batch, None]
 

@@ -165,7 +165,7 @@ def _iterated(energy: ChargeEnergy, graph: FlowGraph, last: Last | None) -> Solv
         return torch.stack([energy.hessian(moments), moments], dim=1)
 
     system = System(
-        precondition=lift if kept is None else lambda missing: lift(kept(missing)),
+        precondition=lift if kept is None else lambda missing: lift(energy.operator.agreed(kept(missing))),
         lift=lift,
         product=lambda both: both[:, 1] + _give(energy, graph, both[:, 0]),
         what="charges",

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from phi_equivariant.division import WHOLE
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import describe_pbc
 from phi_equivariant.operators.gaussians import own_gradient_kernel
@@ -135,6 +136,16 @@ class Part(abc.ABC):
         """An inverse of P + η of charges that is right at long wavelengths, from the diagonal (n_atoms,), for solvers
         to precondition with; None where none is known."""
         return None
+
+    def agreed(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (n_atoms, …) that all processes have to rounding, with the same bits on each: solvers must stop
+        together."""
+        share = self.structures.share
+        if share is WHOLE:
+            return values
+        rows, own = share.rows(len(values)), torch.zeros_like(values)
+        own[rows] = values[rows]
+        return share.leave(own)[0]
 
     def dipole_diagonal(self) -> torch.Tensor:
         """k_e/(6√π σ³), ∇φ of a dipole where it is, per dipole: (n_atoms,) in V/(e·Å²), without that of its images."""

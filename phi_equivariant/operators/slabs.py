@@ -12,6 +12,7 @@ import torch
 
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
 from phi_equivariant.operators.lattice import LatticeSum, Smooth
+from phi_equivariant.operators.meshed import in_single
 from phi_equivariant.operators.near import NearPairs
 from phi_equivariant.operators.waves import reciprocal_indices
 from phi_equivariant.planes import planes
@@ -178,9 +179,35 @@ class SlabSum(LatticeSum):
         correction = self.uniform[:, None, None] - wholes - waves - waves.mT
         return super().matrix() + correction.where(layout.mask[:, :, None] & layout.mask[:, None, :], 0.0)
 
-    def joint_matrix(self) -> None:
-        """Not made: the layers' waves have their products only."""
-        return None
+    @torch.no_grad()
+    def nearly(self) -> "SlabSum | None":
+        """As ``MeshSum.nearly``."""
+        return None if self.dense else SlabSum(*in_single(self), dense=True)
+
+    @torch.no_grad()
+    def joint_matrix(self) -> torch.Tensor | None:
+        """The same with dipoles, without derivatives; None on a mesh."""
+        whole = super().joint_matrix()
+        if whole is None:
+            return None
+        layout, all_waves, scale = self.structures.layout, self._all_waves, self.per_volume[:, None, None]
+        up, down = (
+            torch.cat(self._joint_of(all_waves, wave, sign), dim=1)
+            for wave, sign in ((all_waves.up, 1), (all_waves.down, -1))
+        )  # (n_structures, 2 n_k, 4 n_max)
+        waves = up.mT @ (all_waves.weights.repeat(1, 2)[:, :, None] * down)
+        one, height, squared = (
+            layout.pad(values) for values in (torch.ones_like(self.width_squared), self._heights(), self.width_squared)
+        )
+        # Charges are 1, z and z² + σ² of what layers have as wholes, dipoles their slopes along the normal.
+        zeroth, first, second = (
+            torch.cat([value[..., None], (slope[..., None] * layout.pad(self.normal))], dim=-1).flatten(1)
+            for value, slope in ((one, 0 * one), (height, one), (height.square() + squared, 2 * height))
+        )
+        constant = (self.uniform - self.per_volume * self.length.square() / 6)[:, None, None]
+        mixed = zeroth[:, :, None] * second[:, None, :]
+        lines = 2 * first[:, :, None] * first[:, None, :] - mixed - mixed.mT
+        return whole + constant * zeroth[:, :, None] * zeroth[:, None, :] + scale * lines - waves - waves.mT
 
     def diagonal(self) -> torch.Tensor:
         """P_ii: with an atom's own images."""
@@ -298,6 +325,16 @@ class SlabSum(LatticeSum):
             slope = here[0].mT @ on_cosine.flatten(2) + here[1].mT @ on_sine.flatten(2)
             gradient = gradient + slope.unflatten(-1, gradient.shape[2:])
         return layout.unpad(potential), layout.unpad(gradient)
+
+    @staticmethod
+    def _joint_of(waves: _Waves, both: tuple[torch.Tensor, torch.Tensor], sign: int) -> list[torch.Tensor]:
+        """Cosine and sine with their slopes for dipoles, (n_structures, n_k, 4 n_max) each: of the waves that grow
+        along the normal for 1, against it for −1."""
+        cosine, sine = (wave[..., None] for wave in both)  # (n_structures, n_k, n_max, 1)
+        growth, along = sign * waves.growth[:, :, None, :], waves.vectors[:, :, None, :]
+        even = torch.cat([cosine, growth * cosine - along * sine], dim=-1)
+        odd = torch.cat([sine, growth * sine + along * cosine], dim=-1)
+        return [even.flatten(2), odd.flatten(2)]
 
     def _chunk_potential(
         self, chosen: slice, positions: torch.Tensor, cell: torch.Tensor, charges: torch.Tensor

@@ -60,6 +60,9 @@ class BoundCoulomb:
         parts = self._bound.parts
         return parts[0][1].screened(diagonal) if len(parts) == 1 else None
 
+    def agreed(self, values):
+        return values
+
     def dipole_diagonal(self):
         return COULOMB_CONSTANT / (6 * math.sqrt(math.pi) * self.width**3)
 

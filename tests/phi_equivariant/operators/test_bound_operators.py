@@ -1,6 +1,7 @@
 """Operators bound to structures: one linear map, however it is computed; what they say of themselves; a new one."""
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from bare_operators import operator_of, triclinic
 from systems import R_MAX, batch_of, ethanol, mace_host, structures_of
 
 from phi_equivariant import PhiConfig, attach_phi
+from phi_equivariant.division import Share
 from phi_equivariant.errors import InputError
 from phi_equivariant.operators import registry
 from phi_equivariant.operators.base import Bound, Operator, Part
@@ -49,6 +51,8 @@ KINDS = {
     "waves": lambda: (coulomb(), crowd(23, True)),
     "waves, thin": lambda: (coulomb(), triclinic()),
     "mesh": lambda: (coulomb(large=True), crowd(23, True)),
+    "slab": lambda: (coulomb(), crowd(23, (True, False, True))),
+    "slab on a mesh": lambda: (coulomb(large=True), crowd(23, (True, False, True))),
     "graph": lambda: (GraphLaplacian(4.0), crowd(23, True)),
 }
 
@@ -83,7 +87,7 @@ def test_the_joint_product_is_symmetric_and_that_of_charges_where_there_are_no_d
     assert energy((charges, dipoles), bound.joint(charges, dipoles)) > 0
 
 
-@pytest.mark.parametrize("kind", ["matrix", "waves", "waves, thin"])
+@pytest.mark.parametrize("kind", ["matrix", "waves", "waves, thin", "slab"])
 def test_the_joint_matrix_is_the_joint_product(kind):
     operator, atoms = KINDS[kind]()
     part, n = operator.at(structures_of(atoms, elements=ELEMENTS)).parts[0][1], len(atoms)
@@ -100,16 +104,42 @@ def joint_of(part, charges, dipoles):
     return potential, gradient.transpose(1, 2)
 
 
-def test_what_is_nearly_a_sum_on_a_mesh():
-    """In single precision, to some 1e-5 of the largest entry; slabs have none."""
-    part = coulomb(large=True).at(structures_of(crowd(40, True), elements=ELEMENTS)).parts[0][1]
-    want, nearly = coulomb().at(structures_of(crowd(40, True), elements=ELEMENTS)).parts[0][1], part.nearly()
+@pytest.mark.parametrize("pbc", [True, (True, True, False)], ids=["crystal", "slab"])
+def test_what_is_nearly_a_sum_on_a_mesh(pbc):
+    """In single precision, to some 1e-5 of the largest entry."""
+    structures = structures_of(crowd(40, pbc), elements=ELEMENTS)
+    part = coulomb(large=True).at(structures).parts[0][1]
+    want, nearly = coulomb().at(structures).parts[0][1], part.nearly()
     for got, exact in ((nearly.matrix(), want.matrix()), (nearly.joint_matrix(), want.joint_matrix())):
         assert got.dtype == torch.float32 and not got.requires_grad
         error = torch.linalg.matrix_norm(got.double() - exact.detach(), 2) / exact.detach().abs().max()
         assert 0 < error < 1e-4
-    slab = structures_of(crowd(40, (True, True, False)), elements=ELEMENTS)
-    assert coulomb(large=True).at(slab).parts[0][1].nearly() is None
+
+
+class OneOfTwo(Share):
+    """A share of two processes, the other of which is silent."""
+
+    def rows(self, n):
+        return slice(0, n // 2)
+
+
+def test_what_is_nearly_a_shared_sum_is_made_of_all_pairs_on_every_process():
+    structures = structures_of(crowd(40, True), elements=ELEMENTS)
+    shared = dataclasses.replace(structures, share=OneOfTwo())
+    operator = coulomb(large=True)
+    part, whole = (operator.at(one).parts[0][1] for one in (shared, structures))
+    assert len(part.near.pairs.first) < 0.6 * len(whole.near.pairs.first)
+    scale = whole.nearly().joint_matrix().abs().max()
+    torch.testing.assert_close(
+        part.nearly().joint_matrix(), whole.nearly().joint_matrix(), rtol=0, atol=2e-6 * float(scale)
+    )
+    diagonal, residual = whole.diagonal().detach() + 5.0, torch.linspace(-1, 1, 40)
+    got, want = (one.screened(diagonal)(residual) for one in (part, whole))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+    values = torch.ones(40, 4)
+    assert whole.agreed(values) is values
+    torch.testing.assert_close(part.agreed(values)[:20], values[:20], rtol=0, atol=0)
+    assert not part.agreed(values)[20:].any()
 
 
 def test_a_batch_of_all_kinds_gives_each_structure_what_it_has_alone():
