@@ -43,9 +43,10 @@ def seconds(calculator, atoms):
     return time.process_time() - start
 
 
-def compare(hidden_irreps, config, n_atoms, steps):
+def compare(hidden_irreps, config, n_atoms, steps, slab):
     """Seconds of steps without and with Φ, (steps, 2)."""
     atoms, rng = structure("water", n_atoms), np.random.default_rng(0)
+    atoms.pbc = (True, True, not slab)
     bare, with_phi = PhiCalculator(host(hidden_irreps)), PhiCalculator(attach_phi(host(hidden_irreps), config))
     found = []
     for step in range(-6, steps):  # TorchScript optimises the host during its first calls
@@ -62,6 +63,7 @@ def main():
     parser.add_argument("--n_atoms", type=int, nargs="+", default=[192])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--slab", action="store_true", help="not periodic along the third cell vector")
     arguments = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
@@ -70,7 +72,7 @@ def main():
         for name, (hidden_irreps, config) in ROWS.items():
             if arguments.only not in name:
                 continue
-            n, both = compare(hidden_irreps, config, n_atoms, arguments.steps)
+            n, both = compare(hidden_irreps, config, n_atoms, arguments.steps, arguments.slab)
             ratio = both[:, 1] / both[:, 0]
             draws = np.random.default_rng(0).choice(ratio, (2000, len(ratio)))
             low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])

@@ -9,7 +9,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]  # (n_atoms, width) → (n_atoms, w
 
 # Rows of a matrix that takes as long to make and factorise as one step of an iteration on a mesh does: the time of the
 # one grows by one power of the rows, that of the other by three.
-_ROWS = 400
+_ROWS = 540
 
 
 @dataclasses.dataclass

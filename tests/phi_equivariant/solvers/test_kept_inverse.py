@@ -39,17 +39,17 @@ def test_an_old_one_is_improved_to_second_order():
 
 
 def test_it_is_made_anew_once_it_has_cost_more_than_that():
-    """Of 1200 rows, which are worth nine steps."""
+    """Of 1620 rows, which are worth nine steps."""
     first, second = matrices()
     made, last = [], Last()
-    kept_for(first, made, last, 1200).took(3)
+    kept_for(first, made, last, 1620).took(3)
     for taken, times in ((2, 1), (6, 1), (2, 1), (5, 1), (4, 1), (2, 2), (2, 2)):
-        kept_for(second, made, last, 1200).took(taken)
+        kept_for(second, made, last, 1620).took(taken)
         assert len(made) == times
-    assert not kept_for(second, made, Last(), 1200).is_old
-    assert not kept_for(second, made, None, 1200).is_old
-    assert not kept_for(second, made, last, 1201).is_old  # of other structures
-    kept = kept_for(second, made, last, 1200)
+    assert not kept_for(second, made, Last(), 1620).is_old
+    assert not kept_for(second, made, None, 1620).is_old
+    assert not kept_for(second, made, last, 1621).is_old  # of other structures
+    kept = kept_for(second, made, last, 1620)
     kept.renew()
     assert not kept.is_old and made[-1] is second
 
