@@ -68,6 +68,7 @@ class KeptInverse:
     ) -> None:
         self._make, self._product, self._otherwise, self._last = make, product, otherwise, last
         self._rows, self._worth = rows, max(1, round((rows / _ROWS) ** 2))
+        self._cold = last is None or last.solution is None
         kept = None if last is None else last.made
         self.is_old = kept is not None and kept.rows == rows and kept.more < self._worth
         self._made = kept if self.is_old else self._new()
@@ -89,13 +90,13 @@ class KeptInverse:
         self.is_old, self._made = False, self._new()
 
     def took(self, steps: int) -> None:
-        """What a solve took; it is kept for the next."""
+        """What a solve took; it is kept for the next, unless this one started from nothing and so took more."""
         made = self._made
         if made is not None:
             made.fewest = steps if made.fewest is None else min(steps, made.fewest)
             made.more += steps - made.fewest
         if self._last is not None:
-            self._last.made = made
+            self._last.made = None if self._cold else made
 
     def _new(self) -> Made | None:
         apply = self._make()

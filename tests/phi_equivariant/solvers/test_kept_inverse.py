@@ -26,7 +26,7 @@ def kept_for(matrix, made, last, rows=12):
 
 def test_an_old_one_is_improved_to_second_order():
     first, second = matrices()
-    made, last = [], Last()
+    made, last = [], Last(torch.zeros(12, 1))
     kept = kept_for(first, made, last)
     one = torch.eye(12)
     torch.testing.assert_close(kept(first), one, rtol=0, atol=1e-12)
@@ -41,7 +41,7 @@ def test_an_old_one_is_improved_to_second_order():
 def test_it_is_made_anew_once_it_has_cost_more_than_that():
     """Of 1620 rows, which are worth nine steps."""
     first, second = matrices()
-    made, last = [], Last()
+    made, last = [], Last(torch.zeros(12, 1))
     kept_for(first, made, last, 1620).took(3)
     for taken, times in ((2, 1), (6, 1), (2, 1), (5, 1), (4, 1), (2, 2), (2, 2)):
         kept_for(second, made, last, 1620).took(taken)
@@ -52,6 +52,17 @@ def test_it_is_made_anew_once_it_has_cost_more_than_that():
     kept = kept_for(second, made, last, 1620)
     kept.renew()
     assert not kept.is_old and made[-1] is second
+
+
+def test_one_of_a_first_solve_is_not_kept():
+    """Which starts from nothing, and takes more steps than those that follow."""
+    first, second = matrices()
+    made, last = [], Last()
+    kept_for(first, made, last).took(3)
+    assert last.made is None
+    last.solution = torch.zeros(12, 1)
+    kept_for(first, made, last).took(2)
+    assert kept_for(second, made, last).is_old and len(made) == 2
 
 
 def test_where_none_can_be_made_there_is_another():
