@@ -178,7 +178,8 @@ def main(words: Sequence[str] | None = None) -> int:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=Console(stderr=True), show_time=False)  # results alone go to standard output
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("zoo").setLevel(logging.INFO)  # what other libraries tell of themselves is left out
     try:
         args.function(args)
     except InputError as error:
