@@ -50,7 +50,7 @@ class KeptInverse:
         M⁻¹ → M⁻¹ (2 − A M⁻¹),   1 − M⁻¹A → (1 − M⁻¹A)²,
 
     and is made anew once the steps that it costs beyond those that it took at its best add up to those that making it
-    takes.
+    takes: at once where that is less than half a step.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class KeptInverse:
         self, make: Callable[[], Map | None], product: Map, otherwise: Map, rows: int, last: Last | None
     ) -> None:
         self._make, self._product, self._otherwise, self._last = make, product, otherwise, last
-        self._rows, self._worth = rows, max(1, round((rows / _ROWS) ** 2))
+        self._rows, self._worth = rows, round((rows / _ROWS) ** 2)
         self._cold = last is None or last.solution is None
         kept = None if last is None else last.made
         self.is_old = kept is not None and kept.rows == rows and kept.more < self._worth

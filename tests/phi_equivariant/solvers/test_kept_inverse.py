@@ -16,7 +16,7 @@ def matrices():
     return first, first + 0.1 * (change + change.T)
 
 
-def kept_for(matrix, made, last, rows=12):
+def kept_for(matrix, made, last, rows=540):
     def make():
         made.append(matrix)
         return lambda residual: torch.linalg.solve(matrix, residual)
@@ -63,6 +63,15 @@ def test_one_of_a_first_solve_is_not_kept():
     last.solution = torch.zeros(12, 1)
     kept_for(first, made, last).took(2)
     assert kept_for(second, made, last).is_old and len(made) == 2
+
+
+def test_a_small_one_is_always_made_anew():
+    """It takes less than a step."""
+    first, second = matrices()
+    made, last = [], Last(torch.zeros(12, 1))
+    for matrix in (first, second):
+        kept_for(matrix, made, last, 192).took(2)
+    assert len(made) == 2
 
 
 def test_where_none_can_be_made_there_is_another():
