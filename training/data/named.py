@@ -39,6 +39,11 @@ def _md22(
     )  # fmt: skip
 
 
+# Of the sets that this project makes, for runs of minutes to hours.
+_GFN2_OPTIONS = {
+    **{"default_dtype": "float32", "forces_weight": 100.0, "valid_batch_size": 20, "lr": 0.01, "max_num_epochs": 20},
+    **{"ema": True, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1},
+}
 _RMD17 = {
     "azobenzene": "C12H10N2",
     "aspirin": "C9H8O4",
@@ -116,26 +121,19 @@ DATASETS = {
             citation="C. Bannwarth, S. Ehlert, S. Grimme, GFN2-xTB, J. Chem. Theory Comput. 15, 1652 (2019), as "
             "implemented in tblite",
             # No E0s: the data set brings those of its own level of theory.
-            options={
+            options=_GFN2_OPTIONS
+            | {
                 "model": "ScaleShiftMACE",
                 "hidden_irreps": "16x0e",
                 "r_max": 4.5,
                 "num_interactions": 2,
                 "max_ell": 2,
                 "correlation": 2,
-                "default_dtype": "float32",
                 "energy_weight": 40.0,
-                "forces_weight": 100.0,
                 "charges_weight": 50.0,
                 "dipole_weight": 10.0,
                 "batch_size": 5,
-                "valid_batch_size": 20,
-                "lr": 0.01,
-                "max_num_epochs": 20,
-                "ema": True,
                 "ema_decay": 0.99,
-                "scheduler": "CosineAnnealingLR",
-                "warmup_epochs": 1,
             },
         ),
         _md22("md22_ac_ala3_nhme", "tetrapeptide Ac-Ala3-NHMe", "Ac-Ala3-NHMe", "C12H22N4O4", 85109, 6000, 5, 200),
@@ -191,21 +189,14 @@ DATASETS = {
             description="organic molecules and ions, alone, in pairs and in clusters, with charges and dipoles",
             formula="",
             level="GFN2-xTB",
-            options={
+            options=_GFN2_OPTIONS
+            | {
                 "model": "phi-mace-small",
-                "default_dtype": "float32",
                 "energy_weight": 1000.0,
-                "forces_weight": 100.0,
                 "charges_weight": 100.0,
                 "dipole_weight": 10.0,
                 "batch_size": 10,
-                "valid_batch_size": 20,
-                "lr": 0.01,
-                "max_num_epochs": 20,
-                "ema": True,
                 "ema_decay": 0.999,
-                "scheduler": "CosineAnnealingLR",
-                "warmup_epochs": 1,
             },
             form="xyz",
             source="python -m training.shipped.organic_gfn2.generate, which makes it",
