@@ -13,7 +13,6 @@ of each element that fits them best, for the levels of theory are different.
 in ``--results``, and is not trained again while that is there; one that was stopped goes on from its last epoch.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -202,10 +201,8 @@ def report(arguments):
 
 def main():
     """Train, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runs.parser(__doc__, "fine_tuning", page="docs/howto/fine_tuning.md")
     parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/log.md")
-    parser.add_argument("--runs", type=Path, default=Path("runs/fine_tuning"), help="folders of the runs")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "fine_tuning")
     parser.add_argument("--foundation", default=FOUNDATION, help="name of a trained model of the zoo")
     parser.add_argument("--old_test", type=Path, help="its test set, with REF_energy and REF_forces")
     parser.add_argument("--old_frames", type=int, default=100, help="of that test set, drawn at random")
@@ -214,8 +211,6 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--test_frames", type=int, default=10**9, help="fewer than all, for a trial")
-    parser.add_argument("--report", action="store_true", help="table and figure of what is finished")
-    parser.add_argument("--page", type=Path, default=Path("docs/howto/fine_tuning.md"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/fine_tuning.png"))
     arguments = parser.parse_args()
     (report if arguments.report else train_all)(arguments)

@@ -12,7 +12,6 @@ Every run leaves one JSON file in ``--results``, and is not trained again while 
 on from its last epoch. ``--report`` makes the table and the figure from the files that are there.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib
@@ -136,17 +135,13 @@ def report(arguments):
 
 def main():
     """Train, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runs.parser(__doc__, "networks")
     parser.add_argument("--data", type=Path, default=Path("data"), help="published data, see docs/log.md")
-    parser.add_argument("--runs", type=Path, default=Path("runs/networks"), help="folders of the runs")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "networks")
     parser.add_argument("--datasets", nargs="+", default=["acac"], choices=DATASETS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--frames", type=int, help="as many of each set at most, for a trial")
-    parser.add_argument("--report", action="store_true", help="table and figure of what is finished")
-    parser.add_argument("--page", type=Path, default=Path("docs/log.md"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/networks.png"))
     arguments = parser.parse_args()
     (report if arguments.report else train_all)(arguments)

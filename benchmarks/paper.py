@@ -15,7 +15,6 @@
 ``--results``, and is not trained again while that is there. ``--report`` makes tables and figures of what is finished.
 """
 
-import argparse
 import contextlib
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from ablation_data import read_ala3
 from ablation_report import ERRORS, cell, load, values_of
 from fine_tuning import few
 
-from phi_equivariant.operators import registry
+from phi_equivariant.operators import kinds
 from phi_equivariant.operators.base import Bound
 from phi_equivariant.operators.graph import GraphLaplacian, _Graph
 
@@ -84,13 +83,13 @@ def random_pairs(structures):
 @contextlib.contextmanager
 def random_modes(wanted):
     """While it lasts, ``operator=graph`` makes the random Laplacian."""
-    before = dict(registry.OPERATORS)
+    before = dict(kinds.OPERATORS)
     if wanted:
-        registry.OPERATORS["graph"] = RandomLaplacian
+        kinds.OPERATORS["graph"] = RandomLaplacian
     try:
         yield
     finally:
-        registry.OPERATORS.update(before)
+        kinds.OPERATORS.update(before)
 
 
 def draw(row, trial):
@@ -254,9 +253,7 @@ def report(arguments):
 
 def main():
     """Train, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="folders of the runs")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "paper")
+    parser = runs.parser(__doc__, "paper")
     parser.add_argument("--experiments", nargs="+", default=list(REPORTS), choices=REPORTS)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
@@ -264,8 +261,6 @@ def main():
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--valid_frames", type=int, default=100)
     parser.add_argument("--test_frames", type=int, default=200)
-    parser.add_argument("--report", action="store_true", help="tables and figures of what is finished")
-    parser.add_argument("--page", type=Path, default=Path("docs/log.md"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
     arguments = parser.parse_args()
     (report if arguments.report else train_all)(arguments)

@@ -1,9 +1,11 @@
 """What the benchmarks that train have in common: frames with labels, one run that can go on, its results as JSON."""
 
+import argparse
 import json
 import shlex
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -17,7 +19,7 @@ from training import build
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import evaluate, predict
 from training.options import command_line
-from training.report.samples import Pairs
+from training.report.samples import LabelPairs
 from training.train import main as train
 
 FORCES_ONLY = {"forces": True, "virials": False, "stress": False}
@@ -114,7 +116,7 @@ def _step_seconds(asked, run_data):
 def pairs_on_test(model, run_data, quantities):
     """{quantity: (labels, predictions)} on the test set, flat."""
     (loader,) = run_data.loader("test").values()
-    pairs = Pairs(quantities, kept=10**9)  # all, in their order
+    pairs = LabelPairs(quantities, kept=10**9)  # all, in their order
     evaluate(model, loader, FORCES_ONLY, "cpu", [pairs])
     return {name: sample.values().numpy() for name, sample in pairs.samples.items()}
 
@@ -147,6 +149,16 @@ class Bonds:
         vectors = atoms.positions[self.pairs[:, 1]] - atoms.positions[self.pairs[:, 0]]
         vectors, _ = find_mic(vectors, atoms.cell, atoms.pbc)
         return float((np.linalg.norm(vectors, axis=1) / self.radii).max())
+
+
+def parser(text, name, page="docs/log.md"):
+    """Options of a benchmark that trains and reports: where its runs, results, page and figure are."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--runs", type=Path, default=Path("runs") / name, help="folders of the runs")
+    made.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / name)
+    made.add_argument("--report", action="store_true", help="tables and figures of what is finished")
+    made.add_argument("--page", type=Path, default=Path(page))
+    return made
 
 
 def write_json(path, content):

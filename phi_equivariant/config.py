@@ -89,7 +89,7 @@ class PhiConfig:
 
     def __post_init__(self) -> None:
         # An operator's class says what it can do; a description of the settings needs only their names.
-        from phi_equivariant.operators.registry import OPERATORS
+        from phi_equivariant.operators.kinds import OPERATORS
 
         choices = {"operator": tuple(OPERATORS), **_CHOICES}
         for name, allowed in choices.items():

@@ -10,7 +10,7 @@ from phi_equivariant.alpha_net import AlphaNet
 from phi_equivariant.charge_models.model import ChargeModel
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
-from phi_equivariant.operators.registry import operator_class
+from phi_equivariant.operators.kinds import operator_class
 from phi_equivariant.planes import is_slab, planes
 from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, respond
 from phi_equivariant.quiet import quiet

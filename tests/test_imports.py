@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import collections
 import importlib.metadata
 import os
 import subprocess
@@ -185,6 +186,18 @@ def test_no_module_imports_itself_in_a_circle(package):
             if found != package:  # the package itself is what its users see of it
                 graph.add_edge(name, found)
     assert not list(networkx.simple_cycles(graph))
+
+
+def test_a_class_has_a_name_of_its_own():
+    """One name, one idea. Of hosts there are two: what the zoo builds, and the part of a run that describes one."""
+    found = collections.Counter(
+        node.name
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in found.items() if count > 1 and not name.startswith("_")} == {"Host"}
 
 
 def test_options_end_at_the_door():

@@ -20,21 +20,21 @@ from training.data.heads import own_keys, settings_of
 from training.data.labels import KEY_OPTIONS, LabelReport
 from training.data.placing import Accepted
 from training.data.stream import FrameStream
-from training.fit.file_evaluation import Evaluation
+from training.fit.file_evaluation import FileEvaluation
 from training.fit.predictions import Predictor
 from training.fit.trained import folder_of, load
 from training.options.configuration_file import read_configuration
 from training.options.evaluation import OPENERS, check_prefix
 from training.quantities import TARGETS
 from training.report import tables
-from training.run.evaluation import Asked
+from training.run.evaluation import EvaluationOptions
 from zoo import mace_host
 
 logger = logging.getLogger("phi_mace_train")
 NAMED_FRAMES = 20  # of those left out, on the terminal; --errors lists all
 
 
-def read_model(asked: Asked) -> torch.nn.Module:
+def read_model(asked: EvaluationOptions) -> torch.nn.Module:
     """The model of ``--model`` in the precision asked for, on the device asked for.
 
     InputError if it cannot be read, or is a pickle that the user has not said to trust.
@@ -63,7 +63,7 @@ def _on_cueq(model: torch.nn.Module, device: str) -> torch.nn.Module:
     return fast
 
 
-def trained_keys(asked: Asked) -> dict[str, str]:
+def trained_keys(asked: EvaluationOptions) -> dict[str, str]:
     """{label: key in files} that the run was trained with, where ``--model`` is a run's folder and names no other.
 
     InputError if the run's configuration cannot be read.
@@ -83,7 +83,7 @@ def trained_keys(asked: Asked) -> dict[str, str]:
     return {option.removesuffix("_key"): key for option, key in keys.items() if option not in asked.keys}
 
 
-def _check_labels(asked: Asked, report: LabelReport, first_keys: str) -> None:
+def _check_labels(asked: EvaluationOptions, report: LabelReport, first_keys: str) -> None:
     """A key that was named must be there; without labels there are no errors."""
     for option in KEY_OPTIONS:
         name, key = option.removesuffix("_key"), asked.keys.get(option)
@@ -109,7 +109,7 @@ def _report_bad(bad: Mapping[int, str]) -> None:
         logger.info(f"left out: {len(bad) - NAMED_FRAMES} more")
 
 
-def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
+def evaluate_file(asked: EvaluationOptions, model: torch.nn.Module) -> dict[str, Any]:
     """Write a model's predictions for the structures of ``--configs`` to ``--output``, and the table of errors.
 
     asked : options as ``parse`` gives them
@@ -137,7 +137,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     _check_labels(asked, report, stream.first_keys)
     for line in report.lines():
         logger.info(line)
-    evaluation = Evaluation(predictor, stream, asked.info_prefix)
+    evaluation = FileEvaluation(predictor, stream, asked.info_prefix)
     begin = time.perf_counter()
 
     def write(path: Path) -> None:
@@ -150,7 +150,7 @@ def evaluate_file(asked: Asked, model: torch.nn.Module) -> dict[str, Any]:
     return _finish(asked, evaluation, seconds)
 
 
-def _finish(asked: Asked, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+def _finish(asked: EvaluationOptions, evaluation: FileEvaluation, seconds: float) -> dict[str, Any]:
     """The table, the file of errors, and the last lines."""
     table, bad = evaluation.errors.table(), evaluation.stream.bad
     _report_bad(bad)

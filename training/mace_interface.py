@@ -15,7 +15,7 @@ from phi_equivariant.inputs.empty_space import compact, mostly_empty
 from phi_equivariant.inputs.graphs import Edges
 from phi_equivariant.quiet import importing
 from training.run import Loss
-from training.run.option import Part
+from training.run.option import RunPart
 
 with importing():
     from e3nn import o3
@@ -40,7 +40,7 @@ def _defaults() -> dict[str, Any]:
     return vars(argument_parser().parse_args(["--name", "x"]))
 
 
-def namespace(*parts: Part, **others: Any) -> argparse.Namespace:
+def namespace(*parts: RunPart, **others: Any) -> argparse.Namespace:
     """Options in the form that mace's functions want: those of the parts and others, the rest at mace's defaults."""
     told = {name: value for part in parts for name, value in part.values().items()}
     return argparse.Namespace(**{**_defaults(), **told, **others})

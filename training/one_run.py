@@ -20,7 +20,7 @@ from training.data.run_data import RunData
 from training.fit import checkpoints
 from training.fit.lightning_module import PotentialModule, WholeSetModule
 from training.fit.predict import isolated_energies
-from training.fit.stages import Stages
+from training.fit.stages import StageChanges
 from training.messages import Interrupted
 from training.report import callbacks, trackers
 from training.run import Run
@@ -96,7 +96,7 @@ def _train(
         built.model, built.objective, run.optimiser, run.stages, built.outputs, len(built.order), built.stage_two,
         data.heads,
     )  # fmt: skip
-    history, stages = callbacks.History(folders.results, output.error_table, data.heads), Stages(run.stages)
+    history, stages = callbacks.History(folders.results, output.error_table, data.heads), StageChanges(run.stages)
     last = checkpoints.Checkpoints(
         folders.checkpoints, identity, start, output.save_all_checkpoints, output.keep_checkpoints
     )

@@ -29,7 +29,7 @@ _UNESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 @dataclass
-class Entry:
+class HeaderEntry:
     """One entry of a comment line as ase divides it.
 
     Parameters
@@ -102,15 +102,15 @@ def check_header(line: str, where: str, names: Iterable[str] = ()) -> dict[str, 
     return header
 
 
-def _entries(line: str, where: str) -> list[Entry]:
+def _entries(line: str, where: str) -> list[HeaderEntry]:
     """The line divided as ase does; InputError for quotes that are not closed and swallow an entry."""
-    entries, current = [], Entry()
+    entries, current = [], HeaderEntry()
     for piece in _PIECE.finditer(line):
         kind, text = piece.lastgroup, piece.group()
         if kind == "space":
             if current.parts[-1]:
                 entries.append(current)
-                current = Entry()
+                current = HeaderEntry()
             else:
                 current.gap |= len(current.parts) > 1
         elif kind == "equals":
@@ -138,7 +138,7 @@ def _entries(line: str, where: str) -> list[Entry]:
     return [*entries, current] if current.parts != [""] else entries
 
 
-def _check_swallowed(entries: list[Entry], where: str, known: set[str]) -> None:
+def _check_swallowed(entries: list[HeaderEntry], where: str, known: set[str]) -> None:
     for entry in entries:
         key, value = entry.key, entry.value
         if entry.value and ((entry.emptied and entry.gap) or (entry.gap and len(entry.parts) > 2)):
@@ -164,7 +164,7 @@ def _check_swallowed(entries: list[Entry], where: str, known: set[str]) -> None:
             )
 
 
-def _check_repeated(entries: list[Entry], where: str, known: set[str], strict: bool) -> None:
+def _check_repeated(entries: list[HeaderEntry], where: str, known: set[str], strict: bool) -> None:
     first: dict[str, str | None] = {}
     for entry in entries:
         before = first.setdefault(entry.key, entry.value)
@@ -175,7 +175,7 @@ def _check_repeated(entries: list[Entry], where: str, known: set[str], strict: b
             )
 
 
-def _check_unquoted(entries: list[Entry], where: str, known: set[str], strict: bool) -> None:
+def _check_unquoted(entries: list[HeaderEntry], where: str, known: set[str], strict: bool) -> None:
     for entry, following in zip(entries, entries[1:], strict=False):
         word, value = following.key, entry.value
         alone = following.value is None and not following.quoted

@@ -35,7 +35,7 @@ class Settings(Protocol):
 class Operator(torch.nn.Module, abc.ABC):
     """A symmetric positive semi-definite L, or its inverse P, of the atoms of every structure.
 
-    A new operator is a subclass in a module of its own and one entry in ``operators.registry``.
+    A new operator is a subclass in a module of its own and one entry in ``operators.kinds``.
     """
 
     name: ClassVar[str]

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fine_tuning  # noqa: E402
 import paper  # noqa: E402
 
-from phi_equivariant.operators import registry  # noqa: E402
+from phi_equivariant.operators import kinds  # noqa: E402
 from training.options import command_line  # noqa: E402
 
 
@@ -52,8 +52,8 @@ def test_random_modes_know_nothing_of_the_geometry_and_are_a_laplacians():
     near, far = ethanol(), ethanol()
     far.positions *= 1.3
     with paper.random_modes(True):
-        operator = registry.OPERATORS["graph"](4.0)
-    assert registry.OPERATORS["graph"] is not paper.RandomLaplacian
+        operator = kinds.OPERATORS["graph"](4.0)
+    assert kinds.OPERATORS["graph"] is not paper.RandomLaplacian
     matrices = [
         operator.at(structures_of(*atoms, elements=ELEMENTS), matrix=True).parts[0][1].matrix().detach()
         for atoms in ((near,), (far, near))

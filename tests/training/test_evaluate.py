@@ -31,7 +31,7 @@ from training.data.stream import FrameStream
 from training.fit.predictions import Predictor
 from training.options.evaluation import parse
 from training.report.error_sums import ErrorSums
-from training.run.evaluation import Wanted
+from training.run.evaluation import Predicted
 from zoo.mace_host import accelerated
 
 FORCES_IN_FILE = 6e-9  # ase writes arrays with eight decimals
@@ -176,10 +176,10 @@ def test_descriptors_of_few_layers_and_of_all_components(bare):
     structure, (scalars, all_components) = ethanol(), (4, 16)
     features = {}
     for name, wanted in {
-        "all": Wanted(return_descriptors=True, descriptor_invariants_only=False),
-        "first": Wanted(return_descriptors=True, descriptor_num_layers=1),
-        "mean": Wanted(return_descriptors=True, descriptor_aggregation_method="mean"),
-        "elements": Wanted(return_descriptors=True, descriptor_aggregation_method="per_element_mean"),
+        "all": Predicted(return_descriptors=True, descriptor_invariants_only=False),
+        "first": Predicted(return_descriptors=True, descriptor_num_layers=1),
+        "mean": Predicted(return_descriptors=True, descriptor_aggregation_method="mean"),
+        "elements": Predicted(return_descriptors=True, descriptor_aggregation_method="per_element_mean"),
     }.items():
         predictor, atoms = Predictor(bare, wanted=wanted), structure.copy()
         batch = predictor.batch([atoms])
@@ -530,8 +530,8 @@ def test_options_that_are_refused(case, tmp_path, monkeypatch):
 def test_what_is_not_there_is_refused(models, structures, tmp_path, capsys):
     model = models[1].model
     for wanted, message in (
-        (Wanted(return_contributions=True), "--return_contributions"),
-        (Wanted(return_descriptors=True, descriptor_num_layers=3), "--descriptor_num_layers is 3.*1 to 2"),
+        (Predicted(return_contributions=True), "--return_contributions"),
+        (Predicted(return_descriptors=True, descriptor_num_layers=3), "--descriptor_num_layers is 3.*1 to 2"),
     ):
         with pytest.raises(InputError, match=message):
             Predictor(model, wanted=wanted)
@@ -549,7 +549,7 @@ def test_what_is_not_there_is_refused(models, structures, tmp_path, capsys):
 
 @pytest.mark.usefixtures("double")
 def test_contributions_of_a_class_without_them(bare):
-    predictor = Predictor(bare, wanted=Wanted(return_contributions=True))
+    predictor = Predictor(bare, wanted=Predicted(return_contributions=True))
     with pytest.raises(InputError, match="--return_contributions.*ScaleShiftMACE"):
         predictor(predictor.batch([ethanol()]))
 
@@ -562,7 +562,7 @@ def test_stress_is_of_crystals_only(bare):
     crystal = distorted(bulk("C", "diamond", a=3.6, cubic=True))
     for atoms in (slab, crystal):
         atoms.info["REF_stress"] = np.zeros((3, 3))
-    predictor = Predictor(bare, wanted=Wanted(compute_stress=True))
+    predictor = Predictor(bare, wanted=Predicted(compute_stress=True))
     batch = predictor.batch([slab, crystal])
     output = predictor(batch)
     (first, _), (second, _) = predictor.split(output, batch)

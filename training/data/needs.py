@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.data.parts import HeadFrames, Part, of_head
+from training.data.parts import HeadFrames, of_head
 from training.data.sequences import on_disk
 from training.quantities import TARGETS, Label
 from training.run import Head
@@ -107,7 +107,7 @@ class Needs:
             )
 
 
-def check_test(parts: Sequence[Part], head: Head, needs: Needs, files: str, keys: str) -> None:
+def check_test(parts: Sequence[Sequence[Atoms]], head: Head, needs: Needs, files: str, keys: str) -> None:
     """Whether a test set has labels; notes of the head name those that weigh and that it lacks.
 
     InputError if there is nothing that errors could be computed of.
@@ -134,7 +134,7 @@ def _weights(head: HeadFrames) -> Mapping[str, float]:
     return weights
 
 
-def _structures(parts: Sequence[Part], whole: bool) -> Iterator[Atoms]:
+def _structures(parts: Sequence[Sequence[Atoms]], whole: bool) -> Iterator[Atoms]:
     """Those in memory and a sample of those on disk first; then all of them where ``whole``."""
     for part in parts:
         yield from (part[index] for index in sample(len(part))) if on_disk(part) else part

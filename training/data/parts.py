@@ -14,9 +14,6 @@ from training.data.placing import named_quantities
 from training.data.sequences import on_disk
 from training.run import HEAD, Head
 
-#: Structures in memory, or on disk (:mod:`training.data.sequences`).
-Part = Sequence[Atoms]
-
 
 @dataclass
 class HeadFrames:
@@ -29,9 +26,9 @@ class HeadFrames:
     """
 
     head: Head
-    train: list[Part] = field(default_factory=list)
-    valid: list[Part] = field(default_factory=list)
-    tests: dict[str, Part] = field(default_factory=dict)
+    train: list[Sequence[Atoms]] = field(default_factory=list)
+    valid: list[Sequence[Atoms]] = field(default_factory=list)
+    tests: dict[str, Sequence[Atoms]] = field(default_factory=dict)
     e0s: dict[int, float] | None = None
     reports: list[LabelReport] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.inputs.state import StateReader
-from phi_equivariant.operators.registry import operator_class
+from phi_equivariant.operators.kinds import operator_class
 from training import distribution
 from training.data.geometry import ALL_PERIODICITIES
 from training.data.graphs import GraphMaker, Graphs, graph_set

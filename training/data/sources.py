@@ -13,7 +13,7 @@ from training.data import named_files
 from training.data.heads import read_value
 from training.data.labels import CANONICAL, LabelReport
 from training.data.needs import Needs, check_test, sample
-from training.data.parts import HeadFrames, Part, name_of, of_head, random_split
+from training.data.parts import HeadFrames, name_of, of_head, random_split
 from training.data.placing import Accepted, LabelPlacer, named_quantities
 from training.data.replay import check_downloaded, select
 from training.data.sequences import Chain, on_disk, picked
@@ -97,7 +97,7 @@ class HeadReader:
         split: str,
         keep: bool = True,
         elements: Sequence[int] | None = None,
-    ) -> tuple[list[Part], dict[int, float], str]:
+    ) -> tuple[list[Sequence[Atoms]], dict[int, float], str]:
         """Parts of a split: files that ase reads as one list, then each that stays on disk.
 
         Returns them, the E0s of isolated atoms, and a sentence with the keys of the first structure.
@@ -107,7 +107,7 @@ class HeadReader:
             if not Path(file).exists():
                 raise InputError(f"--{split}_file: there is no {file}{of_head(head)}. Correct the path.")
         whole = [file for file in files if not is_stored(file)]
-        parts: list[Part] = []
+        parts: list[Sequence[Atoms]] = []
         e0s: dict[int, float] = {}
         keys = ""
         if whole:

@@ -23,7 +23,7 @@ ISOLATED_ATOM = "IsolatedAtom"  # mace's config_type of the frames that give E0s
 
 
 @dataclass(frozen=True)
-class Structures:
+class ReadStructures:
     """What one split's files held.
 
     frames : structures with their labels under the canonical keys of :data:`training.quantities.LABELS`
@@ -66,7 +66,7 @@ def read_structures(
     split: str = "train",
     accepted: Accepted | None = None,
     keep_isolated_atoms: bool = False,
-) -> Structures:
+) -> ReadStructures:
     """Read structures and put their labels in canonical places.
 
     Energy (eV) goes to ``info["REF_energy"]``, forces (eV/Å) to ``arrays["REF_forces"]``, charges (e) to
@@ -118,7 +118,7 @@ def read_structures(
         raise InputError(f"The {split} files ({', '.join(sources)}) hold only isolated atoms: nothing to {split} on.")
     survey.states.check_named(", ".join(sources))
     report = LabelReport(split, sources, len(frames), isolated_atoms, resolved, notes=survey.notes())
-    return Structures(frames, e0s, report.count(frames, {}), first_keys, survey.states)
+    return ReadStructures(frames, e0s, report.count(frames, {}), first_keys, survey.states)
 
 
 def _readable(path: Path, names: Iterable[str]) -> Iterator[tuple[int, Atoms]]:

@@ -14,7 +14,7 @@ from training.report.error_sums import ErrorSums
 _BLOCK = 1 << 20  # bytes that are read at once
 
 
-class Evaluation:
+class FileEvaluation:
     """One pass over a file: predictions go to the output, errors into sums; ``prefix`` of the names of predictions."""
 
     def __init__(self, predictor: Predictor, stream: FrameStream, prefix: str) -> None:

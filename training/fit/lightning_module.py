@@ -14,7 +14,7 @@ from training.fit.losses import Objective
 from training.fit.optimisers import Schedule, build_optimizer, build_schedule, set_rates, set_training_mode
 from training.fit.predict import check_finite, frozen, predict, refuse_loss
 from training.fit.sums import EpochSums
-from training.report.samples import Pairs
+from training.report.samples import LabelPairs
 from training.run import HEAD, Optimiser, Stages
 
 
@@ -48,8 +48,8 @@ class PotentialModule(pl.LightningModule):
         self.epochs_that_fit: int | None = None  # a time limit sets it
         self.row: dict[str, Any] = {}  # metrics of the present epoch
         self.valid_loss = float("inf")
-        self.plotted: Callable[[], Pairs] | None = None  # what the validation keeps for plots
-        self.pairs: Pairs | None = None
+        self.plotted: Callable[[], LabelPairs] | None = None  # what the validation keeps for plots
+        self.pairs: LabelPairs | None = None
         self._sums = EpochSums()  # of the training structures, as the steps of an epoch met them
         self.heads = heads
         self._validations: list[EpochSums] = []

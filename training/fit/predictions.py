@@ -16,7 +16,7 @@ from phi_equivariant.planes import is_slab
 from phi_equivariant.potential import run_model
 from phi_equivariant.taps import irreps_of
 from training.data.graphs import GraphMaker
-from training.run.evaluation import Wanted
+from training.run.evaluation import Predicted
 
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.
 OF_STRUCTURE = {"energy": "energy"}
@@ -43,10 +43,10 @@ class Predictor:
     """
 
     def __init__(
-        self, model: torch.nn.Module, device: str = "cpu", head: str | None = None, wanted: Wanted | None = None
+        self, model: torch.nn.Module, device: str = "cpu", head: str | None = None, wanted: Predicted | None = None
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
-        self.device, self.wanted = device, wanted or Wanted()
+        self.device, self.wanted = device, wanted or Predicted()
         self.numbers = [int(number) for number in torch.as_tensor(model.atomic_numbers)]
         host = model.host if isinstance(model, PhiPotential) else model
         heads: list[str] = list(getattr(model, "heads", None) or ["Default"])

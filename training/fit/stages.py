@@ -12,7 +12,7 @@ from training import run
 logger = logging.getLogger("phi_mace_train")
 
 
-class Stages(Callback):
+class StageChanges(Callback):
     """Validate every ``eval_interval`` epochs, change to stage two at epoch ``start_swa``, stop when patience is over.
 
     In stage two the loss has other weights, the learning rate is ``swa_lr``, and the search for the best epoch begins

@@ -8,13 +8,13 @@ import torch
 from phi_equivariant.inputs.graphs import GraphBatch
 from training import distribution
 from training.report.error_sums import ErrorSums
-from training.report.samples import Pairs
+from training.report.samples import LabelPairs
 
 
 class EpochSums:
     """Weighted sums; ``pairs`` keep what is plotted of it."""
 
-    def __init__(self, pairs: Pairs | None = None) -> None:
+    def __init__(self, pairs: LabelPairs | None = None) -> None:
         self.errors, self.pairs = ErrorSums(), pairs
         self.sums: dict[str, torch.Tensor | float] = {}
         self.weight = 0.0

@@ -14,7 +14,7 @@ from phi_equivariant.errors import InputError
 from training.data.labels import KEY_OPTIONS
 from training.options.parser import StrictParser, refuse_unknown, version
 from training.quantities import LABELS
-from training.run.evaluation import Asked
+from training.run.evaluation import EvaluationOptions
 
 PROGRAM = "phi-mace-eval"
 EXAMPLE = """example:
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Format,
     )
     made.add_argument("--version", action="version", version=version(PROGRAM))
-    for field in Asked.options():
+    for field in EvaluationOptions.options():
         add, default = partial(made.add_argument, f"--{field.name}", help=field.metadata["means"]), field.default
         if default is dataclasses.MISSING:
             add(required=True)
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def parse(words: Sequence[str] | None = None) -> Asked:
+def parse(words: Sequence[str] | None = None) -> EvaluationOptions:
     """Options from the command line (``sys.argv`` by default).
 
     InputError for an unknown option, a value that makes no sense, or files that would overwrite each other.
@@ -76,7 +76,7 @@ def parse(words: Sequence[str] | None = None) -> Asked:
             "--enable_cueq out."
         )
     values = {name: value for name, value in vars(args).items() if name not in KEY_OPTIONS}
-    asked = Asked(**values, keys={option: key for option in KEY_OPTIONS if (key := getattr(args, option))})
+    asked = EvaluationOptions(**values, keys={option: key for option in KEY_OPTIONS if (key := getattr(args, option))})
     check_prefix(asked.info_prefix, {option.removesuffix("_key"): key for option, key in asked.keys.items()})
     _check_files(asked)
     return asked
@@ -98,7 +98,7 @@ def check_prefix(prefix: str, keys: Mapping[str, str]) -> None:
             raise InputError(f"--info_prefix: {prefix} would write predictions over the labels {key}. Choose another.")
 
 
-def _check_files(asked: Asked) -> None:
+def _check_files(asked: EvaluationOptions) -> None:
     output = Path(asked.output)
     plain = output.with_suffix("") if output.suffix in OPENERS else output
     if plain.suffix not in (".xyz", ".extxyz"):

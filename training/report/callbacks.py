@@ -20,7 +20,7 @@ from training.quantities import drawn
 from training.report import curves, parity, tables
 from training.report.error_sums import Energies
 from training.report.pictures import attempted
-from training.report.samples import Pairs
+from training.report.samples import LabelPairs
 
 logger = logging.getLogger("phi_mace_train")
 
@@ -79,7 +79,7 @@ class Plots(Callback):
     folder : of the plots
     history : the run's metrics
     frequency : in epochs
-    isolated : as of :class:`training.report.samples.Pairs`
+    isolated : as of :class:`training.report.samples.LabelPairs`
     """
 
     def __init__(self, folder: Path, history: History, frequency: int, isolated: Energies | None = None) -> None:
@@ -92,7 +92,7 @@ class Plots(Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Let the validation keep what the plot shows."""
         names = [measure.name for measure in self.measures if measure.plotted]
-        module.plotted = (lambda: Pairs(names, self.isolated)) if self._due(trainer) else None
+        module.plotted = (lambda: LabelPairs(names, self.isolated)) if self._due(trainer) else None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Draw, after History has completed the row."""

@@ -13,7 +13,7 @@ from training.report import charges, curves, parity
 from training.report.error_sums import Energies
 from training.report.frames import RANKS, FrameError, FrameErrors
 from training.report.page import Page, Table, write_page
-from training.report.samples import ElementCharges, Pairs
+from training.report.samples import ElementCharges, LabelPairs
 from training.report.structures import error_texts, formula, short, total_charge, view
 from zoo.viewer import MOST_ATOMS
 
@@ -37,11 +37,11 @@ class Watched:
     """What is kept of the predictions for one set of structures.
 
     form : of the error tables
-    isolated : as of :class:`training.report.samples.Pairs`
+    isolated : as of :class:`training.report.samples.LabelPairs`
     """
 
     def __init__(self, form: str, isolated: Energies | None) -> None:
-        self.pairs = Pairs([measure.name for measure in drawn(form)[1] if measure.plotted], isolated)
+        self.pairs = LabelPairs([measure.name for measure in drawn(form)[1] if measure.plotted], isolated)
         self.frames, self.charges = FrameErrors(), ElementCharges()
 
     def all(self) -> list[Any]:

@@ -93,7 +93,7 @@ class Sample:
         return 1.0 - float(self.errors[1]) / spread if spread > 0.0 else None
 
 
-class Pairs:
+class LabelPairs:
     """Samples of the quantities that are drawn, of one set.
 
     names : of the measures

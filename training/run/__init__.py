@@ -11,7 +11,7 @@ from training.run.data import Data, Head
 from training.run.host import Host
 from training.run.loss import Loss
 from training.run.optimiser import Optimiser, Stages
-from training.run.option import HEAD, Part
+from training.run.option import HEAD, RunPart
 from training.run.output import Output
 from training.run.phi import Phi
 from training.run.replay import Replay
@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: The parts that hold options: attribute of :class:`Run` -> (class, title).
-PARTS: dict[str, tuple[type[Part], str]] = {
+PARTS: dict[str, tuple[type[RunPart], str]] = {
     "task": (Task, "What to do"),
     "data": (Data, "Data"),
     "host": (Host, "Host"),

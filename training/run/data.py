@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 from phi_equivariant.errors import InputError
-from training.run.option import ABOVE_ZERO, Part, option
+from training.run.option import ABOVE_ZERO, RunPart, option
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Data(Part):
+class Data(RunPart):
     """What is trained on. With ``heads`` the options named in :data:`OF_A_HEAD` are what each head may change."""
 
     dataset: str | None = option("data set of the registry; its preset gives the defaults of all other options")

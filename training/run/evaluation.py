@@ -10,7 +10,7 @@ def asked(means: str, default: Any = dataclasses.MISSING, choices: tuple[str, ..
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Predicted:
     """Which quantities beside energy, forces and those of Φ are written."""
 
     compute_stress: bool = asked("stress of crystals", False)
@@ -25,7 +25,7 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Asked(Wanted):
+class EvaluationOptions(Predicted):
     """What is to be evaluated, and how; ``keys`` are {option: name in the file}."""
 
     configs: str = asked("structures: any file that ase reads")
@@ -48,5 +48,5 @@ class Asked(Wanted):
     @classmethod
     def options(cls) -> list[dataclasses.Field[Any]]:
         """Those that are options, the quantities last."""
-        wanted = dataclasses.fields(Wanted)
+        wanted = dataclasses.fields(Predicted)
         return [field for field in dataclasses.fields(cls)[len(wanted) :] if field.name != "keys"] + list(wanted)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from phi_equivariant.errors import InputError
-from training.run.option import ABOVE_ZERO, Part, option
+from training.run.option import ABOVE_ZERO, RunPart, option
 
 architecture = partial(option, architecture=True)
 
@@ -15,7 +15,7 @@ _ENTRIES = ("type", "per", *_SIZES.values(), "emb_dim", "offset", "use_bias", "k
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Host(Part):
+class Host(RunPart):
     """The network that Φ is attached to. An option that a model of the zoo does not have is None."""
 
     model: str = option(

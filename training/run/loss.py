@@ -3,11 +3,11 @@
 import dataclasses
 
 from phi_equivariant.errors import InputError
-from training.run.option import ABOVE_ZERO, ZERO_OR_MORE, Part, option
+from training.run.option import ABOVE_ZERO, ZERO_OR_MORE, RunPart, option
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Loss(Part):
+class Loss(RunPart):
     """What is minimised. A term has the weight ``<term>_weight``, in stage two ``swa_<term>_weight`` where that is."""
 
     loss: str = option(

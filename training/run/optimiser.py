@@ -6,7 +6,7 @@ import json
 import math
 
 from phi_equivariant.errors import InputError
-from training.run.option import ABOVE_ZERO, BELOW_ONE, UP_TO_ONE, ZERO_OR_MORE, Part, option
+from training.run.option import ABOVE_ZERO, BELOW_ONE, UP_TO_ONE, ZERO_OR_MORE, RunPart, option
 
 #: What ``lr_params_factors`` may name: layers of a mace model, by mace's own names.
 FACTORS = ("embedding_lr_factor", "interactions_lr_factor", "products_lr_factor", "readouts_lr_factor")
@@ -14,7 +14,7 @@ SCHEDULERS = ("ReduceLROnPlateau", "ExponentialLR", "CosineAnnealingLR")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Optimiser(Part):
+class Optimiser(RunPart):
     """The optimiser, its learning rates and the moving average of the weights."""
 
     optimizer: str = option("adam, adamw or schedulefree (a separate package; schedules do not act on it)")
@@ -85,7 +85,7 @@ class Optimiser(Part):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Stages(Part):
+class Stages(RunPart):
     """How many epochs, in one stage or two, and when training stops."""
 
     max_num_epochs: int = option("number of epochs", restart=True)

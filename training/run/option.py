@@ -27,7 +27,7 @@ UP_TO_ONE = ("a number from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = ("a number from 0 to less than 1", lambda value: 0 <= value < 1)
 
 
-class Part:
+class RunPart:
     """Some options of a run, which are fields made by :func:`option`."""
 
     __slots__ = ()

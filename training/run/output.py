@@ -8,13 +8,13 @@ from typing import Any
 
 from phi_equivariant.errors import InputError
 from training.quantities import FORMS
-from training.run.option import Part, option
+from training.run.option import RunPart, option
 
 LONGEST_NAME = 200  # bytes: most file systems take 255, of which suffixes need some
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Output(Part):
+class Output(RunPart):
     """The run's folder, log, tables, plots and trackers."""
 
     name: str = option("name of the run and of its folder (derived from the data when absent)", restart=True)

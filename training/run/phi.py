@@ -40,7 +40,7 @@ class Phi:
                 "poisson: exact. Leave pde_weight out, or choose poisson: learned."
             )
         # The operators need torch, which help and other runs do without.
-        from phi_equivariant.operators.registry import operator_class
+        from phi_equivariant.operators.kinds import operator_class
 
         if self.net_charge_weight and not operator_class(self.config).carries_charge:
             raise InputError(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from phi_equivariant.errors import InputError
-from training.run.option import ABOVE_ZERO, ZERO_OR_MORE, Part, option
+from training.run.option import ABOVE_ZERO, ZERO_OR_MORE, RunPart, option
 
 #: The head of the trained model's data, as in mace; the first of a model's heads.
 PT_HEAD = "pt_head"
@@ -17,7 +17,7 @@ _RATE = {"lr": 0.0001, "ema": True, "ema_decay": 0.99999}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Replay(Part):
+class Replay(RunPart):
     """What of the trained model's data is trained on again, and how."""
 
     multiheads_finetuning: bool = option(

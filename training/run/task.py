@@ -3,11 +3,11 @@
 import dataclasses
 
 from phi_equivariant.errors import InputError
-from training.run.option import ABOVE_ZERO, ZERO_OR_MORE, Part, option
+from training.run.option import ABOVE_ZERO, ZERO_OR_MORE, RunPart, option
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Task(Part):
+class Task(RunPart):
     """What the command is asked to do with the run."""
 
     config: str | None = option("YAML or JSON file with options and a phi: section", restart=True)
@@ -27,7 +27,7 @@ class Task(Part):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Machine(Part):
+class Machine(RunPart):
     """Where a run computes, how exactly, and from which seed."""
 
     device: str = option("cpu or cuda", restart=True)

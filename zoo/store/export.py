@@ -65,8 +65,8 @@ def export(
     check_name(folder.name)
     if folder.exists():
         raise InputError(f"{folder} exists already; nothing in it was touched. Choose another name or delete it.")
-    told = Run.read(run)
-    others, bares = [Run.read(path) for path in more], [Run.read(path) for path in bare]
+    told = TrainedRun.read(run)
+    others, bares = [TrainedRun.read(path) for path in more], [TrainedRun.read(path) for path in bare]
     _check_together(folder.name, told, others, bares)
     model = load_model(run)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def export(
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """What a finished run of phi-mace-train says of itself: the contents of its files, of the model's configuration
     (empty in runs that are only compared with), its command and seconds per epoch."""
 
@@ -109,7 +109,7 @@ class Run:
     speed: dict[str, str]
 
     @classmethod
-    def read(cls, path: str | Path) -> "Run":
+    def read(cls, path: str | Path) -> "TrainedRun":
         """From its folder; InputError if it has no such files, or damaged ones."""
         path = Path(path)
         if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
@@ -166,7 +166,7 @@ def _read(path: Path) -> Any:
     return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
 
 
-def _check_together(name: str, run: Run, more: Sequence[Run], bare: Sequence[Run]) -> None:
+def _check_together(name: str, run: TrainedRun, more: Sequence[TrainedRun], bare: Sequence[TrainedRun]) -> None:
     """InputError unless the name tells the host, runs are of one data set, ``more`` are of the same model, and ``bare``
     are without Φ."""
     kind = run.architecture()[0]

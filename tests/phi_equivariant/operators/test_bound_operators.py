@@ -15,7 +15,7 @@ from systems import R_MAX, batch_of, ethanol, mace_host, structures_of
 from phi_equivariant import PhiConfig, attach_phi
 from phi_equivariant.division import Share
 from phi_equivariant.errors import InputError
-from phi_equivariant.operators import registry
+from phi_equivariant.operators import kinds
 from phi_equivariant.operators.base import Bound, Operator, Part
 from phi_equivariant.operators.graph import GraphLaplacian
 
@@ -208,7 +208,7 @@ class ScreenedPart(Part):
 
 @pytest.mark.parametrize("config", [{}, {"low_pass": 0.5}, {"num_modes": 3}, {"poisson": "learned"}], ids=str)
 def test_a_new_operator_is_one_class_and_one_registration(config, monkeypatch):
-    monkeypatch.setitem(registry.OPERATORS, "screened", Screened)
+    monkeypatch.setitem(kinds.OPERATORS, "screened", Screened)
     with pytest.raises(InputError, match="multipoles is 1 with operator='screened'"):
         PhiConfig(operator="screened", multipoles=1)
     with pytest.raises(InputError, match="width is 0.5 with operator='screened'"):

@@ -15,8 +15,8 @@ from systems import ELEMENTS, R_MAX, batch_of, distorted, enlarge_dipoles, ethan
 from phi_equivariant import PhiCalculator, PhiConfig
 from phi_equivariant.errors import ConvergenceError, InputError
 from phi_equivariant.operators.free_space import FreeSpaceMatrix
+from phi_equivariant.operators.kinds import OPERATORS
 from phi_equivariant.operators.lattice import LatticeSum
-from phi_equivariant.operators.registry import OPERATORS
 from phi_equivariant.operators.waves import Waves
 from phi_equivariant.solvers.iterative import conjugate_gradients, solve
 from phi_equivariant.solvers.spectral import LowPass

@@ -10,7 +10,7 @@ from training_runs import build, keep_default_dtype, write_molecules  # noqa: F4
 from training.fit.predict import evaluate, isolated_energies, predict
 from training.report.error_sums import ErrorSums
 from training.report.frames import FrameErrors
-from training.report.samples import ElementCharges, Pairs, Sample
+from training.report.samples import ElementCharges, LabelPairs, Sample
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_watchers_see_what_the_table_counts(trained):
     """Every value of the drawn quantities, with the errors of the table; charges by element add up to the same."""
     model, data, _ = trained
     (loader,) = data.loader("valid").values()
-    pairs, frames, charges = Pairs(["energy_per_atom", "forces", "charges"]), FrameErrors(), ElementCharges()
+    pairs, frames, charges = LabelPairs(["energy_per_atom", "forces", "charges"]), FrameErrors(), ElementCharges()
     table = evaluate(model, loader, FLAGS, "cpu", [pairs, frames, charges]).table()
     assert set(pairs.samples) == {"energy_per_atom", "forces", "charges"}
     for name, sample in pairs.samples.items():
@@ -128,7 +128,7 @@ def test_interaction_energies_are_without_the_isolated_atoms(trained):
     model, data, _ = trained
     batch = next(iter(data.loader("train")["Default"]))
     output = predict(model, batch, FLAGS)
-    found = [Pairs(["energy_per_atom"], isolated_energies(model) if flag else None) for flag in (False, True)]
+    found = [LabelPairs(["energy_per_atom"], isolated_energies(model) if flag else None) for flag in (False, True)]
     sums = ErrorSums()
     for watcher in (*found, sums):
         watcher.update(output, batch)
