@@ -87,15 +87,15 @@ def _of_output(
 
     # Cell vectors of open directions are made up, so that r = Σ_a s_a A_a holds.
     lattice = _filled(cell, pbc)
-    place = (positions.detach()[:, None, :] @ torch.linalg.inv(lattice)[batch])[:, 0]  # s (n_atoms, 3)
+    fractional = (positions.detach()[:, None, :] @ torch.linalg.inv(lattice)[batch])[:, 0]  # s (n_atoms, 3)
     periodic, own = pbc[batch], moved.detach()
     rows = []
     for a in range(3):
-        phase = 2 * math.pi * place[:, a]
+        phase = 2 * math.pi * fractional[:, a]
         cosine, sine = phase.cos(), phase.sin()
         by_sine, by_cosine = slope((moved * sine).sum()), slope((moved * cosine).sum())
         around = (cosine[:, None] * by_sine - sine[:, None] * by_cosine) / (2 * math.pi)
-        straight = slope((moved * place[:, a]).sum())
+        straight = slope((moved * fractional[:, a]).sum())
         rows.append(around.where(periodic[:, a, None], straight))
     moving = torch.stack(rows, dim=1)  # ∂(charge that moves)/∂r_iβ along each cell vector, (n_atoms, 3, 3)
     found = lattice[batch].mT @ moving + torch.stack([slope(component) for component in dipole], dim=1)

@@ -25,11 +25,11 @@ def hidden(*names: str) -> str | None:
     return None
 
 
-def _run(command: str, place: str) -> int:
+def _run(command: str, function: str) -> int:
     if message := hidden():
         print(f"{command}: {message}", file=sys.stderr)
         return 2
-    status: int = pkgutil.resolve_name(place)()
+    status: int = pkgutil.resolve_name(function)()
     return status
 
 

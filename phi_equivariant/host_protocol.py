@@ -4,6 +4,8 @@ from typing import Any, NotRequired, Protocol, TypedDict
 
 import torch
 
+from phi_equivariant.errors import InputError
+
 
 class MaceLike(Protocol):
     """The attributes of a model with mace's call signature that are read beside its output.
@@ -51,3 +53,23 @@ class HostType(Protocol):
 
     def parameter_groups(self, model: Any, /) -> list[ParameterGroup]:
         """Groups that hold every parameter of the model once."""
+
+
+def chosen_head(model: torch.nn.Module, head: str | None, option: str = "head") -> tuple[list[str], str]:
+    """Names of a model's heads and the one to evaluate, which may be left out where there is one.
+
+    Parameters
+    ----------
+    head: its name; option: what the caller's users call it
+
+    Raises
+    ------
+    InputError
+        For a head that the model does not have, or none where it has several.
+    """
+    heads = [str(name) for name in getattr(model, "heads", None) or ["Default"]]
+    if head is None and len(heads) == 1:
+        return heads, heads[0]
+    if head is None or head not in heads:
+        raise InputError(f"{option} is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
+    return heads, head

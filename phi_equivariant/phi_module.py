@@ -12,7 +12,7 @@ from phi_equivariant.config import PhiConfig
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
 from phi_equivariant.operators.kinds import operator_class
 from phi_equivariant.planes import is_slab, planes
-from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, respond
+from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, filtered
 from phi_equivariant.quiet import quiet
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
 from phi_equivariant.structures import Structures
@@ -89,11 +89,11 @@ class PhiModule(torch.nn.Module):
                 charges=from_charges,
             )
         self.operator = kind.build(atomic_numbers, r_max, config)
-        self.response: LowPass | ModeWindow | None = None
+        self.spectral_filter: LowPass | ModeWindow | None = None
         if config.num_modes is not None:
-            self.response = ModeWindow(config.num_modes, kind.window_width, kind.inverse)
+            self.spectral_filter = ModeWindow(config.num_modes, kind.window_width, kind.inverse)
         elif config.low_pass is not None:
-            self.response = LowPass(config.low_pass, kind.inverse)
+            self.spectral_filter = LowPass(config.low_pass, kind.inverse)
         masses = torch.tensor([ase.data.atomic_masses[z] for z in atomic_numbers], dtype=torch.get_default_dtype())
         self.register_buffer("masses", masses, persistent=False)
         self.masses: torch.Tensor
@@ -191,14 +191,14 @@ class PhiModule(torch.nn.Module):
                 self.charge_model, given, heads, bound, config, dipoles, order, not self.training
             )
         assert heads is not None  # only charge models do without
-        operator = self.operator.at(structures, matrix=self.response is not None)
+        operator = self.operator.at(structures, matrix=self.spectral_filter is not None)
 
-        def response(columns: torch.Tensor) -> torch.Tensor:
-            return respond(self.response, operator, columns, order > 0, not self.training, config)
+        def apply_filter(columns: torch.Tensor) -> torch.Tensor:
+            return filtered(self.spectral_filter, operator, columns, order > 0, not self.training, config)
 
         if self.operator.inverse:
-            return fields_by_potential(heads, operator, response, config, dipoles)
-        return fields_by_laplacian(heads, operator, response, config)
+            return fields_by_potential(heads, operator, apply_filter, config, dipoles)
+        return fields_by_laplacian(heads, operator, apply_filter, config)
 
     def _dipole(
         self, charges: torch.Tensor, dipoles: torch.Tensor | None, structures: Structures

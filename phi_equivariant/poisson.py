@@ -12,7 +12,7 @@ from phi_equivariant.operators.base import Bound, Part
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
 from phi_equivariant.structures import Structures
 
-Response = Callable[[torch.Tensor], torch.Tensor]  # f(L), as a map of (n_atoms, c)
+Filter = Callable[[torch.Tensor], torch.Tensor]  # f(L), as a map of (n_atoms, c)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +69,16 @@ class Fields:
         return dataclasses.replace(self, potential=self.potential - shift, energy=energy)
 
 
-def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, response: Response, config: PhiConfig) -> Fields:
+def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, apply_filter: Filter, config: PhiConfig) -> Fields:
     """φ = f(L) a, with ρ = Lφ where exact, ρ = L f(L) b where learned.
 
     Parameters
     ----------
     heads: (n_atoms, n_fields, channels), a in V, and b if learned
-    laplacian: L; response: f(L)
+    laplacian: L; apply_filter: f(L)
     config: ``PhiConfig``
     """
-    fields = response(heads.flatten(1)).reshape(heads.shape)
+    fields = apply_filter(heads.flatten(1)).reshape(heads.shape)
     potential = fields[:, 0]
     induced = laplacian.product(potential)
     if config.poisson == "exact":
@@ -91,7 +91,7 @@ def fields_by_laplacian(heads: torch.Tensor, laplacian: Bound, response: Respons
 def fields_by_potential(
     heads: torch.Tensor,
     potential_of: Bound,
-    response: Response,
+    apply_filter: Filter,
     config: PhiConfig,
     dipoles: torch.Tensor | None = None,
 ) -> Fields:
@@ -101,13 +101,13 @@ def fields_by_potential(
     Parameters
     ----------
     heads: (n_atoms, n_fields, channels), in e
-    potential_of: P; response: f(L)
+    potential_of: P; apply_filter: f(L)
     config: ``PhiConfig``
     dipoles: (n_atoms, channels, 3) in e·Å, whose potential joins that of the charges; with ``exact`` only
     """
     n_fields, channels = heads.shape[1:]
     structures = potential_of.structures
-    columns = response(torch.cat([heads.flatten(1), torch.ones_like(heads[:, :1, 0])], dim=1))
+    columns = apply_filter(torch.cat([heads.flatten(1), torch.ones_like(heads[:, :1, 0])], dim=1))
     columns, direction = columns[:, :-1], columns[:, -1:]
     net = structures.sum(columns)  # (n_structures, n_fields * channels)
     if config.charge_constraint == "project":
@@ -175,8 +175,8 @@ def fields_by_charge_model(
     return Fields(potential, charges, energy, torch.zeros_like(energy), net, response.dipoles, flow, start)
 
 
-def respond(
-    response: LowPass | ModeWindow | None,
+def filtered(
+    spectral_filter: LowPass | ModeWindow | None,
     operator: Bound,
     columns: torch.Tensor,
     second_order: bool,
@@ -187,34 +187,34 @@ def respond(
 
     Parameters
     ----------
-    response: f, 1 where None
+    spectral_filter: f, 1 where None
     operator: L or P, with matrices
     second_order: whether second derivatives are wanted
     repeated: whether calls follow one another with almost the same atoms, so that an iteration starts where the last
         one ended
     """
-    if response is None:
+    if spectral_filter is None:
         return columns
 
     def of_part(part: Part, columns: torch.Tensor) -> tuple[torch.Tensor]:
         structures, layout = part.structures, part.structures.layout
         if part.dense:
             # The window's width is relative to the operator's own scale.
-            matrix = part.matrix() / operator.scale if isinstance(response, ModeWindow) else part.matrix()
+            matrix = part.matrix() / operator.scale if isinstance(spectral_filter, ModeWindow) else part.matrix()
             padded = layout.pad(columns)
-            if response.inverse:
-                found = _of_inverse(response, matrix, padded, part, second_order)
+            if spectral_filter.inverse:
+                found = _of_inverse(spectral_filter, matrix, padded, part, second_order)
             else:
-                found = response.apply(matrix, padded, layout, second_order)
+                found = spectral_filter.apply(matrix, padded, layout, second_order)
             return (layout.unpad(found),)
-        if isinstance(response, ModeWindow):
+        if isinstance(spectral_filter, ModeWindow):
             _check_window(layout.n_max, config)
             return (columns,)
         known = structures.species if repeated else None
-        if not response.inverse or not structures.n_periodic[0]:
-            return (response.solve(part.product, columns, second_order, known),)
+        if not spectral_filter.inverse or not structures.n_periodic[0]:
+            return (spectral_filter.solve(part.product, columns, second_order, known),)
         mean = columns.mean(0)
-        neutral = response.solve(
+        neutral = spectral_filter.solve(
             lambda values: _neutral(part.product(_neutral(values))), columns - mean, second_order, known
         )
         return (mean + neutral,)
@@ -237,7 +237,7 @@ def _check_window(n_atoms: int, config: PhiConfig) -> None:
 
 
 def _of_inverse(
-    response: LowPass | ModeWindow, matrix: torch.Tensor, columns: torch.Tensor, part: Part, second_order: bool
+    spectral_filter: LowPass | ModeWindow, matrix: torch.Tensor, columns: torch.Tensor, part: Part, second_order: bool
 ) -> torch.Tensor:
     """f(L) applied to columns (n_structures, n_max, c), from P = L⁻¹.
 
@@ -246,7 +246,7 @@ def _of_inverse(
     roughest of all, f(L)1 all but vanishes, and no total charge can be projected along it.
     """
     layout, mean = part.structures.layout, torch.zeros_like(columns[:, :1])
-    windowed = isinstance(response, ModeWindow)
+    windowed = isinstance(spectral_filter, ModeWindow)
     if any(part.structures.n_periodic):
         periodic = part.structures.pbc.any(1)
         inside = (layout.mask & periodic[:, None]).to(columns.dtype)  # (n_structures, n_max)
@@ -256,8 +256,8 @@ def _of_inverse(
         row = uniform[:, None, :] @ matrix
         across = uniform[:, :, None] * (row - 0.5 * (row @ uniform[:, :, None]) * uniform[:, None, :])
         # The uniform mode counts as one of k: it is put far above all others, where f = 1.
-        margin = 40 * response.width if isinstance(response, ModeWindow) else 0.0
+        margin = 40 * spectral_filter.width if isinstance(spectral_filter, ModeWindow) else 0.0
         top = matrix.detach().abs().sum(-1).amax(-1) + margin
         matrix = matrix - across - across.mT + torch.einsum("g,gi,gj->gij", top, uniform, uniform)
     # The smooth modes are the lowest of L, so the highest of P = L⁻¹.
-    return mean + response.apply(-matrix if windowed else matrix, columns, layout, second_order)
+    return mean + spectral_filter.apply(-matrix if windowed else matrix, columns, layout, second_order)

@@ -27,6 +27,11 @@ def read_dtype(dtype: str | torch.dtype | None, option: str = "dtype") -> torch.
     return DTYPES[dtype]
 
 
+def set_default_dtype(dtype: str) -> None:
+    """Torch's default precision for the rest of the process, by name."""
+    torch.set_default_dtype(DTYPES[dtype])
+
+
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Torch's default precision while something is built; other threads that build wait."""

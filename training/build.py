@@ -7,6 +7,7 @@ import torch
 from phi_equivariant import PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.state import set_reader
+from phi_equivariant.precision import set_default_dtype
 from phi_equivariant.weights import describe_model
 from training import distribution, mace_hosts, mace_interface, mace_statistics
 from training.data import run_data
@@ -48,7 +49,7 @@ def load(run: Run) -> tuple[Run, RunData]:
 
     The run has the architecture of the trained model where there is one.
     """
-    torch.set_default_dtype(getattr(torch, run.machine.default_dtype))
+    set_default_dtype(run.machine.default_dtype)
     torch.set_float32_matmul_precision("highest")  # no TF32, whose ten bits are too few for energies
     trained = foundation.read(run.host, run.phi)
     if trained is not None:

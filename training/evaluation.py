@@ -120,7 +120,6 @@ def evaluate_file(asked: EvaluationOptions, model: torch.nn.Module) -> dict[str,
     InputError for structures that cannot be evaluated unless they are skipped, keys that are not there, and what the
     model does not compute; nothing is written then.
     """
-    torch.set_default_dtype(getattr(torch, asked.default_dtype))
     predictor = Predictor(model, asked.device, asked.head, asked)
     phi = model.phi if isinstance(model, PhiPotential) else None
     reader, trained = reader_of(model), trained_keys(asked)

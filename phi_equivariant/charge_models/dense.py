@@ -51,10 +51,10 @@ def hessian_matrix(energy: ChargeEnergy) -> torch.Tensor:
 def _joint(energy: ChargeEnergy) -> torch.Tensor:
     """∂²U/∂z² column by column: (n_structures, n_max, width, n_max·width)."""
     layout, width = energy.layout, energy.width
-    place = torch.arange(layout.n_max, device=layout.slot.device) == layout.slot[:, None]  # (n_atoms, n_max)
+    one_hot = torch.arange(layout.n_max, device=layout.slot.device) == layout.slot[:, None]  # (n_atoms, n_max)
     number = energy.operator.diagonal().dtype
-    units = torch.einsum("ij,ab->iajb", place.to(number), torch.eye(width, dtype=number, device=place.device))
-    units = units.reshape(len(place), width, layout.n_max * width)
+    units = torch.einsum("ij,ab->iajb", one_hot.to(number), torch.eye(width, dtype=number, device=one_hot.device))
+    units = units.reshape(len(one_hot), width, layout.n_max * width)
     charges, dipoles = units[:, 0], units[:, 1:].transpose(1, 2)
     potential, gradient = energy.operator.joint(charges, dipoles)
     if energy.hardness is not None:

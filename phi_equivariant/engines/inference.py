@@ -14,7 +14,7 @@ from phi_equivariant.derivatives import Batch, Output
 from phi_equivariant.engines.neighbours import NeighbourList
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE, WEIGHTS_FILE
-from phi_equivariant.host_protocol import MaceLike
+from phi_equivariant.host_protocol import MaceLike, chosen_head
 from phi_equivariant.inputs.cells import check_cells
 from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes, embedding_specs, read_embedded
@@ -189,10 +189,7 @@ class ModelInput:
         self.field = None if field is None else field_of(field)
         if not skin >= 0:
             raise InputError(f"skin is {skin!r}; give a length in Å, 0 or more.")
-        heads = list(getattr(model, "heads", None) or ["Default"])
-        head = heads[0] if head is None and len(heads) == 1 else head
-        if head not in heads:
-            raise InputError(f"head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
+        heads, head = chosen_head(model, head)
         self.model, self.head, self.skin = model, heads.index(head), skin
         self.has_phi = isinstance(model, PhiPotential)
         self.specs = embedding_specs(model)

@@ -90,7 +90,7 @@ class PhiDriver:
         return self._compute([cell], [pos])[0]
 
     def _compute(self, cells: Sequence[np.ndarray], positions: Sequence[np.ndarray]) -> list[Result]:
-        structures = [self._structure(cell, place) for cell, place in zip(cells, positions, strict=True)]
+        structures = [self._structure(cell, rows) for cell, rows in zip(cells, positions, strict=True)]
         stressed = self.committee.has_stress(self.template.pbc)
         out = self.committee(structures, compute_force=True, compute_stress=stressed)
         found = {name: value.cpu().double().numpy() for name, value in out.items() if value is not None}

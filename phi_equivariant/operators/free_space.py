@@ -78,8 +78,8 @@ class FreeSpaceMatrix(Part):
 
     def _make_joint_matrix(self) -> torch.Tensor:
         layout, pairs = self.structures.layout, self._is_pair()
-        place, n = layout.pad(self.structures.positions), layout.n_max
-        difference = place[:, :, None] - place[:, None, :]  # (n_structures, n_max, n_max, 3)
+        positions, n = layout.pad(self.structures.positions), layout.n_max
+        difference = positions[:, :, None] - positions[:, None, :]  # (n_structures, n_max, n_max, 3)
         three = kernels(difference.square().sum(-1), self._gamma_squared(pairs))
         zeroth, slope, curvature = (kernel.where(pairs, kernel.new_zeros(())) for kernel in three)
         along = slope[..., None] * difference

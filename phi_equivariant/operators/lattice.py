@@ -200,8 +200,8 @@ class LatticeSum(Part):
     def _background(self, charges: torch.Tensor) -> torch.Tensor:
         """−2π k_e/V Σ_j (s² − γ_ij²) q_j: (n_atoms, c)."""
         total = self.structures.sum(charges)  # (n_structures, c)
-        spread = self.structures.sum(self.width_squared[:, None] * charges)
-        constant = self.per_volume[:, None] * (spread - self.splitting.square()[:, None] * total)
+        second_moment = self.structures.sum(self.width_squared[:, None] * charges)
+        constant = self.per_volume[:, None] * (second_moment - self.splitting.square()[:, None] * total)
         slope = self.per_volume[:, None] * total
         if len(total) > 1:
             constant, slope = constant[self.structures.batch], slope[self.structures.batch]

@@ -17,14 +17,14 @@ class Stencils:
 
     Parameters
     ----------
-    place: (n_atoms, 3), u in units of mesh points, 0 ≤ u < size; the maps are differentiable in it
+    coordinates: (n_atoms, 3), u in units of mesh points, 0 ≤ u < size; the maps are differentiable in it
     size: three numbers of points
     order: p of the splines
     """
 
-    def __init__(self, place: torch.Tensor, size: Sequence[int], order: int) -> None:
-        self.place, self.size, self.order = place, tuple(size), order
-        fixed = place.detach()
+    def __init__(self, coordinates: torch.Tensor, size: Sequence[int], order: int) -> None:
+        self.coordinates, self.size, self.order = coordinates, tuple(size), order
+        fixed = coordinates.detach()
         highest = fixed.floor()
         self._rest, self._highest = (fixed - highest).T.contiguous(), highest.T.long()  # (3, n_atoms)
         self._splines: dict[int, torch.Tensor] = {}
@@ -104,13 +104,13 @@ def spread(stencils: Stencils, values: torch.Tensor, orders: Orders = VALUE) -> 
     -------
     (c, *size)
     """
-    mesh: torch.Tensor = _Spread.apply(stencils.place, values, orders, stencils)
+    mesh: torch.Tensor = _Spread.apply(stencils.coordinates, values, orders, stencils)
     return mesh
 
 
 def read(stencils: Stencils, mesh: torch.Tensor, orders: Orders = VALUE) -> torch.Tensor:
     """f_io = Σ_m ∂^o M_p(u_i − m) G_m: mesh (c, *size) → (n_atoms, c, n_orders), see ``spread``."""
-    values: torch.Tensor = _Read.apply(stencils.place, mesh, orders, stencils)
+    values: torch.Tensor = _Read.apply(stencils.coordinates, mesh, orders, stencils)
     return values
 
 
@@ -119,9 +119,9 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, place: torch.Tensor, values: torch.Tensor, orders: Orders, stencils: Stencils
+        ctx: Any, coordinates: torch.Tensor, values: torch.Tensor, orders: Orders, stencils: Stencils
     ) -> torch.Tensor:
-        ctx.save_for_backward(place, values)
+        ctx.save_for_backward(coordinates, values)
         ctx.orders, ctx.stencils = orders, stencils
         channels = values.shape[1]
         mesh = values.new_zeros(channels * math.prod(stencils.size))
@@ -139,20 +139,22 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        place, values = ctx.saved_tensors
-        at_place, at_values = _slopes(ctx, place, slope, values)
-        return at_place, at_values, None, None
+        coordinates, values = ctx.saved_tensors
+        at_coordinates, at_values = _slopes(ctx, coordinates, slope, values)
+        return at_coordinates, at_values, None, None
 
 
 class _Read(torch.autograd.Function):
     """``read``; its derivative in the mesh is ``spread``."""
 
     @staticmethod
-    def forward(ctx: Any, place: torch.Tensor, mesh: torch.Tensor, orders: Orders, stencils: Stencils) -> torch.Tensor:
-        ctx.save_for_backward(place, mesh)
+    def forward(
+        ctx: Any, coordinates: torch.Tensor, mesh: torch.Tensor, orders: Orders, stencils: Stencils
+    ) -> torch.Tensor:
+        ctx.save_for_backward(coordinates, mesh)
         ctx.orders, ctx.stencils = orders, stencils
         channels, flat = len(mesh), mesh.flatten()
-        out = mesh.new_empty(len(place), channels, len(orders))
+        out = mesh.new_empty(len(coordinates), channels, len(orders))
         for atoms in stencils.chunks():
             x, y, z = stencils.derivatives(atoms, orders)  # (n, d, p) each
             n, d, p = x.shape
@@ -165,14 +167,16 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        place, mesh = ctx.saved_tensors
-        at_place = _slopes(ctx, place, mesh, slope, with_values=False)[0] if ctx.needs_input_grad[0] else None
-        at_mesh = _Spread.apply(place, slope, ctx.orders, ctx.stencils) if ctx.needs_input_grad[1] else None
-        return at_place, at_mesh, None, None
+        coordinates, mesh = ctx.saved_tensors
+        at_coordinates = (
+            _slopes(ctx, coordinates, mesh, slope, with_values=False)[0] if ctx.needs_input_grad[0] else None
+        )
+        at_mesh = _Spread.apply(coordinates, slope, ctx.orders, ctx.stencils) if ctx.needs_input_grad[1] else None
+        return at_coordinates, at_mesh, None, None
 
 
 def _slopes(
-    ctx: Any, place: torch.Tensor, mesh: torch.Tensor, values: torch.Tensor, with_values: bool = True
+    ctx: Any, coordinates: torch.Tensor, mesh: torch.Tensor, values: torch.Tensor, with_values: bool = True
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Derivatives of Σ_ico q_ico Σ_m ∂^o M_p(u_i − m) G_cm by u (n_atoms, 3) and by q (n_atoms, c, n_orders)."""
     n, orders = len(ctx.orders), ctx.orders if with_values else ()
@@ -181,7 +185,7 @@ def _slopes(
             (o[0] + (axis == 0), o[1] + (axis == 1), o[2] + (axis == 2)) for axis in range(3) for o in ctx.orders
         )
         orders = (*orders, *raised)
-    found = _Read.apply(place, mesh, orders, ctx.stencils)  # (n_atoms, c, n_orders)
+    found = _Read.apply(coordinates, mesh, orders, ctx.stencils)  # (n_atoms, c, n_orders)
     at_values = found[:, :, :n] if with_values else None
     if not ctx.needs_input_grad[0]:
         return None, at_values

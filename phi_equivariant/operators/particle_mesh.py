@@ -42,8 +42,8 @@ class ParticleMesh(Smooth):
         fractional = structures.positions @ inverse
         # Whole cells change nothing, but large arguments would lose digits.
         fractional = fractional - fractional.detach().floor()
-        (place,) = self.share.enter(fractional * fractional.new_tensor(self.size))
-        self.stencils = Stencils(place[self.rows], self.size, order)
+        (coordinates,) = self.share.enter(fractional * fractional.new_tensor(self.size))
+        self.stencils = Stencils(coordinates[self.rows], self.size, order)
         self.transform, correction = self._influence(inverse, order)
         self.influence = self.transform * correction / self.volume
 

@@ -50,6 +50,6 @@ def test_crossing_eigenvalues_give_neither_jump_nor_kink(operator, path, k, pois
     (energy_coarse, force_coarse), (energy_fine, force_fine) = map(differences, batches)
     assert energy_fine / energy_coarse < 0.08, "second differences of a smooth energy fall as the step squared, 1/16"
     assert force_fine / force_coarse < 0.28, "first differences of a continuous force fall as the step, 1/4"
-    model.phi.response.width = 1e-6
+    model.phi.spectral_filter.width = 1e-6
     hard_coarse, hard_fine = map(differences, batches)
     assert hard_fine[0] / hard_coarse[0] > 0.5, "a sharp window must jump, or the path does not cross what it should"

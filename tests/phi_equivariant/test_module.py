@@ -115,7 +115,7 @@ def test_prop_f_1_gradients_of_the_residual_with_the_eigenvalue_in_rho(num_modes
     _, values, vectors = dense_laplacian(atoms)
     kept = torch.ones(n)
     if num_modes is not None:
-        model.phi.response.width = 1e-4  # the paper's projection on k modes
+        model.phi.spectral_filter.width = 1e-4  # the paper's projection on k modes
         kept[num_modes:] = 0.0
     alpha, beta = torch.randn(2, n).requires_grad_(True).unbind()
     out = answer(model, atoms, vectors @ alpha, vectors @ beta)
@@ -191,7 +191,7 @@ def test_kept_modes_are_the_smooth_ones(operator, k):
     """A narrow window is the projector on the k lowest modes of L: the paper's ansatz without its sign ambiguity."""
     atoms = ethanol()
     model = potential(operator=operator, poisson="exact", num_modes=k, charge_constraint="none")
-    model.phi.response.width = 1e-4
+    model.phi.spectral_filter.width = 1e-4
     fields, out = fields_of(model, atoms)
     if operator == "graph":
         values, vectors = dense_laplacian(atoms)[1:]

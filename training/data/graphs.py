@@ -27,6 +27,7 @@ class GraphMaker:
     head : to which the structures belong
     type_weights : ``config_type_weights``
     specs : the host's ``embedding_specs``
+    dtype : of all numbers but energies, torch's default where not given
     """
 
     atomic_numbers: Sequence[int]
@@ -35,10 +36,11 @@ class GraphMaker:
     head: str = HEAD
     type_weights: Mapping[str, float] = field(default_factory=dict)
     specs: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
 
     def __call__(self, atoms: Atoms) -> Graph:
-        """One structure, in torch's default precision."""
-        dtype, info = torch.get_default_dtype(), atoms.info
+        """One structure."""
+        dtype, info = self.dtype, atoms.info
         edges = mace_interface.neighbours(atoms.positions, atoms.cell.array, atoms.pbc, self.r_max)
         elements = {number: place for place, number in enumerate(self.atomic_numbers)}
         made = graph(atoms, elements, edges, self._told(atoms), self.heads.index(self.head), dtype)

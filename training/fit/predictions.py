@@ -11,6 +11,7 @@ from phi_equivariant import PhiPotential
 from phi_equivariant.attach import find_taps
 from phi_equivariant.born_charges import born_effective_charges
 from phi_equivariant.errors import InputError
+from phi_equivariant.host_protocol import chosen_head
 from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.planes import is_slab
 from phi_equivariant.potential import run_model
@@ -37,7 +38,7 @@ Prediction = tuple[dict[str, Any], dict[str, np.ndarray]]
 class Predictor:
     """Evaluates a model on structures.
 
-    ``model`` : ``PhiPotential`` or a bare host, on the device; torch's default precision must be the model's.
+    ``model`` : ``PhiPotential`` or a bare host, on the device.
 
     InputError for a head the model does not have, or a quantity that it does not compute.
     """
@@ -49,12 +50,12 @@ class Predictor:
         self.device, self.wanted = device, wanted or Predicted()
         self.numbers = [int(number) for number in torch.as_tensor(model.atomic_numbers)]
         host = model.host if isinstance(model, PhiPotential) else model
-        heads: list[str] = list(getattr(model, "heads", None) or ["Default"])
-        head = heads[0] if head is None and len(heads) == 1 else head
-        if head not in heads:
-            raise InputError(f"--head is {head!r}; the model has the heads {', '.join(heads)}: name one of them.")
+        heads, head = chosen_head(model, head, "--head")
         self.embeddings = getattr(host, "embedding_specs", None) or {}
-        self.make = GraphMaker(self.numbers, float(torch.as_tensor(model.r_max)), heads, head, specs=self.embeddings)
+        dtype = next(model.parameters()).dtype
+        self.make = GraphMaker(
+            self.numbers, float(torch.as_tensor(model.r_max)), heads, head, specs=self.embeddings, dtype=dtype
+        )
         self.has_phi = isinstance(model, PhiPotential)
         for option in ("compute_polarizability", "compute_bec"):
             if getattr(self.wanted, option) and not self.has_phi:

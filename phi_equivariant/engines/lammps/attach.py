@@ -152,8 +152,8 @@ class LammpsPotential:
         xx, yy, zz = np.diag(found.virial)
         virial = [xx, yy, zz, found.virial[0, 1], found.virial[0, 2], found.virial[1, 2]]
         self.lammps.fix_external_set_virial_global(FIX, [float(value / unit) for value in virial])
-        for place, value in enumerate((found.host_energy / unit, found.phi_energy / unit, found.net_charge)):
-            self.lammps.fix_external_set_vector(FIX, place + 1, value)
+        for index, value in enumerate((found.host_energy / unit, found.phi_energy / unit, found.net_charge), start=1):
+            self.lammps.fix_external_set_vector(FIX, index, value)
         for name, values in found.of_atoms.items():
             if domain.n_own:
                 self.lammps.numpy.extract_atom(self._properties[name])[: domain.n_own] = values
@@ -186,9 +186,9 @@ class LammpsPotential:
         """LAMMPS' communication cut-off in Å, from what its command ``info`` writes on the first process."""
         comm = self.lammps.get_mpi_comm() or load_mpi().COMM_WORLD
         with tempfile.TemporaryDirectory() as folder:  # that of the first process is what is written in
-            place = comm.bcast(f"{folder}/info")
-            self.lammps.command(f"info communication out overwrite {place}")
-            text = Path(place).read_text(encoding="utf-8", errors="replace") if comm.rank == 0 else ""
+            path = comm.bcast(f"{folder}/info")
+            self.lammps.command(f"info communication out overwrite {path}")
+            text = Path(path).read_text(encoding="utf-8", errors="replace") if comm.rank == 0 else ""
             text = comm.bcast(text)
         found = [float(number) for number in re.findall(r"ommunication cutoff\s*=\s*([-+\d.eE]+)", text)]
         if not found:
@@ -230,13 +230,13 @@ def _device_of_process(device: str) -> str:
     return in_turn(device, place_on_machine(load_mpi()), torch.cuda.device_count()) if device == "cuda" else device
 
 
-def in_turn(device: str, place: int, n_devices: int) -> str:
+def in_turn(device: str, rank: int, n_devices: int) -> str:
     """``cuda`` as one of the devices of a machine, in turn for its processes, which share them where they are more.
 
     Parameters
     ----------
     device: as it was asked for; any but ``cuda``, ``cuda:1`` say, stays
-    place: number of the process among those of its machine
+    rank: number of the process among those of its machine
     n_devices: number of devices of the machine
     """
-    return f"cuda:{place % n_devices}" if device == "cuda" and n_devices else device
+    return f"cuda:{rank % n_devices}" if device == "cuda" and n_devices else device

@@ -35,14 +35,14 @@ class Ghosts:
         if (self.tags[self.ghost_rows.clip(max=len(tags) - 1)] != ghosts).any():
             raise LookupError("this process has a copy of an atom that no process owns")
         starts = np.cumsum(self.counts) - self.counts
-        place = self.order[self.ghost_rows]
-        owner = np.searchsorted(starts + self.counts, place, side="right")
+        rows = self.order[self.ghost_rows]
+        owner = np.searchsorted(starts + self.counts, rows, side="right")
         #: Copies sorted by owner, and how many there are of each.
         self.by_owner = owner.argsort(kind="stable")
         self.wanted = np.bincount(owner, minlength=comm.size)
         self.asked = np.empty_like(self.wanted)
         comm.Alltoall(self.wanted, self.asked)
-        slots = (place - starts[owner])[self.by_owner]
+        slots = (rows - starts[owner])[self.by_owner]
         self.asked_slots = np.empty(self.asked.sum(), dtype=slots.dtype)
         comm.Alltoallv([slots, self.wanted], [self.asked_slots, self.asked])
 

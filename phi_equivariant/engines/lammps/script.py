@@ -32,9 +32,9 @@ def run_script(lammps: Any, path: Path, attach: Callable[[Any], None]) -> None:
         message.
     """
     lines = _read(path)
-    with tempfile.TemporaryDirectory(prefix="phi_lammps_") as folder:  # that of the first process is what is read
-        place = Path(folder)
-        copy, end = place / path.name, place / "pause"
+    with tempfile.TemporaryDirectory(prefix="phi_lammps_") as made:  # that of the first process is what is read
+        folder = Path(made)
+        copy, end = folder / path.name, folder / "pause"
         n_pauses = _write(lines, copy, end)
         found, reading = 0, copy
         while True:
@@ -44,7 +44,7 @@ def run_script(lammps: Any, path: Path, attach: Callable[[Any], None]) -> None:
                 break
             lammps.command(f"variable {_PAUSE} delete")
             attach(lammps)
-            found, reading = found + 1, place / f"resume_{int(float(pause))}"
+            found, reading = found + 1, folder / f"resume_{int(float(pause))}"
         assert found or n_pauses
 
 

@@ -39,14 +39,14 @@ class Whole:
         )
         out = self.committee([atoms], compute_force=True, compute_virials=True)
         found = {name: value.cpu().double().numpy() for name, value in out.items() if value is not None}
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
         phi = float(found["phi_energy"][0]) if "phi_energy" in found else 0.0
         return Evaluation(
             host_energy=float(found["energy"][0]) - phi,
             phi_energy=phi,
             net_charge=float(found["net_charge"][0]) if "net_charge" in found else 0.0,
-            forces=found["forces"][place],
+            forces=found["forces"][inverse],
             virial=found["virials"][0],
-            of_atoms={name: found[key][place] for name, key in PROPERTIES.items() if key in found},
+            of_atoms={name: found[key][inverse] for name, key in PROPERTIES.items() if key in found},
         )

@@ -209,7 +209,7 @@ def test_molecular_dynamics_starts_from_the_last_solution(monkeypatch):
     forces = atoms.get_forces()
     assert count < 0.85 * cold
     fresh = copy.deepcopy(model)
-    fresh.phi.response = LowPass(0.05, inverse=False)
+    fresh.phi.spectral_filter = LowPass(0.05, inverse=False)
     np.testing.assert_allclose(forces, fresh(batch_of(atoms))["forces"].detach(), atol=1e-8)
     count = 0
     model.train()(batch_of(atoms))
