@@ -130,8 +130,15 @@ def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path, hiding):
     assert shown.returncode == 2 and shown.stderr.startswith(f"phi-zoo: {tmp_path / hiding} hides the package zoo")
 
 
-def test_loading_a_model_names_a_file_that_hides_its_host(tmp_path):
-    hiding, code = tmp_path / "zoo.py", "from phi_equivariant.weights import host_type; host_type('nequip')"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from phi_equivariant.weights import host_type; host_type('nequip')",
+        "from phi_equivariant import PhiCalculator; PhiCalculator('phi-mace-small.acac')",
+    ],
+)
+def test_loading_a_model_names_a_file_that_hides_its_host(tmp_path, code):
+    hiding = tmp_path / "zoo.py"
     hiding.write_text("animals = 3")
     assert f"{hiding} hides the package zoo" in python(code, path=tmp_path).stderr
     hiding.rename(tmp_path / "other.py")

@@ -25,7 +25,7 @@ from phi_equivariant.inputs.state import QUANTITIES, StateReader, reader_of
 from phi_equivariant.kept import Memory
 from phi_equivariant.potential import PhiPotential, run_model
 from phi_equivariant.precision import read_dtype
-from phi_equivariant.weights import host_types, load_model
+from phi_equivariant.weights import host_type, host_types, load_model
 
 Model = torch.nn.Module | str | Path
 #: Arguments of MACECalculator that mean nothing here, with the value at which they ask for nothing.
@@ -95,8 +95,8 @@ def _load(name: str | Path, device: torch.device, dtype: torch.dtype | None) -> 
             f"{name} is a file; give the folder of a saved model. A .model file of mace is a pickle, which runs code: "
             "read it by zoo.mace_host.read_model(path, trust_pickle=True) if you trust its origin."
         )
-    for point in host_types().values():
-        load_named = getattr(point.load(), "load_named", None)
+    for kind in map(host_type, host_types()):
+        load_named = getattr(kind, "load_named", None)
         if load_named is not None:
             try:
                 found: torch.nn.Module = load_named(str(name), dtype)
