@@ -21,8 +21,8 @@ from training import mace_hosts, mace_interface, mace_statistics
 from training.build import load
 from training.data.graphs import GraphMaker
 from training.data.placing import Accepted
+from training.data.reading import read_structures
 from training.data.spool import GraphStream
-from training.data.structures import read_structures
 from training.fit import losses
 from training.fit.lightning_module import PotentialModule
 from training.fit.predict import evaluate, predict

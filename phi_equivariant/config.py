@@ -1,13 +1,12 @@
 """Settings of the Φ-Module."""
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 
 _CHOICES = {
     "poisson": ("exact", "learned"),
@@ -181,7 +180,6 @@ class PhiConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(known)}."
-                raise InputError(f"{name!r} is not a setting of the Φ-Module; {hint}")
+                hint = did_you_mean(name, known, f"Known are {', '.join(known)}.", n=1)
+                raise InputError(f"{name!r} is not a setting of the Φ-Module. {hint}")
         return cls(**values)

@@ -7,7 +7,7 @@ import numpy as np
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.files import first_structure
+from phi_equivariant.inputs.frames import first_structure
 
 ATTEMPTS, SEED = 20, 7  # of the embedding in space, which starts from random distances
 

@@ -1,6 +1,5 @@
 """From structures to a batch, and from models that are named, saved or at hand to ones that compute."""
 
-import difflib
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ase import Atoms
 
 from phi_equivariant.derivatives import Batch, Output
 from phi_equivariant.engines.neighbours import NeighbourList
-from phi_equivariant.errors import InputError
+from phi_equivariant.errors import InputError, did_you_mean
 from phi_equivariant.files import CONFIG_FILE, WEIGHTS_FILE
 from phi_equivariant.host_protocol import MaceLike, chosen_head
 from phi_equivariant.inputs.cells import check_cells
@@ -155,9 +154,9 @@ def read_names_of_mace(
     known = ("model", "device", "dtype", "head", "skin", "model_paths", "models", "default_dtype", "info_keys")
     for name in others:
         if name not in accepted:
-            near = difflib.get_close_matches(name, [*known, *accepted], n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join([*known, *accepted])}."
-            raise InputError(f"{name!r} is not an argument of this calculator; {hint}")
+            names = [*known, *accepted]
+            hint = did_you_mean(name, names, f"Known are {', '.join(names)}.")
+            raise InputError(f"{name!r} is not an argument of this calculator. {hint}")
     return model, dtype, keys
 
 

@@ -169,7 +169,7 @@ def test_attaching_where_it_makes_no_sense():
         attach_phi(attach_phi(mace_host()))
     with pytest.raises(InputError, match="'trained.model'.*read_model"):
         attach_phi("trained.model")
-    with pytest.raises(InputError, match="did you mean 'operator'"):
+    with pytest.raises(InputError, match="Did you mean operator"):
         attach_phi(mace_host(), {"operatr": "graph"})
     with pytest.raises(InputError, match="not irreps"):
         attach_phi(mace_host(), taps={"products.0": "hello"})

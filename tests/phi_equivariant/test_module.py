@@ -309,5 +309,5 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 def test_settings_round_trip_and_unknown_names_get_the_nearest():
     config = PhiConfig(operator="graph", num_modes=4)
     assert PhiConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(InputError, match="did you mean 'operator'"):
+    with pytest.raises(InputError, match="Did you mean operator"):
         PhiConfig.from_dict({"operatr": "graph"})

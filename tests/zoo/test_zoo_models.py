@@ -61,7 +61,7 @@ def test_precision_seed_and_the_bare_host():
         ("phi-mace-small", [1], {"r_max": -1}, "r_max is -1"),
         ("phi-mace-small", [1], {"radial_MLP": 64}, "radial_MLP is 64"),
         ("phi-mace-small", [1], {"gate": "sin"}, "gate 'sin'"),
-        ("phi-mace-small", [1], {"phi": {"operater": 1}}, "did you mean 'operator'"),
+        ("phi-mace-small", [1], {"phi": {"operater": 1}}, "Did you mean operator"),
         ("phi-mace-small", [1], {"phi": {}, "with_phi": False}, "give one of them"),
         ("phi-mace-small", [1, 8], {"E0s": {1: 0.0}}, r"no energy for atomic numbers \[8\]"),
         ("phi-mace-small", [1], {"E0s": {1: float("nan")}}, "finite number"),

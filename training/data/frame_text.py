@@ -16,7 +16,7 @@ from ase.spacegroup.spacegroup import Spacegroup
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.files import read_frame
+from phi_equivariant.inputs.frames import read_frame
 from phi_equivariant.inputs.headers import check_header
 
 _PLAIN = re.compile(r"[^\s=\"'{}\[\]\\]+")

@@ -12,8 +12,8 @@ from training.data.dataset_info import DatasetInfo
 from training.data.labels import resolve_keys
 from training.data.parts import random_split
 from training.data.published import Dataset, digests, existing
+from training.data.reading import read_structures
 from training.data.sequences import picked
-from training.data.structures import read_structures
 from training.quantities import LABELS
 
 

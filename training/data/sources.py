@@ -15,11 +15,11 @@ from training.data.labels import CANONICAL, LabelReport
 from training.data.needs import Needs, check_test, sample
 from training.data.parts import HeadFrames, name_of, of_head, random_split
 from training.data.placing import Accepted, LabelPlacer, named_quantities
+from training.data.reading import Survey, read_structures
 from training.data.replay import check_downloaded, select
 from training.data.sequences import Chain, on_disk, picked
 from training.data.stored import open_stored
 from training.data.stored_files import is_hdf5, is_stored, test_sets_of_folder
-from training.data.structures import Survey, read_structures
 from training.quantities import LABELS
 from training.run import Data, Head, Replay
 from training.run.replay import PT_HEAD

@@ -8,10 +8,10 @@ from pathlib import Path
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.files import check_readable, read_frames
+from phi_equivariant.inputs.frames import check_readable, read_frames
 from training.data.labels import LabelReport, resolve_keys
 from training.data.placing import Accepted, LabelPlacer, State, describe_keys, named_quantities
-from training.data.structures import Survey
+from training.data.reading import Survey
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Page:
     data : lines of the log about the data; errors : the table of the log; curves : {what is drawn: SVG};
     parity : {quantity: {set: SVG}}; not_drawn : sets that are not among them;
     charges : {what is drawn: SVG}; charge_table : None without charges;
-    worst : tables of structures, the shown set's first; structures : of :func:`training.report.structures.view`;
+    worst : tables of structures, the shown set's first; structures : of :func:`training.report.views.view`;
     left_out : structures that are too large to show; settings : of changed ones, {title: {setting: value}};
     configuration : all of them as YAML
     """

@@ -11,10 +11,10 @@ from training import run_folder
 from training.quantities import drawn
 from training.report import charges, curves, parity
 from training.report.error_sums import Energies
-from training.report.frames import RANKS, FrameError, FrameErrors
+from training.report.frame_errors import RANKS, FrameError, FrameErrors
 from training.report.page import Page, Table, write_page
 from training.report.samples import ElementCharges, LabelPairs
-from training.report.structures import error_texts, formula, short, total_charge, view
+from training.report.views import error_texts, formula, short, total_charge, view
 from zoo.viewer import MOST_ATOMS
 
 logger = logging.getLogger("phi_mace_train")

@@ -21,7 +21,7 @@ from ase.data import chemical_symbols
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE
-from phi_equivariant.inputs.files import first_structure
+from phi_equivariant.inputs.frames import first_structure
 from phi_equivariant.weights import load_model, save_model
 from zoo.store import card, reference
 from zoo.store.pretrained import load_folder

@@ -139,7 +139,7 @@ def test_bad_input(change, message):
         (dict(default_dtype="single"), "dtype is 'single'"),
         (dict(dtype="float32", default_dtype="float64"), "default_dtype 'float64'; leave one out"),
         (dict(skin=-1), "skin is -1"),
-        (dict(heads="a"), "'heads' is not an argument of this calculator; did you mean head"),
+        (dict(heads="a"), "'heads' is not an argument of this calculator. Did you mean head"),
         (dict(magic=1), "'magic' is not an argument of this calculator"),
         (dict(model_type="DipoleMACE"), "model_type is 'DipoleMACE', which is MACECalculator's and does nothing here"),
         (dict(enable_cueq=True), "enable_cueq is True"),

@@ -83,7 +83,7 @@ def test_an_open_ion_has_its_charge_and_no_virial(model, tmp_path):
 @pytest.mark.parametrize(
     "change, arguments, message",
     [
-        ({}, {"devise": "cpu"}, "did you mean device"),
+        ({}, {"devise": "cpu"}, "Did you mean device"),
         ({}, {"model_path": "b"}, "the model is given twice"),
         ({}, {"head": "pbe"}, "head is 'pbe'"),
         ({"numbers": [18, 1, 1]}, {}, r"atomic numbers \[18\] of the template"),

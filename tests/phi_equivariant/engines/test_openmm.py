@@ -278,7 +278,7 @@ def with_site():
         ({}, "no model is given"),
         ({"modelPath": "runs/nothing"}, "runs/nothing is not a folder"),
         ({"modelPath": "a", "model": "b"}, "the model is given twice"),
-        ({"modelPth": "a", "model": "b"}, "'modelPth' is not an argument of this calculator; did you mean modelPath"),
+        ({"modelPth": "a", "model": "b"}, "'modelPth' is not an argument of this calculator. Did you mean modelPath"),
         ({"model": "b", "charge": -1}, "charge belongs to a system: give it to createSystem"),
         ({"head": "pbe"}, "head is 'pbe'; the model has the heads Default"),
         ({"precision": "half"}, "'half'"),

@@ -14,8 +14,8 @@ from training_runs import run, write_molecules
 
 from training.data.graphs import GraphMaker
 from training.report import pictures
-from training.report.frames import FrameError
-from training.report.structures import view
+from training.report.frame_errors import FrameError
+from training.report.views import view
 
 NAME = "<b>run&amp"  # text of a user's, not markup
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -9,7 +9,7 @@ from training_runs import build, keep_default_dtype, write_molecules  # noqa: F4
 
 from training.fit.predict import evaluate, isolated_energies, predict
 from training.report.error_sums import ErrorSums
-from training.report.frames import FrameErrors
+from training.report.frame_errors import FrameErrors
 from training.report.samples import ElementCharges, LabelPairs, Sample
 
 

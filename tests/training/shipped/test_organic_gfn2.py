@@ -14,7 +14,7 @@ from ase.build import molecule as ase_molecule
 from ase.units import kB
 
 from phi_equivariant.errors import InputError
-from training.data.structures import read_structures
+from training.data.reading import read_structures
 from training.shipped import organic_gfn2
 from training.shipped.organic_gfn2 import clusters, frames, generate, label, plan, sampling, summary
 from training.shipped.organic_gfn2.clusters import Approach, Fragment

@@ -14,7 +14,7 @@ from ase.constraints import FixAtoms
 
 from phi_equivariant.errors import InputError
 from training.data.placing import Accepted
-from training.data.structures import read_structures
+from training.data.reading import read_structures
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 ASE_KEYS = {"energy_key": "energy", "forces_key": "forces"}

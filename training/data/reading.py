@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.files import read_frames
+from phi_equivariant.inputs.frames import read_frames
 from phi_equivariant.inputs.state import StateCount
 from training.data.geometry import describe_periodicity
 from training.data.labels import LabelReport, resolve_keys

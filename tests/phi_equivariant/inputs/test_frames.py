@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import key_val_str_to_dict
 
 from phi_equivariant.errors import InputError
-from phi_equivariant.inputs.files import first_structure, read_frames
+from phi_equivariant.inputs.frames import first_structure, read_frames
 from phi_equivariant.inputs.headers import check_header
 
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from training.report.frames import RANKS, FrameError
+from training.report.frame_errors import RANKS, FrameError
 from zoo import viewer
 
 _FACTORS = {name: factor for name, (_, _, factor) in RANKS.items()}
