@@ -10,7 +10,7 @@ from phi_equivariant.division import WHOLE, Share
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import read_cells
 from phi_equivariant.operators.lattice import cell_volume
-from phi_equivariant.planes import is_slab, planes
+from phi_equivariant.structures import is_slab, planes
 
 _FLAT = 1e-6  # Å, the height up to which a slab's cell has no volume
 

@@ -11,11 +11,10 @@ from phi_equivariant.charge_models.model import ChargeModel
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.operators.gaussians import COULOMB_CONSTANT
 from phi_equivariant.operators.kinds import operator_class
-from phi_equivariant.planes import is_slab, planes
 from phi_equivariant.poisson import Fields, fields_by_charge_model, fields_by_laplacian, fields_by_potential, filtered
 from phi_equivariant.quiet import quiet
 from phi_equivariant.solvers.spectral import LowPass, ModeWindow
-from phi_equivariant.structures import Structures
+from phi_equivariant.structures import Structures, is_slab, planes
 
 _PARALLEL = 1e-6  # less than this from 1, a component of a slab's normal is all of it
 

@@ -15,8 +15,7 @@ from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.inputs.external_field import NAME as FIELD
 from phi_equivariant.inputs.external_field import field_of_batch
 from phi_equivariant.phi_module import PhiModule
-from phi_equivariant.planes import is_slab
-from phi_equivariant.structures import Structures
+from phi_equivariant.structures import Structures, is_slab
 from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from phi_equivariant.alpha_net import ScalarHead
-from phi_equivariant.charge_models import element_data
-from phi_equivariant.elements import electronegativity
+from phi_equivariant.elements import electronegativity, hardness, polarisability
 from phi_equivariant.errors import InputError
 
 NAMES = ("electronegativity", "hardness", "conductance", "polarisability")
@@ -57,9 +56,9 @@ class ResponseHeads(torch.nn.Module):
             "electronegativity": [
                 self.volts_per_pauling_unit * (electronegativity(int(z)) - carbon) for z in atomic_numbers
             ],
-            "hardness": [element_data.hardness(int(z)) for z in atomic_numbers],
+            "hardness": [hardness(int(z)) for z in atomic_numbers],
             "conductance": [1.0 for _ in atomic_numbers],
-            "polarisability": [element_data.polarisability(int(z)) for z in atomic_numbers],
+            "polarisability": [polarisability(int(z)) for z in atomic_numbers],
         }
         table = torch.tensor([start[name] for name in names], dtype=torch.get_default_dtype())
         positive = torch.tensor([[name != "electronegativity"] for name in names])

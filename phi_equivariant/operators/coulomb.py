@@ -19,8 +19,7 @@ from phi_equivariant.operators.near import NearPairs
 from phi_equivariant.operators.slabs import SlabSum, in_boxes, uniform_part
 from phi_equivariant.operators.splitting import Splitting
 from phi_equivariant.pairs import KeptPairs, Pairs, find_pairs
-from phi_equivariant.planes import is_slab
-from phi_equivariant.structures import Structures
+from phi_equivariant.structures import Structures, is_slab
 
 
 class GaussianCoulomb(Operator):

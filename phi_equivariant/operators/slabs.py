@@ -15,9 +15,8 @@ from phi_equivariant.operators.lattice import LatticeSum, Smooth
 from phi_equivariant.operators.meshed import in_single
 from phi_equivariant.operators.near import NearPairs
 from phi_equivariant.operators.waves import reciprocal_indices
-from phi_equivariant.planes import planes
 from phi_equivariant.solvers.partwise import sum_of_parts
-from phi_equivariant.structures import Structures
+from phi_equivariant.structures import Structures, planes
 
 # The layers' correction ends where e^{−k·vacuum} has fallen to e^{−end}.
 _END = {torch.float64: 30.0, torch.float32: 18.0}

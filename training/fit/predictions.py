@@ -13,8 +13,8 @@ from phi_equivariant.born_charges import born_effective_charges
 from phi_equivariant.errors import InputError
 from phi_equivariant.host_protocol import chosen_head
 from phi_equivariant.inputs.graphs import GraphBatch, collate
-from phi_equivariant.planes import is_slab
 from phi_equivariant.potential import run_model
+from phi_equivariant.structures import is_slab
 from phi_equivariant.taps import irreps_of
 from training.data.graphs import GraphMaker
 from training.run.evaluation import Predicted

@@ -8,14 +8,13 @@ from ase.calculators.vdwcorrection import vdWDB_alphaC6
 from ase.data import atomic_numbers
 from charged import case
 
-from phi_equivariant.charge_models import element_data
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.charge_models.flow import Conductance, FlowGraph
 from phi_equivariant.charge_models.heads import NAMES, ResponseHeads
 from phi_equivariant.charge_models.induced import polarise
 from phi_equivariant.charge_models.qeq import equilibrate
 from phi_equivariant.charge_models.sqe import split_charges
-from phi_equivariant.elements import electronegativity
+from phi_equivariant.elements import electronegativity, hardness, polarisability
 from phi_equivariant.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -25,12 +24,9 @@ def test_tables_against_others():
     """Pearson's own hardnesses, and the polarisabilities of another table (Chu and Dalgarno, as ase has them)."""
     pearson = {"H": 6.43, "Li": 2.39, "C": 5.00, "N": 7.23, "O": 6.08, "F": 7.01, "Na": 2.30, "Cl": 4.68, "Ag": 3.14}
     for symbol, want in pearson.items():
-        assert element_data.hardness(atomic_numbers[symbol]) == pytest.approx(want, abs=0.05)
+        assert hardness(atomic_numbers[symbol]) == pytest.approx(want, abs=0.05)
     units = 14.399645 / 0.14818471
-    ratios = [
-        element_data.polarisability(atomic_numbers[symbol]) * units / values[0]
-        for symbol, values in vdWDB_alphaC6.items()
-    ]
+    ratios = [polarisability(atomic_numbers[symbol]) * units / values[0] for symbol, values in vdWDB_alphaC6.items()]
     assert (
         len(ratios) > 35 and np.median(ratios) == pytest.approx(1, abs=0.02) and 0.6 < min(ratios) < max(ratios) < 1.5
     )
@@ -38,9 +34,9 @@ def test_tables_against_others():
 
 def test_every_element_has_values_and_others_are_refused():
     for number in range(1, 119):
-        assert element_data.hardness(number) > 1 and element_data.polarisability(number) > 0.01
+        assert hardness(number) > 1 and polarisability(number) > 0.01
     for wrong in (0, -1, 119):
-        for function in (element_data.hardness, element_data.polarisability):
+        for function in (hardness, polarisability):
             with pytest.raises(InputError, match=f"{wrong} is not an element's"):
                 function(wrong)
 
@@ -51,7 +47,7 @@ def test_values_are_positive_whatever_the_features():
     start = heads([torch.zeros(3, 10), torch.zeros(3, 4)], species)
     torch.testing.assert_close(start["hardness"], torch.tensor([6.42, 6.08, 6.08]), rtol=0.05, atol=0)
     torch.testing.assert_close(start["conductance"], torch.ones(3), rtol=0.05, atol=0)
-    assert start["polarisability"][1].item() == pytest.approx(element_data.polarisability(8), rel=0.05)
+    assert start["polarisability"][1].item() == pytest.approx(polarisability(8), rel=0.05)
     for scale in (1.0, 100.0):
         with torch.no_grad():
             for head in heads.heads:
