@@ -50,3 +50,15 @@ def test_links_of_pages_outside_the_site_lead_somewhere():
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (root / page).read_text(encoding="utf-8")):
             assert target.startswith("https://") or (root / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_map_names_what_is_there(page):
+    """Modules by a path or its end, and classes, functions and tables by name."""
+    root = DOCS.parent
+    named = re.findall(r"`([\w/.]+)`", (root / page).read_text(encoding="utf-8"))
+    sources = [path for room in ("phi_equivariant", "zoo", "training", "tests") for path in (root / room).rglob("*.py")]
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    missing = [name for name in named if name.endswith(".py") and not any(path.match(name) for path in sources)]
+    missing += [name for name in named if name.isidentifier() and name not in words]
+    assert not missing
