@@ -37,6 +37,7 @@ RESPONDING = {
     "sqe": ["operator=coulomb", "charge_model=sqe"],
     "polarizable": ["operator=coulomb", "polarizable=True"],
     "sqe, polarizable": ["operator=coulomb", "charge_model=sqe", "polarizable=True"],
+    "sqe, width 0.9": ["operator=coulomb", "charge_model=sqe", "width=0.9"],
 }
 #: Row → settings of Φ, None for the bare host. The residual of ``coulomb`` is an energy, about 10 V/e times the squared
 #: difference of two charges: its weight is smaller.

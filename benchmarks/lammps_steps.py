@@ -5,10 +5,10 @@
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 12000 --turns 2 --steps 1 --loading 1  # of each
     OMP_NUM_THREADS=1 python benchmarks/lammps_steps.py --sizes 3000 --hosts 16x0e --steps 1 --only_counts
 
-Wall time in double precision after two steps that load everything: the machine must do nothing else. With ``--turns``
+Wall time after two steps that load everything: the machine must do nothing else. With ``--turns``
 both are started several times, in turn, and of each the fastest counts. The parts of a step are those of the first
 process, waiting for others included: ``solve`` is gathering and all of Φ. GB is the growth of the calculator's memory.
-The wide host needs 3.2 MB an atom: 40 GB for 12,000. A second table counts what does not depend on the machine:
+The wide host needs 3.2 MB an atom: 40 GB for 12,000, and half of it with ``--dtype float32``. A second table counts what does not depend on the machine:
 numbers that the first process exchanges in a step, points of the mesh, pairs, memory.
 """
 
@@ -129,23 +129,14 @@ def of_lammps(irreps, phi, size, steps, loading):
     program.close()
 
 
-def launched(processes, irreps, phi, size, steps, loading):
+def launched(processes, irreps, phi, arguments, size):
     """What ``of_lammps`` found on so many processes, or where that is 0 ``of_calculator``."""
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-np", str(processes)] if processes else []
     words = [
-        "--child",
-        "lammps" if processes else "calculator",
-        "--hosts",
-        irreps,
-        "--phi",
-        phi,
-        "--sizes",
-        str(size),
-        "--steps",
-        str(steps),
-    ]
-    words += ["--loading", str(loading)]
-    command = [*mpirun, sys.executable, __file__, *words]
+        "--child", "lammps" if processes else "calculator", "--hosts", irreps, "--phi", phi, "--sizes", size,
+        "--steps", arguments.steps, "--loading", arguments.loading, "--dtype", arguments.dtype,
+    ]  # fmt: skip
+    command = [*mpirun, sys.executable, __file__, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     if done.returncode or not lines:
@@ -177,10 +168,11 @@ def main():
     parser.add_argument("--steps", type=int, default=5, help="in one start")
     parser.add_argument("--loading", type=int, default=2, help="steps before these")
     parser.add_argument("--turns", type=int, default=1, help="starts of each")
+    parser.add_argument("--dtype", default="float64", choices=["float32", "float64"])
     parser.add_argument("--only_counts", action="store_true", help="leave out the calculator and the times")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(getattr(torch, arguments.dtype))
     torch.set_num_threads(1)
     if arguments.child:
         measure = {"lammps": of_lammps, "calculator": of_calculator}[arguments.child]
@@ -194,7 +186,7 @@ def main():
         found = {}
         for _ in range(arguments.turns):
             for processes in [*([] if arguments.only_counts else [0]), *arguments.processes]:
-                turn = launched(processes, irreps, phi, size, arguments.steps, arguments.loading)
+                turn = launched(processes, irreps, phi, arguments, size)
                 found.setdefault(processes, []).append(turn)
         alone = min(found.pop(0, []), key=lambda turn: turn["step"], default=None)
         for processes, turns in found.items():
