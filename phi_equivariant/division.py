@@ -1,5 +1,7 @@
 """Who computes which part of a sum: one process all of it, or several a share each."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -7,6 +9,27 @@ import numpy as np
 import torch
 
 Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How tensors of which each process has other entries go from one division to another.
+
+    Parameters
+    ----------
+    sent: to each process, indices of this one's entries along the first of ``dims``
+    received: from each process, where they are added along the second
+    lengths: of this process's tensors along the two
+    """
+
+    sent: list[torch.Tensor]
+    received: list[torch.Tensor]
+    dims: tuple[int, int]
+    lengths: tuple[int, int]
+
+    def back(self) -> "Way":
+        """The adjoint."""
+        return Way(self.received, self.sent, self.dims[::-1], self.lengths[::-1])
 
 
 class Share:
@@ -17,13 +40,19 @@ class Share:
     order are the same on all processes again.
     """
 
+    rank = 0
+
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """Some of the terms."""
         return items
 
     def rows(self, n: int) -> slice:
         """Some of n terms in a row."""
-        return slice(0, n)
+        return self.all_rows(n)[self.rank]
+
+    def all_rows(self, n: int) -> list[slice]:
+        """Those of each process."""
+        return [slice(0, n)]
 
     def enter(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the terms of a share are functions of; what they add to its gradient is summed over the processes."""
@@ -32,6 +61,10 @@ class Share:
     def leave(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The sums over all processes."""
         return tensors
+
+    def exchange(self, tensor: torch.Tensor, way: Way) -> torch.Tensor:
+        """From one division to another, between ``enter`` and ``leave``."""
+        raise NotImplementedError("One process has nobody to exchange with.")
 
 
 WHOLE = Share()
@@ -42,21 +75,21 @@ class ShareOfProcesses(Share):
 
     Parameters
     ----------
-    comm: mpi4py's communicator; all its processes must call ``enter`` and ``leave``, and go back through them, in the
-        same order
+    comm: mpi4py's communicator; all its processes must call ``enter``, ``exchange`` and ``leave``, and go back through
+        them, in the same order
     """
 
     def __init__(self, comm: Any) -> None:
-        self.comm = comm
+        self.comm, self.rank = comm, comm.rank
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every so many, from this process's on."""
-        return items[self.comm.rank :: self.comm.size]
+        return items[self.rank :: self.comm.size]
 
-    def rows(self, n: int) -> slice:
+    def all_rows(self, n: int) -> list[slice]:
         """As many on each process, within one."""
-        rank, size = self.comm.rank, self.comm.size
-        return slice(n * rank // size, n * (rank + 1) // size)
+        size = self.comm.size
+        return [slice(n * rank // size, n * (rank + 1) // size) for rank in range(size)]
 
     def enter(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The same tensors; backwards, sums over all processes."""
@@ -67,6 +100,29 @@ class ShareOfProcesses(Share):
         """Sums over all processes; backwards, the same tensors."""
         found: tuple[torch.Tensor, ...] = _Leave.apply(self, *tensors)
         return found
+
+    def exchange(self, tensor: torch.Tensor, way: Way) -> torch.Tensor:
+        """Each sends each some entries, and adds up what comes; backwards, the adjoint."""
+        found: torch.Tensor = _Exchange.apply(self, tensor, way)
+        return found
+
+    def all_to_all(self, tensor: torch.Tensor, way: Way) -> torch.Tensor:
+        """``exchange`` without derivatives."""
+        (send, receive), shape = way.dims, list(tensor.shape)
+        shape[send] = len(way.sent[self.rank])
+        shape[receive] = way.lengths[1]
+        shapes = [(*shape[:receive], len(indices), *shape[receive + 1 :]) for indices in way.received]
+        parts = [tensor.detach().index_select(send, indices).flatten() for indices in way.sent]
+        mine = torch.cat(parts).cpu().numpy()
+        counts = [math.prod(part) for part in shapes]
+        theirs = np.empty(sum(counts), mine.dtype)
+        self.comm.Alltoallv([mine, [len(part) for part in parts]], [theirs, counts])
+        out = tensor.new_zeros(shape)
+        for part, indices, form in zip(
+            torch.from_numpy(theirs).to(tensor.device).split(counts), way.received, shapes, strict=True
+        ):
+            out.index_add_(receive, indices, part.reshape(form))
+        return out
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Over all processes, with the same bits on each: solvers that stop at a residual must stop together."""
@@ -103,3 +159,16 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, *_Enter.apply(ctx.share, *slopes)
+
+
+class _Exchange(torch.autograd.Function):
+    """Linear; its adjoint goes the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, share: ShareOfProcesses, tensor: torch.Tensor, way: Way) -> torch.Tensor:
+        ctx.share, ctx.way = share, way
+        return share.all_to_all(tensor, way)
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+        return None, _Exchange.apply(ctx.share, slope, ctx.way.back()), None

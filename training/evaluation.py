@@ -126,6 +126,7 @@ def evaluate_file(asked: EvaluationOptions, model: torch.nn.Module) -> dict[str,
     check_prefix(asked.info_prefix, trained)
     accepted = Accepted(
         set(predictor.numbers),
+        operator="" if phi is None else phi.config.operator,
         periodicities=ALL_PERIODICITIES if phi is None else phi.operator.periodicities_with(phi.config),
         charged=phi is None or phi.operator.carries_charge,
         ions=reader.ions,

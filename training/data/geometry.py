@@ -34,7 +34,7 @@ def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, p
     if (number := int(atoms.pbc.sum())) not in periodicities:
         others = "slabs, and no wires" if 2 in periodicities else "slabs with charge_constraint: project only"
         raise InputError(
-            f"{where} is {_KINDS[number]} (pbc {describe_pbc(atoms.pbc)}), and operator: coulomb treats crystals, "
+            f"{where} is {_KINDS[number]} (pbc {describe_pbc(atoms.pbc)}), and Φ's operator treats crystals, "
             f"molecules and {others}. Use operator: graph, or correct the pbc in the file."
         )
     if atoms.pbc.any() and not _spans_space(atoms):

@@ -25,6 +25,7 @@ class Accepted:
     """What a model can be given beside labels.
 
     elements : atomic numbers; None for any
+    operator : of Φ, which the next two follow from; empty without Φ
     periodicities : numbers of periodic directions
     charged, fields : whether net charges and external fields
     ions : whether a total charge must be one that the atoms can have, as of
@@ -33,6 +34,7 @@ class Accepted:
     """
 
     elements: Collection[int] | None = None
+    operator: str = ""
     periodicities: Collection[int] = ALL_PERIODICITIES
     charged: bool = True
     fields: bool = True
@@ -54,7 +56,7 @@ class Accepted:
         """
         charge, reason = atoms.info.get("total_charge", 0.0), ""
         if not self.charged and charge != 0.0:
-            reason = f"{where} has total_charge {charge:g} e, and charges of operator: graph sum to zero"
+            reason = f"{where} has total_charge {charge:g} e, and charges of operator: {self.operator} sum to zero"
         if not self.fields and np.any(atoms.info.get("external_field", 0.0)):
             reason = f"external_field: {where} is in one, and a bare host has no charges for it to act on"
         if reason:

@@ -129,6 +129,7 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     # What is found while reading is noted with the head: in a copy, because a run does not change.
     heads = [dataclasses.replace(head, notes=list(head.notes)) for head in run.heads]
     accepted = Accepted(
+        operator="" if phi is None else phi.config.operator,
         periodicities=ALL_PERIODICITIES if phi is None else operator_class(phi.config).periodicities_with(phi.config),
         charged=phi is None or operator_class(phi.config).carries_charge or bool(data.dataset),
         fields=phi is not None and not run.task.compare,

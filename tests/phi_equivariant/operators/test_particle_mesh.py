@@ -120,7 +120,7 @@ def test_the_mesh_does_not_move_the_potential_where_its_size_changes():
     for edge in np.linspace(8.0, 8.0004, 5):
         atoms = Atoms("HHe", positions=[[0, 0, 0], [1.1, 0.3, 0.2]], cell=[edge - 2e-4] * 3, pbc=True)
         product = product_of(operator, atoms)
-        sizes.add(tuple(product.__self__.parts[0][1].smooth.size))
+        sizes.add(tuple(product.__self__.parts[0][1].smooth.mesh.size))
         energies.append((charges * product(charges)).sum().item())
     assert len(sizes) > 1, "the size of the mesh must change in this test"
     assert np.abs(np.diff(energies, 2)).max() < 1e-8
