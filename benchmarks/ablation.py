@@ -37,27 +37,29 @@ RESPONDING = {
     "sqe": ["operator=coulomb", "charge_model=sqe"],
     "polarizable": ["operator=coulomb", "polarizable=True"],
     "sqe, polarizable": ["operator=coulomb", "charge_model=sqe", "polarizable=True"],
-    "sqe, width 0.9": ["operator=coulomb", "charge_model=sqe", "width=0.9"],
 }
+#: Where widths started before 0.7 Å was the default; rows that were trained then ask for it.
+COVALENT = "width=covalent"
 #: Row → settings of Φ, None for the bare host. The residual of ``coulomb`` is an energy, about 10 V/e times the squared
 #: difference of two charges: its weight is smaller.
 ROWS = {
     "no Φ": None,
     **GRAPH,
-    "coulomb learned": ["operator=coulomb", "poisson=learned", "pde_weight=1"],
+    "coulomb learned": ["operator=coulomb", "poisson=learned", "pde_weight=1", COVALENT],
     "coulomb exact": ["operator=coulomb", "poisson=exact"],
+    "coulomb exact, covalent widths": ["operator=coulomb", "poisson=exact", COVALENT],
     **RESPONDING,
     "channels = 4": ["operator=coulomb", "channels=4"],
     "no Φ, l = 1": None,
-    "coulomb exact, multipoles": ["operator=coulomb", "poisson=exact", "multipoles=1"],
+    "coulomb exact, multipoles": ["operator=coulomb", "poisson=exact", "multipoles=1", COVALENT],
     "coulomb exact, width 0.9": ["operator=coulomb", "poisson=exact", "width=0.9"],
     "no Φ, wide": None,
-    "coulomb exact, wide": ["operator=coulomb", "poisson=exact"],
+    "coulomb exact, wide": ["operator=coulomb", "poisson=exact", COVALENT],
     "multipoles, width 0.9, wide, long": ["operator=coulomb", "poisson=exact", "multipoles=1", "width=0.9"],
 }
 #: Row → hidden irreps of its host where these are not 16x0e.
 HIDDEN = {"no Φ, l = 1": "16x0e+16x1o", "coulomb exact, multipoles": "16x0e+16x1o"}
-COULOMB = "coulomb learned", "coulomb exact, width 0.9"
+COULOMB = "coulomb learned", "coulomb exact, covalent widths", "coulomb exact, width 0.9"
 WIDE = dict.fromkeys(("no Φ, wide", "coulomb exact, wide", "multipoles, width 0.9, wide, long"), "32x0e+32x1o")
 HOST = {"model": "ScaleShiftMACE", "r_max": 4.5, "max_ell": 2, "correlation": 2, "num_interactions": 2}
 BUDGET = {

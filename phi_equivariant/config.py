@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from phi_equivariant.errors import InputError, did_you_mean
 
@@ -56,7 +56,8 @@ class PhiConfig:
         ``default``: charges of about 0.2 e. ``small``: start so small that a trained host's energies do not change.
     width
         Start in Å, 0.35 to 1.15, of the widths σ of the ``coulomb`` operator, learned per element from there (None: 0.7
-        covalent radii). Narrow charges act within bonds too, wide ones leave bonds to the host.
+        Å; ``covalent``: 0.7 covalent radii). Narrow charges act within bonds too, and pull atoms together that come
+        closer than any in the data; wide ones leave that to the host.
     dense_limit
         Structures with more atoms are computed without matrices: sparse products, tiles, a particle mesh and conjugate
         gradients; smaller ones too where that is faster. Results agree; ``num_modes`` needs dense algebra.
@@ -76,7 +77,7 @@ class PhiConfig:
     charge_constraint: str | None = None
     init: str = "default"
     multipoles: int = 0
-    width: float | None = None
+    width: float | Literal["covalent"] | None = None
     dense_limit: int = 2000
     charge_model: str = "direct"
     polarizable: bool = False
@@ -116,16 +117,18 @@ class PhiConfig:
                 )
             object.__setattr__(self, "low_pass", float(self.low_pass))
         if self.width is not None:
-            if not (_is_number(self.width) and 0.35 <= self.width <= 1.15):
+            if self.width != "covalent" and not (_is_number(self.width) and 0.35 <= self.width <= 1.15):
                 raise InputError(
-                    f"width is {self.width!r}; give a number of Å from 0.35 to 1.15, or None for 0.7 covalent radii."
+                    f"width is {self.width!r}; give a number of Å from 0.35 to 1.15, 'covalent' for 0.7 covalent "
+                    "radii, or None for 0.7 Å."
                 )
             if not kind.widths_of_charges:
                 raise InputError(
                     f"width is {self.width!r} with operator={self.operator!r}, which has no Gaussian charges; leave it "
                     "out or use operator='coulomb'."
                 )
-            object.__setattr__(self, "width", float(self.width))
+            if self.width != "covalent":
+                object.__setattr__(self, "width", float(self.width))
         self._check_response(kind.inverse and kind.dipoles)
         if self.num_modes is not None and self.low_pass is not None:
             raise InputError("num_modes and low_pass are both given; choose one response.")

@@ -34,7 +34,7 @@ class ResponseHeads(torch.nn.Module):
         If a layer has no 0e channel, or a name is not one of the four.
     """
 
-    volts_per_pauling_unit = 8.0  # κ
+    volts_per_pauling_unit = 5.0  # κ
     size: torch.Tensor
 
     def __init__(

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
@@ -21,7 +21,7 @@ class Settings(Protocol):
     @property
     def operator(self) -> str: ...
     @property
-    def width(self) -> float | None: ...
+    def width(self) -> float | Literal["covalent"] | None: ...
     @property
     def dense_limit(self) -> int: ...
     @property

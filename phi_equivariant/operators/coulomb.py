@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import ase.data
 import torch
@@ -46,21 +47,23 @@ class GaussianCoulomb(Operator):
     element_scale, window_width = 0.5, 0.5
 
     narrowest, widest = 0.3, 1.2  # Å
-    start_per_covalent_radius = 0.7
+    start_width = 0.7  # in Å, or in covalent radii
     # Atoms above which a product Pq is faster on a mesh, the same with second derivatives, and by tiles in free space.
     mesh_from, mesh_from_in_training, tiles_from = 150, 250, 500
 
     def __init__(
         self,
         atomic_numbers: Sequence[int],
-        start: float | None = None,
+        start: float | Literal["covalent"] | None = None,
         dense_limit: int = 2000,
         with_dipoles: bool = False,
         exact_charge: bool = True,
     ) -> None:
         super().__init__()
-        radii = [float(ase.data.covalent_radii[z]) for z in atomic_numbers]
-        widths = torch.tensor([self.start_per_covalent_radius * r if start is None else start for r in radii])
+        if start == "covalent":
+            widths = torch.tensor([self.start_width * float(ase.data.covalent_radii[z]) for z in atomic_numbers])
+        else:
+            widths = torch.full((len(atomic_numbers),), self.start_width if start is None else start)
         fraction = (widths.to(torch.get_default_dtype()) - self.narrowest) / (self.widest - self.narrowest)
         self.width_logit = torch.nn.Parameter(torch.logit(fraction.clamp(0.05, 0.95)))
         self.dense_limit, self.exact_charge = dense_limit, exact_charge
