@@ -160,7 +160,7 @@ def test_copies_far_apart_add_up(model):
     charge = a["charges"].sum()
     allowed = 1e-9 + 14.4 * (4 * (a["dipole"] ** 2).sum() / distance**3 + 1.1 * charge**2 / distance)
     assert abs(b["energy"][0] - 2 * a["energy"][0]) < allowed
-    np.testing.assert_allclose(b["charges"][: len(one)], a["charges"], atol=1e-4)
+    np.testing.assert_allclose(b["charges"][: len(one)], a["charges"], atol=2e-4)
 
 
 def test_nothing_jumps_when_an_atom_crosses_the_cutoff(model):

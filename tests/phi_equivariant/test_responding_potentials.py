@@ -269,6 +269,6 @@ def test_one_atom_and_a_lonely_one():
 @pytest.mark.parametrize("setting", ["charge_model=qeq", "charge_model=sqe", "polarizable=true"])
 def test_they_train_from_the_command_line(tmp_path, setting):
     data = write_molecules(tmp_path / "train.xyz", charges=True)
-    given = {"hidden_irreps": "4x0e", "charges_key": "q", "charges_weight": 100, "max_num_epochs": 4}
+    given = {"hidden_irreps": "4x0e", "charges_key": "q", "charges_weight": 100, "max_num_epochs": 8}
     rows = metrics(train(tmp_path, name="run", train_file=data, phi=[setting], **given))
     assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"] and rows[-1]["train_term_charges"] > 0

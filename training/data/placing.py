@@ -25,21 +25,21 @@ class Accepted:
     """What a model can be given beside labels.
 
     elements : atomic numbers; None for any
-    operator : of Φ, which the next two follow from; empty without Φ
     periodicities : numbers of periodic directions
     charged, fields : whether net charges and external fields
     ions : whether a total charge must be one that the atoms can have, as of
         :class:`phi_equivariant.inputs.state.StateReader`
     embeddings : mace's ``embedding_specs``: entries that every structure must have
+    operator : of Φ, for messages
     """
 
     elements: Collection[int] | None = None
-    operator: str = ""
     periodicities: Collection[int] = ALL_PERIODICITIES
     charged: bool = True
     fields: bool = True
     ions: bool = True
     embeddings: Mapping[str, Any] = field(default_factory=dict)
+    operator: str = ""
 
     @property
     def embedded(self) -> list[str]:

@@ -47,7 +47,7 @@ def test_a_far_charge_and_a_polarisable_atom(dense):
 @WAYS
 def test_a_cubic_lattice_obeys_clausius_and_mossotti(dense):
     """(ε − 1)/(ε + 2) = 4π k_e α_eff/3V, with the lattice inside a conductor, where the applied field is the mean."""
-    for length, alpha in ((5.0, 0.1), (6.0, 0.5), (5.0, 100.0)):
+    for length, alpha in ((6.0, 0.1), (7.0, 0.5), (6.0, 100.0)):
         field = [0.0, 0.03, 0.04]
         energy, charges, effective = of(Atoms("C", cell=[length] * 3, pbc=True), [0.0], alpha, field)
         got = polarise(energy, charges, 0, dense)

@@ -83,7 +83,7 @@ def test_empty_space_costs_nothing(n, large):
     for edge in (100.0, 300.0, 1000.0):
         part = operator.at(structures_of(cluster(n, edge), elements=[1, 2])).parts[0][1]
         assert part.dense == (not large)
-        points = math.prod(part.smooth.size) if large else part.smooth.weights.shape[1]
+        points = math.prod(part.smooth.mesh.size) if large else part.smooth.weights.shape[1]
         counts.append((points, len(part.near.pairs.first)))
     counts = np.array(counts)
     assert (counts[:, 0] < (2000 * n if large else 1000)).all()
@@ -93,7 +93,7 @@ def test_empty_space_costs_nothing(n, large):
 def test_a_droplet_in_a_large_box_has_fewer_pairs_than_all():
     operator, atoms = GaussianCoulomb([1, 2]).eval(), cluster(4000, 200.0)
     part = operator.at(structures_of(atoms, elements=[1, 2])).parts[0][1]
-    assert len(part.near.pairs.first) < 4000**2 / 8 and math.prod(part.smooth.size) < 1.2e7
+    assert len(part.near.pairs.first) < 4000**2 / 8 and math.prod(part.smooth.mesh.size) < 1.2e7
 
 
 def test_the_rule():

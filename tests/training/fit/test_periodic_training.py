@@ -42,7 +42,7 @@ def mixed_set(tmp_path_factory):
 
 
 def test_a_set_of_crystals_and_molecules_trains_with_stress(mixed_set, tmp_path):
-    given = {"loss": "stress", "stress_weight": 100.0, "stress_key": "stress", "lr": 0.05, "max_num_epochs": 3}
+    given = {"loss": "stress", "stress_weight": 100.0, "stress_key": "stress", "lr": 0.03, "max_num_epochs": 8}
     folder = run(tmp_path, name="run", train_file=mixed_set, phi=["operator=coulomb"], **given)
     rows = metrics(folder)
     assert 0 < rows[-1]["train_term_stress"] < 0.7 * rows[0]["train_term_stress"]

@@ -228,7 +228,7 @@ def test_trained_charges_dipoles_and_calculator(molecules, tmp_path):
     """Charge and dipole losses act, and errors.json agrees with numpy on what PhiCalculator predicts."""
     given = {"charges_key": "q", "dipole_key": "mu", "charges_weight": 3e4, "dipole_weight": 1e3}
     given |= {"train_file": molecules, "test_file": molecules, "phi": ["operator=coulomb"], "lr": 0.02}
-    folder = run(tmp_path, name="run", max_num_epochs=15, **given)
+    folder = run(tmp_path, name="run", max_num_epochs=20, **given)
     rows = metrics(folder)
     assert rows[-1]["valid_rmse_charges"] < 0.5 * rows[0]["valid_rmse_charges"]
     assert {"train_term_charges", "train_term_dipole", "valid_term_energy", "valid_term_forces"} <= set(rows[0])
