@@ -64,7 +64,7 @@ class Share:
 
     def exchange(self, tensor: torch.Tensor, way: Way) -> torch.Tensor:
         """From one division to another, between ``enter`` and ``leave``."""
-        raise NotImplementedError("One process has nobody to exchange with.")
+        return tensor
 
 
 WHOLE = Share()
