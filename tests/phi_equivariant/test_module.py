@@ -298,6 +298,7 @@ def test_small_start_moves_no_energy_and_can_be_left(operator):
         ({"init": "zero"}, "init is 'zero'"),
         ({"width": 0.2}, "width is 0.2; give a number of Å from 0.35"),
         ({"width": float("nan")}, "width is nan"),
+        ({"width": "ionic"}, "width is 'ionic'; give a number of Å from 0.35 to 1.15, 'covalent'"),
         ({"operator": "graph", "width": 0.9}, "has no Gaussian charges"),
     ],
 )

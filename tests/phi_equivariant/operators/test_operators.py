@@ -128,6 +128,13 @@ def test_widths_start_where_they_are_told(start):
     assert GaussianCoulomb([1, 6, 79], start).widths().tolist() == pytest.approx([start] * 3, rel=1e-6)
 
 
+def test_widths_start_at_a_length_or_in_proportion_to_covalent_radii():
+    """Of H, C, Au; hydrogen's is moved away from the lower bound, 0.3 Å."""
+    assert GaussianCoulomb([1, 6, 79]).widths().tolist() == pytest.approx([0.7] * 3, rel=1e-6)
+    hydrogen, carbon, gold = GaussianCoulomb([1, 6, 79], "covalent").widths().tolist()
+    assert (carbon, gold) == pytest.approx((0.7 * 0.76, 0.7 * 1.36), rel=1e-6) and hydrogen == pytest.approx(0.345)
+
+
 def test_potential_matrix_is_twice_differentiable():
     operator = GaussianCoulomb([1, 6])
     positions = torch.randn(5, 3, requires_grad=True)
