@@ -221,8 +221,8 @@ def report(results, page, figure):
                 f"{one['temperature']:.0f} | {drift} | "
                 f"{one['fluctuation']:.0f} | {longest} | {one['milliseconds_per_step']:.0f} |"
             )
-            axis.plot(one["times"], one["energies"], lw=0.6, label=f"{kind}: {drift} µeV/atom/ps")
-            axis.legend(fontsize=8)
+            axis.plot(one["times"], one["energies"], lw=0.6, label=f"{kind} ({one['model']}): {drift}")
+            axis.legend(fontsize=8, title="slope, µeV/atom/ps")
         axis.set(title=system, xlabel="time / ps", ylabel="total energy, change / µeV per atom")
     figure.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(figure, dpi=130)
