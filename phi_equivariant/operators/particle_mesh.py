@@ -68,7 +68,7 @@ class ParticleMesh(Smooth):
 
     def own(self) -> torch.Tensor:
         """Σ_k v(k)/V; of the last axis half is there."""
-        last = torch.full_like(self.transform[0, 0], 2.0)
+        last = self.transform.new_full((self.mesh.half,), 2.0)
         last[0] = 1.0
         if self.mesh.size[2] % 2 == 0:
             last[-1] = 1.0

@@ -18,16 +18,19 @@ from phi_equivariant.operators.coulomb import GaussianCoulomb
 from phi_equivariant.operators.graph import GraphLaplacian
 
 R_MAX = 4.0
+KINDS = "open", "crystal", "thin", "small", "slab", "waves in parts"
 
 
 def atoms_of(kind):
     """Random atoms, enough to be computed on a mesh, or by tiles."""
-    n = {"open": 510, "crystal": 160, "thin": 160, "slab": 152, "waves in parts": 152}[kind]
+    n = {"open": 510, "crystal": 160, "thin": 160, "small": 160, "slab": 152, "waves in parts": 152}[kind]
     random = np.random.default_rng(1)
     cell = np.array([[13.0, 0, 0], [2.0, 12.0, 0], [1.0, -1.5, 12.5]])
     if kind == "thin":  # than the splines reach: windows of the mesh overlap themselves, and some have no atom
         cell[0] *= 0.3
-    pbc = {"open": False, "crystal": True, "thin": True}.get(kind, (True, False, True))
+    if kind == "small":  # so that of many processes some have no planes and no waves
+        cell *= 0.3
+    pbc = {"open": False, "crystal": True, "thin": True, "small": True}.get(kind, (True, False, True))
     return Atoms(random.choice(ELEMENTS, n), random.random((n, 3)) @ cell, cell=cell, pbc=pbc)
 
 
@@ -69,7 +72,7 @@ def main(place):
     """Write, for every kind of structure, the largest deviation of any process, relative to the largest number."""
     torch.set_default_dtype(torch.float64)
     deviations = {"edges": deviation_of_edges()}
-    for kind in ("open", "crystal", "thin", "slab", "waves in parts"):
+    for kind in KINDS:
         slabs._ENTRIES = 1000 if kind == "waves in parts" else 2**20
         operator = GaussianCoulomb(ELEMENTS).eval()
         structures, random = structures_of(atoms_of(kind)), np.random.default_rng(2)

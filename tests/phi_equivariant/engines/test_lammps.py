@@ -87,7 +87,7 @@ def test_sums_are_shared_exactly(tmp_path, processes):
     done = mpirun(processes, CASES_FILE.with_name("shared_sums.py"), place)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     deviations = json.loads(place.read_text())
-    assert set(deviations) == {"edges", "open", "crystal", "thin", "slab", "waves in parts"}
+    assert set(deviations) == {"edges", "open", "crystal", "thin", "small", "slab", "waves in parts"}
     assert max(deviations.values()) < 1e-12, deviations
 
 
