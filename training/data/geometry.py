@@ -32,10 +32,11 @@ def check_geometry(atoms: Atoms, where: str, elements: Collection[int] | None, p
         # mace would take a cell of zeros for one of 1 Å.
         check_cells(torch.tensor(atoms.cell.array)[None], torch.tensor(atoms.pbc)[None], where)
     if (number := int(atoms.pbc.sum())) not in periodicities:
-        others = "slabs, and no wires" if 2 in periodicities else "slabs with charge_constraint: project only"
+        treated = ", ".join(_KINDS[n].split()[1] + "s" for n in sorted(periodicities))
+        hint = " (coulomb treats slabs with charge_constraint: project)" if number == 2 else ""
         raise InputError(
-            f"{where} is {_KINDS[number]} (pbc {describe_pbc(atoms.pbc)}), and Φ's operator treats crystals, "
-            f"molecules and {others}. Use operator: graph, or correct the pbc in the file."
+            f"{where} is {_KINDS[number]} (pbc {describe_pbc(atoms.pbc)}), and Φ's operator treats only "
+            f"{treated}{hint}. Use operator: graph, or correct the pbc in the file."
         )
     if atoms.pbc.any() and not _spans_space(atoms):
         raise InputError(

@@ -254,7 +254,7 @@ def spoil(atoms, what):
         ("energy", "energy label is not finite"),
         ("element", "holds S, which the model does not know: its elements are H, O"),
         ("dummy", r"holds X, which|without an element \(X\)"),
-        ("wire", "pbc T F F.*operator treats crystals"),
+        ("wire", "pbc T F F.*operator treats only molecules, slabs, crystals"),
         ("no cell", "cell of frame 2 .*singular.*pbc T T T"),
         ("shape of dipole", r"dipole label has shape \(2,\); expected \(3,\)"),
         ("shape of charges", r"charges label has shape \(3, 2\); expected \(3,\)"),
