@@ -19,7 +19,7 @@ from ase.build import bulk, molecule
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.inputs.graphs import GraphBatch, collate
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from zoo import create_model
 
 R_MAX, ELEMENTS = 4.5, [6, 7]

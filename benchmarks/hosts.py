@@ -19,7 +19,7 @@ import torch
 from phi_equivariant.files import write_atomically
 from training import mace_hosts, mace_interface, mace_statistics
 from training.build import load
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.data.placing import Accepted
 from training.data.reading import read_structures
 from training.data.spool import GraphStream

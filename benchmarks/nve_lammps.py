@@ -20,7 +20,7 @@ import runs
 from ablation import BUDGET, HOST
 from nve import WATER, slope
 
-from phi_equivariant.engines.lammps.attach import LINE
+from phi_equivariant.engines.lammps.fix_external import LINE
 
 LARGEST = 48  # atoms of the structures that the model is trained on
 EPOCHS, STEP, RECORD = 6, 0.001, 10  # STEP in ps

@@ -1,6 +1,6 @@
 """Φ in LAMMPS: ``LammpsPotential`` attaches a potential to a LAMMPS object, ``run_script`` runs an input with it."""
 
-from phi_equivariant.engines.lammps.attach import LammpsPotential
+from phi_equivariant.engines.lammps.fix_external import LammpsPotential
 from phi_equivariant.engines.lammps.mpi import load_lammps
 from phi_equivariant.engines.lammps.script import run_script
 

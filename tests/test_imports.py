@@ -207,6 +207,13 @@ def test_a_class_has_a_name_of_its_own():
     assert {name for name, count in found.items() if count > 1 and not name.startswith("_")} == {"Host"}
 
 
+def test_a_module_has_a_name_of_its_own():
+    """One name, one idea: what two rooms do for the same command or option may be named after it, nothing else."""
+    found = collections.Counter(path.stem for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    twice = {name for name, count in found.items() if count > 1}
+    assert twice == {"__init__", "cli", "evaluation", "generate", "replay"}
+
+
 def test_options_end_at_the_door():
     """No room of the trainer knows argparse: it takes its part of the run. (shipped/ has a script, and no room.)"""
     for path in sorted((ROOT / "training").rglob("*.py")):

@@ -13,7 +13,7 @@ from phi_equivariant.config import PhiConfig
 from phi_equivariant.weights import save_model
 from training import distribution, mace_hosts, run_folder
 from training.build import Built, describe
-from training.data.graphs import name_in
+from training.data.labelled_graphs import name_in
 from training.data.run_data import RunData
 from training.fit import checkpoints
 from training.fit.predict import evaluate, evaluate_one, isolated_energies

@@ -10,8 +10,8 @@ import torch
 from phi_equivariant.charge_models import qeq, sqe
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.flow import Conductance, FlowGraph
-from phi_equivariant.charge_models.heads import ResponseHeads
 from phi_equivariant.charge_models.induced import polarise
+from phi_equivariant.charge_models.response_heads import ResponseHeads
 from phi_equivariant.config import PhiConfig
 from phi_equivariant.kept import keep, recall
 from phi_equivariant.operators.base import Bound, Operator, Part

@@ -14,7 +14,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.potential import run_model
 from training import mace_statistics
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.data.parts import HeadFrames, of_head
 from training.quantities import LABELS
 

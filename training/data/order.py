@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from phi_equivariant.inputs.graphs import GraphBatch, collate
-from training.data.graphs import Graphs
+from training.data.labelled_graphs import Graphs
 
 
 class EpochOrder:

@@ -13,8 +13,8 @@ from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.kinds import operator_class
 from training import distribution
 from training.data.geometry import ALL_PERIODICITIES
-from training.data.graphs import GraphMaker, Graphs, graph_set
 from training.data.isolated import isolated_energies
+from training.data.labelled_graphs import GraphMaker, Graphs, graph_set
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
 from training.data.parts import HeadFrames, state_reader

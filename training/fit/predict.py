@@ -12,7 +12,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.host_energy import isolated_of_atoms
 from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.potential import run_model
-from training.data.graphs import name_in
+from training.data.labelled_graphs import name_in
 from training.report.error_sums import Energies, ErrorSums
 
 

@@ -16,7 +16,7 @@ from phi_equivariant.inputs.graphs import GraphBatch, collate
 from phi_equivariant.potential import run_model
 from phi_equivariant.structures import is_slab
 from phi_equivariant.taps import irreps_of
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.run.evaluation import Predicted
 
 #: Output of a model → name behind the prefix; one value per structure goes into ``info``, one per atom into ``arrays``.

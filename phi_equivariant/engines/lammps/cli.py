@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         _share_cores(mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED).size)
-        from phi_equivariant.engines.lammps.attach import LammpsPotential
+        from phi_equivariant.engines.lammps.fix_external import LammpsPotential
         from phi_equivariant.engines.lammps.script import run_script
 
         potential = LammpsPotential(

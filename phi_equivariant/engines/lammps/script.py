@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phi_equivariant.engines.lammps.attach import FIX, LINE
+from phi_equivariant.engines.lammps.fix_external import FIX, LINE
 from phi_equivariant.errors import InputError
 
 _FIX_LINE = re.compile(rf"\s*fix\s+{FIX}\s+(?P<group>\S+)\s+external\s+(?P<rest>[^#]*)")

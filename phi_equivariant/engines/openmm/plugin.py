@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phi_equivariant.engines.openmm.potential import PhiPotentialImpl
+    from phi_equivariant.engines.openmm.ml_potential import PhiPotentialImpl
 
 
 class PhiPotentialImplFactory:
@@ -14,6 +14,6 @@ class PhiPotentialImplFactory:
 
     def createImpl(self, name: str, **arguments: Any) -> "PhiPotentialImpl":
         """What implements ``MLPotential(name, **arguments)``; see ``PhiPotentialImpl``."""
-        from phi_equivariant.engines.openmm.potential import PhiPotentialImpl
+        from phi_equivariant.engines.openmm.ml_potential import PhiPotentialImpl
 
         return PhiPotentialImpl(**arguments)

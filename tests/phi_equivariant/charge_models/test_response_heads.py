@@ -10,9 +10,9 @@ from charged import case
 
 from phi_equivariant.charge_models.energy import ChargeEnergy
 from phi_equivariant.charge_models.flow import Conductance, FlowGraph
-from phi_equivariant.charge_models.heads import NAMES, ResponseHeads
 from phi_equivariant.charge_models.induced import polarise
 from phi_equivariant.charge_models.qeq import equilibrate
+from phi_equivariant.charge_models.response_heads import NAMES, ResponseHeads
 from phi_equivariant.charge_models.sqe import split_charges
 from phi_equivariant.elements import electronegativity, hardness, polarisability
 from phi_equivariant.errors import InputError

@@ -22,8 +22,8 @@ from systems import mace_host, nequip_host, potential
 
 from phi_equivariant import PhiCalculator, commands
 from phi_equivariant.engines.inference import ModelInput
-from phi_equivariant.engines.lammps.attach import in_turn
 from phi_equivariant.engines.lammps.cli import main
+from phi_equivariant.engines.lammps.fix_external import in_turn
 from phi_equivariant.engines.lammps.receptive_field import layers_seen
 from phi_equivariant.errors import InputError
 from phi_equivariant.lammps import LammpsPotential, run_script

@@ -321,7 +321,7 @@ def test_an_error_in_a_step_is_told(model):
 
 
 def test_openmm_that_is_missing_is_named(monkeypatch):
-    place = "phi_equivariant.engines.openmm.potential"
+    place = "phi_equivariant.engines.openmm.ml_potential"
     monkeypatch.delitem(sys.modules, place, raising=False)
     monkeypatch.setitem(sys.modules, "openmmml.mlpotential", None)
     with pytest.raises(ImportError, match=r"pip install 'phi-equivariant\[openmm\]'"):

@@ -25,7 +25,7 @@ from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.weights import save_model
 from training import build as building
 from training import quantities
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.fit.predict import predict
 from training.fit.terms import squares
 from training.report.error_sums import ErrorSums

@@ -21,7 +21,7 @@ from training_runs import keep_default_dtype, mace_prepare_data, refused, words,
 from phi_equivariant.errors import InputError
 from training import build as building
 from training.data import needs, spool
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.data.spool import SpooledGraphs, pack, unpack
 from training.data.stored import Chain, LmdbFrames, open_stored
 from training.options import command_line

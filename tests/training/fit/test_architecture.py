@@ -10,7 +10,7 @@ from phi_equivariant import PhiCalculator, PhiPotential, attach_phi
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.weights import load_model, save_model
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 
 SPECS = {
     "total_charge": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 3, "offset": 4},

@@ -28,7 +28,7 @@ from phi_equivariant import PhiCalculator
 from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.weights import load_model
 from training import build as building
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.data.order import EpochOrder
 from training.data.parts import random_split
 from training.fit.lightning_module import PotentialModule

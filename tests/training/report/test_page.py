@@ -12,7 +12,7 @@ import torch
 from ase.build import fcc111, molecule
 from training_runs import run, write_molecules
 
-from training.data.graphs import GraphMaker
+from training.data.labelled_graphs import GraphMaker
 from training.report import pictures
 from training.report.frame_errors import FrameError
 from training.report.views import view

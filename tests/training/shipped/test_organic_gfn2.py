@@ -16,9 +16,9 @@ from ase.units import kB
 from phi_equivariant.errors import InputError
 from training.data.reading import read_structures
 from training.shipped import organic_gfn2
-from training.shipped.organic_gfn2 import clusters, frames, generate, label, plan, sampling, summary
+from training.shipped.organic_gfn2 import clusters, contents, generate, label, making, plan, sampling
+from training.shipped.organic_gfn2.bonding import GRID, Bonding, Seen, contact, on_grid
 from training.shipped.organic_gfn2.clusters import Approach, Fragment
-from training.shipped.organic_gfn2.geometry import GRID, Bonding, Seen, contact, on_grid
 from training.shipped.organic_gfn2.molecules import SPLITS, canonical, molecules, skeleton
 
 WATER = Bonding(np.array([8, 1, 1]), np.array([[0, 1], [0, 2]]))
@@ -132,7 +132,7 @@ def test_a_unit_made_anew_is_the_one_that_comes_with_the_project(
     sample: list[Atoms], name: str, tmp_path: Path, tblite: None
 ) -> None:
     expected = [frame for frame in sample if frame.info["unit"] == name]
-    made = frames.make(next(unit for unit in plan.sample() if unit.name == name), tmp_path).frames
+    made = making.make(next(unit for unit in plan.sample() if unit.name == name), tmp_path).frames
     assert len(made) == len(expected) > 2
     for new, old in zip(made, expected, strict=True):
         assert np.array_equal(new.numbers, old.numbers)
@@ -175,7 +175,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(tmp_path: Path, tblite:
     todo = [unit for unit in plan.sample() if unit.name in SMALL]
     texts = [generate.collect(todo, work) for work in (whole, broken)]
     assert texts[0] == texts[1]
-    about = summary.of(texts[0], todo, whole)
+    about = contents.of(texts[0], todo, whole)
     assert about["frames"] == sum(len(found) for found in texts[0].values()) > 10
     assert about["units_without_frames"] == []
 

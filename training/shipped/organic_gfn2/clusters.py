@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from training.shipped.organic_gfn2.geometry import Bonding, closeness, contact, joined_bonding, on_grid
+from training.shipped.organic_gfn2.bonding import Bonding, closeness, contact, joined_bonding, on_grid
 
 #: Classes of dimers, and the shortest distance between atoms of the two molecules at which each begins, Å.
 SHORTEST = {"hydrogen_bond": 1.5, "ion_molecule": 1.5, "ion_pair": 1.5, "like_ions": 2.5, "stack": 2.9,

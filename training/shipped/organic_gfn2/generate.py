@@ -26,9 +26,9 @@ import ase.io
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
-from training.shipped.organic_gfn2 import frames, summary
+from training.shipped.organic_gfn2 import contents, making
+from training.shipped.organic_gfn2.bonding import Seen
 from training.shipped.organic_gfn2.chance import fraction
-from training.shipped.organic_gfn2.geometry import Seen
 from training.shipped.organic_gfn2.label import isolated_atoms
 from training.shipped.organic_gfn2.plan import FILES, Unit, composition, sample, units
 
@@ -56,7 +56,7 @@ def run_unit(unit: Unit, work: Path) -> str:
     path = work / "units" / f"{unit.name}.xyz"
     if not path.exists():
         started = time.perf_counter()
-        made = frames.make(unit, work / "minima")
+        made = making.make(unit, work / "minima")
         about = {"left_out": dict(made.left_out), "seconds": round(time.perf_counter() - started, 3)}
         write(path.with_suffix(".json"), json.dumps(about))
         write(path, as_text(made.frames))  # last: it says that the unit is complete
@@ -149,9 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
         for name in FILES:
             first = [as_text(isolated_atoms())] if name == "train" else []
             write(args.work / f"{name}.xyz", "".join([*first, *texts[name]]))
-    about: dict[str, Any] = summary.of(texts, todo, args.work)
+    about: dict[str, Any] = contents.of(texts, todo, args.work)
     write(args.work / "summary.json", json.dumps(about, indent=1) + "\n")
-    print(summary.table(about))
+    print(contents.table(about))
 
 
 if __name__ == "__main__":

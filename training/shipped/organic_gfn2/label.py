@@ -8,7 +8,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.units import Bohr, Hartree
 
 from training.quantities import LABELS
-from training.shipped.organic_gfn2.geometry import on_grid
+from training.shipped.organic_gfn2.bonding import on_grid
 
 # Tight: energies, charges and dipoles then do not depend on how the self-consistent field got there, to 1e-8.
 LABEL_ACCURACY = 1e-4

@@ -9,7 +9,7 @@ from ase.optimize import BFGS
 from ase.units import J as joule
 from ase.units import _hbar, fs, invcm, kB, second
 
-from training.shipped.organic_gfn2.geometry import GRID, Bonding, on_grid
+from training.shipped.organic_gfn2.bonding import GRID, Bonding, on_grid
 from training.shipped.organic_gfn2.label import (
     SAMPLING_ACCURACY,
     GridGFN2,

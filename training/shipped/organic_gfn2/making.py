@@ -12,9 +12,9 @@ import numpy as np
 from ase import Atoms
 
 from training.shipped.organic_gfn2 import clusters, sampling
+from training.shipped.organic_gfn2.bonding import Bonding, Seen, contact
 from training.shipped.organic_gfn2.chance import fraction, generator
 from training.shipped.organic_gfn2.clusters import Fragment
-from training.shipped.organic_gfn2.geometry import Bonding, Seen, contact
 from training.shipped.organic_gfn2.label import NotConverged, labelled
 from training.shipped.organic_gfn2.molecules import Molecule, molecules
 from training.shipped.organic_gfn2.plan import Unit
