@@ -97,7 +97,7 @@ class Divided:
                 numbers[:] = 0.0
         after_solve = clock()
         forces, virial = (values.detach().cpu().double().numpy() for values in passed.backward(cotangents))
-        numbers[0] = 0.0 if passed.energy is None else float(passed.energy)
+        numbers[0] = 0.0 if passed.energy is None else passed.energy.item()
         numbers[3:] += virial.ravel()
         forces = forces[: domain.n_own] + direct + ghosts.to_owners(forces[domain.n_own :])
         total = np.zeros_like(numbers)
