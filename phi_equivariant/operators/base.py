@@ -40,12 +40,18 @@ class Operator(torch.nn.Module, abc.ABC):
 
     name: ClassVar[str]
     inverse: ClassVar[bool]  # whether it is P = L⁻¹ in V/e that is applied, rather than L in e/V
-    carries_charge: ClassVar[bool]  # whether charges can have a sum other than zero
+    carries_charge: ClassVar[bool]  # whether charges can have a sum other than zero; only where ``inverse``
     periodicities: ClassVar[frozenset[int]]  # numbers of periodic directions that it is defined for
     dipoles: ClassVar[bool]  # whether there are potentials of atomic dipoles
     widths_of_charges: ClassVar[bool]  # whether charges have a width
     element_scale: ClassVar[float]  # κ of ``AlphaNet`` that gives charges of about 0.2 e in organic molecules
     window_width: ClassVar[float]  # τ of ``ModeWindow``, in units of the operator's ``scale``
+
+    def __init_subclass__(cls) -> None:
+        # Charges Lφ are not projected: their sum would be neither zero nor what was asked for.
+        if not getattr(cls, "inverse", True) and getattr(cls, "carries_charge", False):
+            raise TypeError(f"{cls.__name__}: carries_charge=True needs inverse=True.")
+        super().__init_subclass__()
 
     @classmethod
     @abc.abstractmethod

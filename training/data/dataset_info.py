@@ -33,7 +33,7 @@ class DatasetInfo:
     frames : number of frames in the published file; None for any
     file : published file name; None if the data set comes in split files
     train_size : published number of training and validation frames together; None if the split is fixed
-    form : of the files, which decides who reads them: shipped, md22, rmd17, xyz or oe62
+    form : of the files, which decides who reads them: shipped, md22 or one of ``named_files.READERS``
     source : where it is published, for messages, of those that are read from a folder
     licence, citation : under which, and by whom
     part : number of the published split (rmd17), number of validation frames (oe62)
