@@ -277,18 +277,31 @@ def test_long_wavelengths_are_screened_on_a_coarse_mesh(monkeypatch):
         screened = operator.screened(operator.diagonal() + given.hardness)
         inverse = torch.stack([screened(column) for column in torch.eye(n)[::7]])[:, ::7]
     assert (inverse - inverse.mT).abs().max() < 1e-14 and torch.linalg.eigvalsh(inverse).min() > 0
-    plain, counts, found = operator.product, [], []
-    for helped in (False, True):
-        calls = []
-        operator.product = lambda values, calls=calls: calls.append(1) or plain(values)
-        if not helped:
-            monkeypatch.setattr(operator, "screened", lambda diagonal: None)
-        else:
-            operator.screened = lambda diagonal: screened
-        found.append(equilibrate(energy, given.total_charge, 0).charges)
-        counts.append(len(calls))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-8)
-    assert counts[1] < 0.8 * counts[0]
+    (with_it, found), (without, want) = (products_and_charges(given, helped) for helped in (True, False))
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-8)
+    assert with_it < 0.7 * without
+
+
+def test_screened_steps_hardly_grow_with_the_crystal(monkeypatch):
+    """Four times as long, it takes twice as many without: the square root of the condition number."""
+    monkeypatch.setattr(energy_module, "_NEARLY_TO", {1: 0, 4: 0})
+    short, long = (crystal(cells) for cells in (4, 16))
+    (few, _), (more, _) = products_and_charges(short, True), products_and_charges(long, True)
+    assert more < 1.4 * few
+    assert products_and_charges(long, False)[0] > 1.8 * products_and_charges(short, False)[0]
+
+
+def products_and_charges(given, helped):
+    """How many products equilibration of a crystal takes, with or without the coarse mesh, and its charges."""
+    given = given.with_(hardness=torch.full_like(given.hardness, 1.0))
+    energy, _ = given.parts(with_matrix=False)
+    operator, calls = energy.operator, []
+    plain = operator.product
+    operator.product = lambda values: calls.append(1) or plain(values)
+    if not helped:
+        operator.screened = lambda diagonal: None
+    charges = equilibrate(energy, given.total_charge, 0).charges
+    return len(calls), charges
 
 
 def test_a_matrix_that_single_precision_cannot_factorise_is_iterated_without():
