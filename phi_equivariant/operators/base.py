@@ -48,9 +48,10 @@ class Operator(torch.nn.Module, abc.ABC):
     window_width: ClassVar[float]  # τ of ``ModeWindow``, in units of the operator's ``scale``
 
     def __init_subclass__(cls) -> None:
-        # Charges Lφ are not projected: their sum would be neither zero nor what was asked for.
-        if not getattr(cls, "inverse", True) and getattr(cls, "carries_charge", False):
-            raise TypeError(f"{cls.__name__}: carries_charge=True needs inverse=True.")
+        # Charges Lφ are not projected, so their sum would be neither zero nor what was asked for, and have no dipoles.
+        for what in ("carries_charge", "dipoles"):
+            if getattr(cls, what, False) and not getattr(cls, "inverse", True):
+                raise TypeError(f"{cls.__name__}: {what}=True needs inverse=True.")
         super().__init_subclass__()
 
     @classmethod

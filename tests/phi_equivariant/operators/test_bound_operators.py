@@ -173,9 +173,10 @@ def test_what_an_operator_does_not_serve_is_refused_by_its_name():
             operator.check(structures_of(atoms, elements=ELEMENTS))
 
 
-def test_an_operator_that_could_not_keep_the_total_charge_is_refused():
-    with pytest.raises(TypeError, match="carries_charge=True needs inverse=True"):
-        type("Charged", (GraphLaplacian,), {"carries_charge": True})
+@pytest.mark.parametrize("claim", ["carries_charge", "dipoles"])
+def test_an_operator_that_claims_what_a_laplacian_cannot_do_is_refused(claim):
+    with pytest.raises(TypeError, match=f"{claim}=True needs inverse=True"):
+        type("Charged", (GraphLaplacian,), {claim: True})
 
 
 class Screened(Operator):
