@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import runs
-from ablation_data import DATASETS
+from ablation_data import DATASETS, STAGE_TWO
 from ablation_report import report
 
 from phi_equivariant import PhiCalculator, PhiPotential
@@ -56,18 +56,22 @@ ROWS = {
     "no Φ, wide": None,
     "coulomb exact, wide": ["operator=coulomb", "poisson=exact", COVALENT],
     "multipoles, width 0.9, wide, long": ["operator=coulomb", "poisson=exact", "multipoles=1", "width=0.9"],
+    "no Φ, converged": None,
+    "coulomb exact, converged": ["operator=coulomb", "poisson=exact"],
+    "sqe, converged": RESPONDING["sqe"],
 }
 #: Row → hidden irreps of its host where these are not 16x0e.
 HIDDEN = {"no Φ, l = 1": "16x0e+16x1o", "coulomb exact, multipoles": "16x0e+16x1o"}
 COULOMB = "coulomb learned", "coulomb exact, covalent widths", "coulomb exact, width 0.9"
 WIDE = dict.fromkeys(("no Φ, wide", "coulomb exact, wide", "multipoles, width 0.9, wide, long"), "32x0e+32x1o")
+#: Rows of a host as wide that is trained until its validation loss stands still: its options are those of the data set.
+CONVERGED = dict.fromkeys(("no Φ, converged", "coulomb exact, converged", "sqe, converged"), "32x0e+32x1o")
 HOST = {"model": "ScaleShiftMACE", "r_max": 4.5, "max_ell": 2, "correlation": 2, "num_interactions": 2}
 BUDGET = {
     "batch_size": 5, "valid_batch_size": 10, "lr": 0.01, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1,
     "ema": True, "ema_decay": 0.99, "energy_weight": 100, "forces_weight": 100, "default_dtype": "float32",
 }  # fmt: skip
-#: The last quarter of the epochs is mace's stage two, with a larger weight of the energy.
-LONG = {"multipoles, width 0.9, wide, long": {"max_num_epochs": 150, "swa": True, "swa_energy_weight": 5000}}
+LONG = {"multipoles, width 0.9, wide, long": STAGE_TWO}
 SEEDS = (1, 2, 3, 4, 5)
 SEEDS_OF_OTHERS = 3  # of rows that have more than one and are not finalists
 BORN_FRAMES, CHARGE_FRAMES = 10, 50
@@ -76,9 +80,9 @@ BORN_FRAMES, CHARGE_FRAMES = 10, 50
 def words(dataset, row, seed):
     """Options of phi-mace-train for one run."""
     settings = {
-        **HOST, **BUDGET, "hidden_irreps": (HIDDEN | WIDE).get(row, "16x0e"),
+        **HOST, **BUDGET, "hidden_irreps": (HIDDEN | WIDE | CONVERGED).get(row, "16x0e"),
         "max_num_epochs": dataset.wide_epochs if row in WIDE else dataset.epochs, **dataset.options,
-        **LONG.get(row, {}), "seed": seed,
+        **LONG.get(row, dataset.converged if row in CONVERGED else {}), "seed": seed,
     }  # fmt: skip
     phi = ["--no_phi"] if ROWS[row] is None else ["--phi", *ROWS[row]]
     return [*runs.words_of(settings), *phi]
@@ -135,8 +139,10 @@ def _charge_of_first_ion(calculator, atoms):
 
 
 def rows_of(name):
-    """Rows that a data set can have: the graph operator carries no net charge; few have wide ones."""
-    left_out = [*(() if DATASETS[name].neutral else GRAPH), *(() if DATASETS[name].wide_epochs else WIDE)]
+    """Rows that a data set can have: the graph operator carries no net charge; few have wide and converged ones."""
+    dataset = DATASETS[name]
+    left_out = [*(() if dataset.neutral else GRAPH), *(() if dataset.wide_epochs else WIDE)]
+    left_out += [] if dataset.converged else CONVERGED
     return [row for row in ROWS if row not in left_out]
 
 

@@ -19,6 +19,13 @@ CHARGE_INPUT = {
     },
     "use_embedding_readout": "True",
 }
+#: The last quarter of the epochs is mace's stage two, with a larger weight of the energy.
+STAGE_TWO = {"max_num_epochs": 150, "swa": True, "swa_energy_weight": 5000}
+#: The rate falls whenever the validation loss stands still, and the run ends when it does so in spite of that.
+PLATEAU = {
+    "max_num_epochs": 2000, "scheduler": "ReduceLROnPlateau", "warmup_epochs": 0, "lr_factor": 0.5,
+    "scheduler_patience": 25, "patience": 100,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,8 @@ class AblationData:
 
     read: from the folder of the published data to training, validation and test structures and E0s ({Z: eV} or
     ``average``); epochs: of every row; neutral: no structure has a net charge; wide_epochs: of rows with a wide host,
-    0 for none; options: more of phi-mace-train's
+    0 for none; options: more of phi-mace-train's; converged: those of rows that train until they stand still, none if
+    there are no such rows
     """
 
     read: Callable
@@ -35,6 +43,7 @@ class AblationData:
     neutral: bool = True
     wide_epochs: int = 0
     options: dict = dataclasses.field(default_factory=dict)
+    converged: dict = dataclasses.field(default_factory=dict)
 
     def write(self, data, folder):
         """Files of the three sets; the words that name them and E0s to phi-mace-train."""
@@ -145,9 +154,9 @@ def _relabelled(atoms):
 
 DATASETS = {
     "dimers": AblationData(read_dimers, 60),
-    "spice_dipeptides": AblationData(read_dipeptides, 25, wide_epochs=60),
+    "spice_dipeptides": AblationData(read_dipeptides, 25, wide_epochs=60, converged={**STAGE_TWO, "r_max": 5.0}),
     "acac": AblationData(read_acac, 15),
-    "ag3": AblationData(read_ag3, 16, neutral=False, options={**CHARGE_INPUT, "batch_size": 20}),
-    "carbon_chain": AblationData(read_carbon_chain, 60, neutral=False),
+    "ag3": AblationData(read_ag3, 16, neutral=False, options={**CHARGE_INPUT, "batch_size": 20}, converged=PLATEAU),
+    "carbon_chain": AblationData(read_carbon_chain, 60, neutral=False, converged=PLATEAU),
     "ala3": AblationData(read_ala3, 6),
 }

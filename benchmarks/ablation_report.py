@@ -41,6 +41,8 @@ COMPARED = {
     "coulomb exact, multipoles": "no Φ, l = 1",
     "coulomb exact, wide": "no Φ, wide",
     "multipoles, width 0.9, wide, long": None,
+    "coulomb exact, converged": "no Φ, converged",
+    "sqe, converged": "no Φ, converged",
 }
 
 
@@ -91,15 +93,19 @@ def table(name, rows, found):
     return "\n".join([*(lines if found else lines[:2]), *([""] if found else []), *notes, *([""] if notes else [])])
 
 
+def compared(rows):
+    """Those that are not bare hosts."""
+    return [row for row in rows if row not in (BARE, *COMPARED.values())]
+
+
 def differences(found, all_rows):
-    """Markdown of row − bare host of the same seed, in per cent of the bare host's mean, with its standard error."""
+    """Markdown of row − its bare host of the same seed, in per cent of that host's mean, with its standard error."""
     names = [name for name in TITLES if BARE in found.get(name, {})]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row in all_rows:
-        if row == BARE or row in COMPARED or row in COMPARED.values():  # another host
-            continue
+    for row in compared(all_rows):
+        bare = COMPARED.get(row, BARE)
         cells = [
-            " / ".join(difference(found[name].get(row, []), found[name][BARE], place) for place in ERRORS)
+            " / ".join(difference(found[name].get(row, []), found[name].get(bare, []), place) for place in ERRORS)
             for name in names
         ]
         if any(set(cell) - set("– /") for cell in cells):
@@ -125,7 +131,7 @@ def figure(path, found, all_rows):
     def both(name, row):
         return row in found.get(name, {}) and COMPARED.get(row, BARE) in found[name]
 
-    rows = [row for row in all_rows if row not in (BARE, *COMPARED.values())]
+    rows = compared(all_rows)
     names = [name for name in TITLES if any(both(name, row) for row in rows)]
     shown = [row for row in rows if any(both(name, row) for name in names)]
     quantities = list(COLUMNS.items())[:2]
