@@ -9,9 +9,9 @@
 folder. Each part leaves a JSON file in ``--results``; a simulation is not done again while its file is there.
 
 Dynamics: 50 ps of ten molecules of the test set, and of 32 water molecules with one ion, in open space, with a Langevin
-thermostat at 300 K and steps of 0.5 fs; a molecule is whole if no bond is ever longer than 1.5 times the sum of the
-covalent radii. Speed: processor time of energy and forces, PhiCalculator and GFN2-xTB in turn, atoms moved by 0.01 Å
-between the calls.
+thermostat at 300 K, steps of 1 fs and single precision; a molecule is whole if no bond is ever longer than 1.5 times
+the sum of the covalent radii. Speed: processor time of energy and forces, PhiCalculator and GFN2-xTB in turn, atoms
+moved by 0.01 Å between the calls.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from training.shipped.organic_gfn2.label import SelfConsistentField
 FILES = ("test", "test_large", "test_distances")
 THERMAL = ("modes", "md")
 BONDED = ("neutral", "cation", "anion", "zwitterion")
-PICOSECONDS, STEP, TEMPERATURE, FRICTION = 50, 0.5, 300.0, 0.01  # ps, fs, K, 1/fs
-RECORD = 100  # steps between looks at the bonds
+PICOSECONDS, STEP, TEMPERATURE, FRICTION = 50, 1.0, 300.0, 0.01  # ps, fs, K, 1/fs
+RECORD = 50  # steps between looks at the bonds
 MOLECULES, WATERS, IONS = 10, 32, {"chloride": "[Cl-]", "ammonium": "[NH4+]"}
 SIZES, CALLS = (5, 10, 15, 20, 30, 40, 60), 20
 
@@ -146,7 +146,7 @@ def _solvated(smiles):
 
 def dynamics(model, arguments):
     """50 ps of every system."""
-    calculator = PhiCalculator(model, dtype="float64")
+    calculator = PhiCalculator(model, dtype="float32")
     for name, atoms in systems(arguments.data).items():
         path = arguments.results / "dynamics" / f"{model.name}_{name.replace(' ', '_')}.json"
         if path.is_file():
