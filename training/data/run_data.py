@@ -143,7 +143,7 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         found = [reader.train_and_valid(head) for head in heads]
         if run.replay.active:
             repeat_new_structures(found, run.replay.real_pt_data_ratio_threshold)
-        needs.check(found)
+    needs.check(found)
     if not run.optimiser.lbfgs:
         _check_batch_size(data.batch_size, sum(frames.size() for frames in found))
     elements = {frames.head.name: frames.elements() for frames in found}

@@ -192,7 +192,8 @@ def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames
     )
     for need in needs.labels:
         report = found.reports["train"]
-        if report.counts.get(need.label.name, 0) < report.frames:
+        could_have = need.asked or any(need.label.defined(atoms) for atoms in found.train)
+        if could_have and report.counts.get(need.label.name, 0) < report.frames:
             raise InputError(
                 f"--{need.options[0]}: the data set {data.dataset} has no {need.label.name}; it has "
                 f"{', '.join(report.counts)}. Leave the weight out."

@@ -28,6 +28,7 @@ from training import quantities
 from training.data.labelled_graphs import GraphMaker
 from training.fit.predict import predict
 from training.fit.terms import squares
+from training.options import command_line
 from training.report.error_sums import ErrorSums
 
 ENERGIES = {1: -1.5, 6: -4.0, 8: -3.0}
@@ -401,6 +402,11 @@ def test_weights_that_do_not_act_are_named(mixed, tmp_path):
     molecules = {"train_file": mixed["molecules"], "loss": "universal", "E0s": "{1: 0.0, 8: 0.0}"}
     _, run_data = prepared(tmp_path, **{**COPPER, **molecules})  # mace's defaults: nobody has asked for a stress
     assert any(line.startswith("stress: not trained: no training structure has it") for line in run_data.lines)
+    named = ["--dataset", "ala3_gfn2", "--max_train", "10", "--max_test", "5", "--work_dir", str(tmp_path)]
+    _, run_data = building.load(command_line.parse([*named, "--loss", "universal"]))
+    assert any(line.startswith("stress: not trained: no training structure has it") for line in run_data.lines)
+    with pytest.raises(InputError, match="--stress_weight: the data set ala3_gfn2 has no stress"):
+        building.load(command_line.parse([*named, "--loss", "universal", "--stress_weight", "5"]))
 
 
 @pytest.mark.parametrize("phi", [None, GRAPH])
