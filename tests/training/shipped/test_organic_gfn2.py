@@ -24,7 +24,7 @@ from training.shipped.organic_gfn2.molecules import SPLITS, canonical, molecules
 WATER = Bonding(np.array([8, 1, 1]), np.array([[0, 1], [0, 2]]))
 AT = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 #: Small units of three kinds: made anew in seconds.
-SMALL = ("hydroxide", "ammonium", "nitrogen")
+SMALL = ("hydroxide", "ammonium", "water")
 
 
 @pytest.fixture(scope="module")

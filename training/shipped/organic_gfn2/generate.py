@@ -32,7 +32,7 @@ from training.shipped.organic_gfn2.chance import fraction
 from training.shipped.organic_gfn2.label import isolated_atoms
 from training.shipped.organic_gfn2.plan import FILES, Unit, composition, sample, units
 
-PLAN = "1"  # a change of what is made needs another number
+PLAN = "2"  # a change of what is made needs another number
 SAMPLE = "sample.xyz.gz"  # comes with the project, for its tests
 
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 from training.shipped.organic_gfn2.chance import fraction
 
-ONE_GROUP_SHARE, TWO_GROUPS_SHARE = 0.4, 0.07  # which part of what the rule makes is kept, chosen by a hash of the name
+TWO_GROUPS_SHARE = 0.27  # which part of the molecules with two groups is kept, chosen by a hash of the name
 
 # Skeletons with a place for one group, and with places for two.
 ONE_PLACE = {
@@ -117,7 +117,7 @@ def joined() -> list[tuple[str, str]]:
     found = []
     for skeleton, pattern in ONE_PLACE.items():
         for group, smiles in GROUPS.items():
-            found.append((f"{skeleton}.{group}", pattern.format(smiles), ONE_GROUP_SHARE))
+            found.append((f"{skeleton}.{group}", pattern.format(smiles), 1.0))
     for skeleton, pattern in TWO_PLACES.items():
         for first, second in combinations(GROUPS, 2):
             if _go_together(skeleton, first, second):

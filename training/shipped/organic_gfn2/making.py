@@ -19,14 +19,15 @@ from training.shipped.organic_gfn2.label import NotConverged, labelled
 from training.shipped.organic_gfn2.molecules import Molecule, molecules
 from training.shipped.organic_gfn2.plan import Unit
 
-CONFORMERS = 2
-MODES, STRETCHED = 4, 2  # frames of a molecule, beside its minimum
-TRAJECTORIES, LARGE_TRAJECTORIES, CLUSTER_FRAMES = (3, 2), (8,), 7  # frames of each trajectory
+CONFORMERS = 2  # tried until one relaxes to a minimum with the bonds of the formula
+# Frames of a molecule beside its minimum, and of a cluster: few, so that there can be many molecules.
+MODES, TRAJECTORY, STRETCHED, CLUSTER = 1, 2, 1, 4
+LARGE_TRAJECTORY = 8
 EQUILIBRATION, BETWEEN = 60, 24  # steps of 1.5 fs
 TEMPERATURES = (300.0, 1000.0)  # K
 CLUSTER_TEMPERATURES = (250.0, 500.0)
 FRAGMENT_TEMPERATURE = 300.0  # of the molecules of a dimer
-LINES, DISTANCES = 3, 4  # of a unit of dimers: lines of approach, distances on each
+LINES, DISTANCES = 2, 3  # of a unit of dimers: lines of approach, distances on each
 TEST_LINES, TEST_DISTANCES = 2, 6
 # A molecule further than this from others keeps its charge to within this: otherwise GFN2 has moved an electron.
 FAR, KEPT_CHARGE = 4.0, 0.1  # Å, e
@@ -72,23 +73,23 @@ class Minimum:
     Parameters
     ----------
     bonding : atoms and bonds
-    positions : list of (N, 3), Å: minima from different conformers, the first one that of ``hessian``
+    positions : (N, 3), Å
     hessian : (3N, 3N), eV/Å²; zeros for large molecules and single atoms
     """
 
     bonding: Bonding
-    positions: list[np.ndarray]
+    positions: np.ndarray
     hessian: np.ndarray
 
 
 def minimum_of(molecule: Molecule, folder: Path) -> Minimum | None:
-    """The minima of a molecule, from the folder if they are there; None if it does not stay what its formula says."""
+    """The minimum of a molecule, from the folder if it is there; None if it does not stay what its formula says."""
     path = folder / f"{molecule.name}.npz"
     if not path.exists():
         made = _find_minimum(molecule)
         arrays = {"numbers": np.zeros(0)} if made is None else {
             "numbers": made.bonding.numbers, "bonds": made.bonding.bonds,
-            "positions": np.array(made.positions), "hessian": made.hessian,
+            "positions": made.positions, "hessian": made.hessian,
         }  # fmt: skip
         temporary = path.with_suffix(f".{os.getpid()}.part.npz")
         np.savez(temporary, **arrays)
@@ -96,24 +97,26 @@ def minimum_of(molecule: Molecule, folder: Path) -> Minimum | None:
     with np.load(path) as found:
         if not len(found["numbers"]):
             return None
-        return Minimum(Bonding(found["numbers"], found["bonds"]), list(found["positions"]), found["hessian"])
+        return Minimum(Bonding(found["numbers"], found["bonds"]), found["positions"], found["hessian"])
 
 
 def _find_minimum(molecule: Molecule) -> Minimum | None:
     seed = int(fraction(f"conformers of {molecule.name}") * 2**31)
     count = 1 if molecule.split == "large" else CONFORMERS
     bonding, starts = sampling.conformers(molecule.smiles, count, seed)
-    minima = [sampling.relaxed(bonding.numbers, molecule.charge, start) for start in starts]
-    whole = [positions for positions in minima if positions is not None and bonding.fault(positions) is None]
-    if not whole:
+    for start in starts:
+        positions = sampling.relaxed(bonding.numbers, molecule.charge, start)
+        if positions is not None and bonding.fault(positions) is None:
+            break
+    else:
         return None
-    hessian = np.zeros((whole[0].size, whole[0].size))
+    hessian = np.zeros((positions.size, positions.size))
     if molecule.split != "large" and len(bonding.numbers) > 1:
         try:
-            hessian = sampling.hessian(bonding.numbers, molecule.charge, whole[0])
+            hessian = sampling.hessian(bonding.numbers, molecule.charge, positions)
         except NotConverged:
             return None
-    return Minimum(bonding, whole, hessian)
+    return Minimum(bonding, positions, hessian)
 
 
 def make(unit: Unit, minima: Path) -> Collected:
@@ -134,25 +137,22 @@ def make(unit: Unit, minima: Path) -> Collected:
 
 
 def _molecule(collected: Collected, members: list[Molecule], rest: list[Minimum], rng: np.random.Generator) -> None:
-    """The minimum, harmonic displacements, two trajectories and stretched bonds of one molecule."""
+    """The minimum, harmonic displacements, a trajectory and stretched bonds of one molecule."""
     molecule, minimum, large = members[0], rest[0], collected.unit.kind == "large"
     add = partial(collected.add, minimum.bonding, charge=molecule.charge)
     numbers = minimum.bonding.numbers
-    add(minimum.positions[0], info={"config_type": f"minimum_{molecule.character}"})
+    add(minimum.positions, info={"config_type": f"minimum_{molecule.character}"})
     if not large:
         for _ in range(MODES):
             temperature = round(float(rng.uniform(*TEMPERATURES)))
             for hotness in (temperature, 0.5 * (temperature + TEMPERATURES[0]), TEMPERATURES[0]):
-                positions = sampling.displaced(numbers, minimum.positions[0], minimum.hessian, hotness, rng)
+                positions = sampling.displaced(numbers, minimum.positions, minimum.hessian, hotness, rng)
                 if add(positions, info={"config_type": f"modes_{molecule.character}", "temperature": hotness}):
                     break
-    hot: list[np.ndarray] = []
-    for index, count in enumerate(LARGE_TRAJECTORIES if large else TRAJECTORIES):
-        start = minimum.positions[index % len(minimum.positions)]
-        kind = f"md_{molecule.character}"
-        hot += _run(collected, minimum.bonding, molecule.charge, start, TEMPERATURES, count, kind, rng)
+    kind, count = f"md_{molecule.character}", LARGE_TRAJECTORY if large else TRAJECTORY
+    hot = _run(collected, minimum.bonding, molecule.charge, minimum.positions, TEMPERATURES, count, kind, rng)
     for _ in range(STRETCHED):
-        base = hot[rng.integers(len(hot))] if hot else minimum.positions[0]
+        base = hot[rng.integers(len(hot))] if hot else minimum.positions
         if (bent := sampling.stretched(minimum.bonding, base, rng)) is not None:
             positions, bond, factor = bent
             info = {"config_type": f"stretched_{molecule.character}", "stretch": factor}
@@ -190,7 +190,7 @@ def _fragments(members: list[Molecule], rest: list[Minimum], rng: np.random.Gene
     """The molecules of a dimer or cluster, each displaced from its minimum and turned."""
     found = []
     for molecule, minimum in zip(members, rest, strict=True):
-        positions = minimum.positions[0]
+        positions = minimum.positions
         if len(positions) > 1:
             moved = sampling.displaced(minimum.bonding.numbers, positions, minimum.hessian, FRAGMENT_TEMPERATURE, rng)
             positions = positions if minimum.bonding.fault(moved) else moved
@@ -240,4 +240,4 @@ def _cluster(collected: Collected, members: list[Molecule], rest: list[Minimum],
     bonding, positions = clusters.together(placed)
     charge = sum(member.charge for member in members)
     kind = "ion" if any(member.character != "neutral" for member in members) else "neutral"
-    _run(collected, bonding, charge, positions, CLUSTER_TEMPERATURES, CLUSTER_FRAMES, f"cluster_{kind}", rng)
+    _run(collected, bonding, charge, positions, CLUSTER_TEMPERATURES, CLUSTER, f"cluster_{kind}", rng)

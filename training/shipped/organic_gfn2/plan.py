@@ -12,15 +12,15 @@ from training.shipped.organic_gfn2.molecules import Molecule, molecules
 #: Files of the data set. The last two are made of molecules that are not in training either.
 FILES = ("train", "valid", "test", "test_large", "test_distances")
 KINDS = ("molecule", "large", "dimer", "distances", "cluster")
-DIMERS = {"train": 400, "valid": 20, "test": 50}  # units
-CLUSTERS = {"train": 230, "valid": 10, "test": 25}
+DIMERS = {"train": 750, "valid": 40, "test": 100}  # units
+CLUSTERS = {"train": 350, "valid": 14, "test": 36}
 UNTRAINED_DISTANCES = 60
 # Classes of dimers and their shares.
 CLASSES = {"hydrogen_bond": 0.3, "ion_molecule": 0.23, "ion_pair": 0.22, "like_ions": 0.06, "stack": 0.08,
            "contact": 0.11}  # fmt: skip
 LARGEST_FRAGMENT = 17  # atoms
 LARGEST_DIMER = {"stack": 26, "ion_pair": 22}  # atoms
-LARGEST_OTHER_DIMER, LARGEST_DISTANT = 18, 26
+LARGEST_OTHER_DIMER, LARGEST_TESTED_DIMER = 18, 26  # the latter wherever the split has few small molecules
 LARGEST_CLUSTER = 22
 CLUSTER = (2, 6)  # molecules, drawn between these
 SOLVENTS = {"water": 0.6, "ammonia": 0.08, "methanol": 0.08, "formamide": 0.06, "hydrogen_fluoride": 0.06}
@@ -89,7 +89,7 @@ def _dimer(name: str, kind: str, file: str, split: str, group: str) -> Unit:
         pool = [m for m in pool if m.charge == 0 or sites(m.smiles).holds_charge]
     firsts = [m for m in pool if _suits(group, m, 0)]
     seconds = [m for m in pool if _suits(group, m, 1)]
-    limit = LARGEST_DISTANT if kind == "distances" else LARGEST_DIMER.get(group, LARGEST_OTHER_DIMER)
+    limit = LARGEST_DIMER.get(group, LARGEST_OTHER_DIMER) if split == "train" else LARGEST_TESTED_DIMER
     while True:
         first, second = firsts[rng.integers(len(firsts))], seconds[rng.integers(len(seconds))]
         # Water is in every solution, so it is in a third of what is not a stack.
