@@ -44,6 +44,11 @@ _GFN2_OPTIONS = {
     **{"default_dtype": "float32", "forces_weight": 100.0, "valid_batch_size": 20, "lr": 0.01, "max_num_epochs": 20},
     **{"ema": True, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1},
 }
+_ORGANIC_OPTIONS = _GFN2_OPTIONS | {
+    **{"model": "phi-mace-small", "batch_size": 10, "ema_decay": 0.999, "charges_weight": 1000.0, "dipole_weight": 20},
+    # Energies of ions err by a volt at first: with a large weight they alone would govern the forces too.
+    **{"energy_weight": 20.0, "swa": True, "start_swa": 15, "swa_energy_weight": 500.0},
+}
 _RMD17 = {
     "azobenzene": "C12H10N2",
     "aspirin": "C9H8O4",
@@ -189,15 +194,7 @@ DATASETS = {
             description="organic molecules and ions, alone, in pairs and in clusters, with charges and dipoles",
             formula="",
             level="GFN2-xTB",
-            options=_GFN2_OPTIONS
-            | {
-                "model": "phi-mace-small",
-                "energy_weight": 1000.0,
-                "charges_weight": 100.0,
-                "dipole_weight": 10.0,
-                "batch_size": 10,
-                "ema_decay": 0.999,
-            },
+            options=_ORGANIC_OPTIONS,
             form="xyz",
             source="python -m training.shipped.organic_gfn2.generate, which makes it",
             licence="MIT",
