@@ -195,8 +195,8 @@ def from_registry(head: Head, data: Data, seed: int, needs: Needs) -> HeadFrames
         could_have = need.asked or any(need.label.defined(atoms) for atoms in found.train)
         if could_have and report.counts.get(need.label.name, 0) < report.frames:
             raise InputError(
-                f"--{need.options[0]}: the data set {data.dataset} has no {need.label.name}; it has "
-                f"{', '.join(report.counts)}. Leave the weight out."
+                f"{' and '.join(f'--{option}' for option in need.options)}: the data set {data.dataset} has no "
+                f"{need.label.name}; it has {', '.join(report.counts)}. Leave the weight out, or choose another --loss."
             )
     own = None if head.E0s is not None else found.e0s
     reports = [replace(report, trained=needs.names()) for report in found.reports.values()]

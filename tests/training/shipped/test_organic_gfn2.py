@@ -68,6 +68,16 @@ def test_every_unit_is_made_of_molecules_of_its_split(rdkit: None) -> None:
     assert set(plan.CLASSES) == {unit.group for unit in todo if unit.kind == "distances"}
 
 
+@pytest.mark.parametrize("name, value", [("_pool", lambda split: []), ("LARGEST_TESTED_DIMER", 5)])
+def test_a_list_without_molecules_for_a_dimer_is_refused(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch, rdkit: None
+) -> None:
+    monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(plan, "MOST_TRIES", 100)
+    with pytest.raises(InputError, match="no two molecules of (train|valid) are a hydrogen_bond"):
+        plan.units()
+
+
 def test_the_frames_that_come_with_the_project(sample: list[Atoms]) -> None:
     assert len(sample) > 200
     assert {number for frame in sample for number in frame.numbers} == set(label.ISOLATED_ATOMS)

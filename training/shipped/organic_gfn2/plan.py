@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phi_equivariant.errors import InputError
 from training.shipped.organic_gfn2.chance import generator
 from training.shipped.organic_gfn2.clusters import sites
 from training.shipped.organic_gfn2.molecules import Molecule, molecules
@@ -22,6 +23,7 @@ LARGEST_FRAGMENT = 17  # atoms
 LARGEST_DIMER = {"stack": 26, "ion_pair": 22}  # atoms
 LARGEST_OTHER_DIMER, LARGEST_TESTED_DIMER = 18, 26  # the latter wherever the split has few small molecules
 LARGEST_CLUSTER = 22
+MOST_TRIES = 100_000  # to draw two molecules that go together
 CLUSTER = (2, 6)  # molecules, drawn between these
 SOLVENTS = {"water": 0.6, "ammonia": 0.08, "methanol": 0.08, "formamide": 0.06, "hydrogen_fluoride": 0.06}
 # Ions that a cluster of the training set has in half of the cases.
@@ -90,7 +92,7 @@ def _dimer(name: str, kind: str, file: str, split: str, group: str) -> Unit:
     firsts = [m for m in pool if _suits(group, m, 0)]
     seconds = [m for m in pool if _suits(group, m, 1)]
     limit = LARGEST_DIMER.get(group, LARGEST_OTHER_DIMER) if split == "train" else LARGEST_TESTED_DIMER
-    while True:
+    for _ in range(MOST_TRIES if firsts and seconds else 0):
         first, second = firsts[rng.integers(len(firsts))], seconds[rng.integers(len(seconds))]
         # Water is in every solution, so it is in a third of what is not a stack.
         if split == "train" and group in ("hydrogen_bond", "ion_molecule") and rng.uniform() < 0.33:
@@ -98,6 +100,9 @@ def _dimer(name: str, kind: str, file: str, split: str, group: str) -> Unit:
         alike = group != "like_ions" or first.charge == second.charge
         if alike and first.atoms + second.atoms <= limit:
             return Unit(name, kind, file, (first.name, second.name), group)
+    raise InputError(
+        f"common.smi: no two molecules of {split} are a {group} of at most {limit} atoms. Add small ones that suit it."
+    )
 
 
 def _suits(group: str, molecule: Molecule, place: int) -> bool:
