@@ -24,6 +24,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):  # a name that no user has typed
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -44,6 +44,8 @@ def try_command(args: argparse.Namespace) -> None:
     """Relax a structure with a trained model: energy, charges, dipole, and a page to look at."""
     from zoo import trial
 
+    if args.page.is_dir() or not args.page.parent.is_dir():
+        raise InputError(f"--page is {args.page}; expected a file to write, in a folder that is there.")
     found = trial.run(args.name, args.structure, args.total_charge, args.fmax, args.steps, args.offline)
     trial.write_page(args.page, args.name, args.structure, found)
     show([*trial.lines(args.name, found), ("page", str(args.page))])

@@ -10,6 +10,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.frames import first_structure
 
 ATTEMPTS, SEED = 20, 7  # of the embedding in space, which starts from random distances
+GAP = 3.0  # Å between the molecules of one SMILES, along x
 
 
 def structure_of(text: str) -> Atoms:
@@ -20,7 +21,7 @@ def structure_of(text: str) -> Atoms:
     InputError
         If it is neither, or the file cannot be read, or the molecule cannot be built.
     """
-    if Path(text).exists():
+    if text.strip() and Path(text).exists():
         return first_structure(text)
     if importlib.util.find_spec("rdkit") is None:
         raise InputError(
@@ -31,6 +32,8 @@ def structure_of(text: str) -> Atoms:
 
 def from_smiles(text: str) -> Atoms:
     """A molecule in vacuum: coordinates by ETKDG (rdkit) and MMFF94, ``info["total_charge"]`` the formal charge.
+
+    Several molecules, such as ``C[NH3+].[Cl-]``, come one beside the other.
 
     Raises
     ------
@@ -56,5 +59,11 @@ def from_smiles(text: str) -> Atoms:
             rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)  # a better start, whatever comes out
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
     atoms = Atoms(numbers, np.array(molecule.GetConformer().GetPositions()))
+    end = None
+    for part in map(list, Chem.GetMolFrags(molecule)):  # rdkit puts all of them into one place
+        atoms.positions[part] -= atoms.positions[part].mean(axis=0)
+        if end is not None:
+            atoms.positions[part, 0] += end + GAP - atoms.positions[part, 0].min()
+        end = atoms.positions[part, 0].max()
     atoms.info["total_charge"] = float(Chem.GetFormalCharge(molecule))
     return atoms

@@ -7,6 +7,7 @@ from systems import batch_of, ethanol, mace_host, potential
 
 from phi_equivariant import PhiPotential
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import write_atomically
 from phi_equivariant.weights import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -147,3 +148,14 @@ def test_models_of_no_known_type_are_refused(tmp_path):
     with pytest.raises(InputError, match="Linear does not belong to an installed host type"):
         save_model(torch.nn.Linear(2, 2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
+    """Not by the temporary file beside it, and nothing is left of that."""
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "none" / "page.html", lambda path: path.write_text("page"))
+    assert caught.value.filename == str(tmp_path / "none" / "page.html")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", lambda path: path.write_text("page"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]

@@ -31,6 +31,16 @@ def test_smiles_have_their_atoms_and_formal_charge(text, formula, charge):
     assert 0.9 < distances.min() < 1.3 and np.array_equal(atoms.positions, smiles.structure_of(text).positions)
 
 
+def test_molecules_of_one_smiles_lie_side_by_side():
+    pytest.importorskip("rdkit")
+    atoms = smiles.structure_of("C[NH3+].[Cl-].O")
+    assert atoms.get_chemical_formula(mode="hill") == "CH8ClNO" and atoms.info["total_charge"] == 0
+    parts = [atoms.symbols.search("Cl")[0]], [i for i, a in enumerate(atoms) if a.symbol == "O"]
+    others = [i for i in range(len(atoms)) if i != parts[0][0]]
+    assert atoms.get_distances(parts[0][0], others).min() >= 3.0
+    assert sorted(atoms.get_distances(parts[1][0], range(len(atoms))))[3] >= 3.0  # itself, its hydrogens, the others
+
+
 def test_a_molecule_is_relaxed_and_shown(tmp_path, capsys):
     """To where ase finds no force, from a file; the printed numbers and those of the page are the calculator's."""
     file, page = tmp_path / "<b>.xyz", tmp_path / "page.html"
@@ -77,8 +87,11 @@ def test_what_cannot_be_tried(tmp_path, capsys, monkeypatch):
         (["phi-mace-small.acca", "CCO"], "Did you mean phi-mace-small.acac"),
         (["phi-mace-small", "CCO"], "is a size, not a trained model"),
         ([MODEL, str(tmp_path / "ammonia.xyz"), "--fmax", "0"], "fmax is 0.0"),
+        ([MODEL, ""], "'' is neither a file that is there nor a SMILES"),
+        ([MODEL, "CCO", "--page", str(tmp_path / "none" / "page.html")], "--page is"),
+        ([MODEL, "CCO", "--page", str(tmp_path)], "--page is"),
     ):
-        assert main(["try", *words, "--page", str(tmp_path / "page.html")]) == 2
+        assert main(["try", "--page", str(tmp_path / "page.html"), *words]) == 2
         error = capsys.readouterr().err
         assert error.startswith("phi-zoo: ") and error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "page.html").exists()
