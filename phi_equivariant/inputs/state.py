@@ -284,7 +284,7 @@ def _check_spelling(atoms: Atoms, keys: tuple[str, ...], quantity: Quantity) -> 
     """InputError for an entry that is a known name in other letters, or a column of one value for each atom."""
     known = {_letters(key) for key in keys}
     for entry in atoms.info:
-        if isinstance(entry, str) and _letters(entry) in known:
+        if isinstance(entry, str) and entry not in keys and _letters(entry) in known:
             raise InputError(
                 f"info has {entry!r}, from which the {quantity.words} is not read; call it {quantity.name}."
             )

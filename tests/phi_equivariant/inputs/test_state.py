@@ -39,6 +39,10 @@ def test_numbers_only(value):
         charge(water(charge=value))
 
 
+def test_none_says_nothing():
+    assert charge(water(total_charge=None)) == 0.0 and charge(water(total_charge=None, charge=1)) == 1.0
+
+
 @pytest.mark.parametrize("key", ["total_spin", "spin", "multiplicity", "spin_multiplicity"])
 def test_all_names_of_the_multiplicity(key):
     reader = StateReader()
