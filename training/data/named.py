@@ -45,10 +45,10 @@ _GFN2_OPTIONS = {
     **{"ema": True, "scheduler": "CosineAnnealingLR", "warmup_epochs": 1},
 }
 _ORGANIC_OPTIONS = _GFN2_OPTIONS | {
-    **{"model": "phi-mace-small", "batch_size": 10, "ema_decay": 0.999, "charges_weight": 1000.0, "dipole_weight": 20},
+    "model": "phi-mace-small", "batch_size": 10, "ema_decay": 0.999, "charges_weight": 1000.0, "dipole_weight": 20.0,
     # Energies of ions err by a volt at first: with a large weight they alone would govern the forces too.
-    **{"energy_weight": 20.0, "swa": True, "start_swa": 15, "swa_energy_weight": 500.0},
-}
+    "energy_weight": 20.0, "swa": True, "start_swa": 15, "swa_energy_weight": 500.0,
+}  # fmt: skip
 _RMD17 = {
     "azobenzene": "C12H10N2",
     "aspirin": "C9H8O4",
