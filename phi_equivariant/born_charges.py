@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from phi_equivariant.derivatives import Batch, Output
+from phi_equivariant.derivatives import Batch, Output, check_differentiable
+from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import check_open, lattice_heights, read_cells
 
 
@@ -36,10 +37,12 @@ def born_effective_charges(potential: torch.nn.Module, data: Batch) -> torch.Ten
     Raises
     ------
     InputError
-        What the potential itself refuses.
+        For a model without Φ, in inference mode, and what the potential itself refuses.
 
     Source: P. Zhong et al., arXiv:2504.05169.
     """
+    check_differentiable("Born effective charges")
+    _check_charged(potential, "Born effective charges")
     cell, pbc = read_cells(data)
     _warn_of_small_cells(potential, cell, pbc)
     with torch.enable_grad():
@@ -59,8 +62,9 @@ def polarizability(potential: torch.nn.Module, data: Batch) -> torch.Tensor:
     Raises
     ------
     InputError
-        For a periodic structure, and what the potential itself refuses.
+        For a model without Φ, a periodic structure, and what the potential itself refuses.
     """
+    _check_charged(potential, "a polarisability")
     _, pbc = read_cells(data)
     check_open(pbc, "the polarisability is computed from the dipole, which only open structures have")
     out: Output = potential(data, compute_force=False, compute_polarizability=True)
@@ -118,7 +122,9 @@ def _filled(cell: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor:
 
 
 def _warn_of_small_cells(potential: torch.nn.Module, cell: torch.Tensor, pbc: torch.Tensor) -> None:
-    reach = float(torch.as_tensor(potential.r_max)) * max(1, len(getattr(potential, "taps", ())))
+    # Features of the last layer know of as many steps along edges, whichever layers are tapped.
+    layers = max(1, len(getattr(potential, "taps", ())), int(getattr(potential, "num_interactions", 1)))
+    reach = float(torch.as_tensor(potential.r_max)) * layers
     for index in pbc.any(1).nonzero()[:, 0].tolist():
         if getattr(getattr(potential, "phi", None), "conducts", False):
             warnings.warn(
@@ -137,3 +143,8 @@ def _warn_of_small_cells(potential: torch.nn.Module, cell: torch.Tensor, pbc: to
                 stacklevel=3,
             )
             return
+
+
+def _check_charged(potential: torch.nn.Module, what: str) -> None:
+    if not hasattr(potential, "phi"):
+        raise InputError(f"the model is a bare host, which does not have charges; attach Φ for {what}.")

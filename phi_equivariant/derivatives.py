@@ -44,8 +44,8 @@ class Wanted:
         for name in ("compute_hessian", "compute_edge_forces", "compute_atomic_stresses", "lammps_mliap"):
             if getattr(self, name):
                 raise InputError(f"{name} is asked for, but {self.model} does not compute it; leave it out.")
-        if self.differentiates and torch.is_inference_mode_enabled():
-            raise InputError("forces need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
+        if self.differentiates:
+            check_differentiable("forces")
 
     @property
     def derived(self) -> bool:
@@ -64,6 +64,12 @@ class Wanted:
         if not self.derived and not self.compute_polarizability:
             return 2
         return int(self.training) + int(self.compute_polarizability)
+
+
+def check_differentiable(what: str) -> None:
+    """InputError in inference mode, where nothing can be differentiated; ``what`` says what needs it."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(f"{what} need derivatives, which torch.inference_mode() forbids; torch.no_grad() is fine.")
 
 
 def with_derivatives(

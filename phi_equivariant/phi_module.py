@@ -178,7 +178,11 @@ class PhiModule(torch.nn.Module):
             out |= {"source_charges": fields.source, "flow_dipole": structures.sum(fields.flow)}
         if fields.dipoles is not None:
             out["atomic_dipoles"] = fields.dipoles
-        return out
+        if order > 0:
+            return out
+        # Only energies have derivatives: those of the others would lack what the solution of a system adds to them.
+        energies = ("phi_energy", "node_energy")
+        return {name: x if x is None or name in energies else x.detach() for name, x in out.items()}
 
     def _solve(self, given: dict[str, torch.Tensor], structures: Structures, order: int) -> Fields:
         """φ and ρ with Lφ = ρ."""

@@ -14,6 +14,7 @@ from phi_equivariant.inputs.distances import check_edges
 from phi_equivariant.inputs.embedded import check_classes
 from phi_equivariant.inputs.external_field import NAME as FIELD
 from phi_equivariant.inputs.external_field import field_of_batch
+from phi_equivariant.inputs.tensors import numbers
 from phi_equivariant.phi_module import PhiModule
 from phi_equivariant.structures import Structures, is_slab
 from phi_equivariant.taps import RecordedOutput, Taps, read_layers, recording, submodules
@@ -224,7 +225,7 @@ def _total_charge(data: Batch, pbc: torch.Tensor) -> torch.Tensor:
     charge = data.get("total_charge")
     if charge is None:
         return data["positions"].new_zeros(n_structures)
-    charge = torch.as_tensor(charge, dtype=data["positions"].dtype, device=data["positions"].device).reshape(-1)
+    charge = numbers("total_charge", charge, data["positions"]).reshape(-1)
     told, pbc = charge.detach().cpu(), pbc.cpu()  # at once, not at every question
     if len(told) != n_structures or not bool(torch.isfinite(told).all()):
         raise InputError(

@@ -109,9 +109,10 @@ def cholesky(matrix: torch.Tensor, what: str, layout: PaddedLayout) -> torch.Ten
         precision = str(matrix.dtype).removeprefix("torch.")
         finite = bool(torch.isfinite(matrix[index]).all())
         reason = f"not positive definite in {precision}" if finite else "not finite (NaN or infinity)"
+        advice = ", or compute in float64" if matrix.dtype == torch.float32 else ""
         raise ConvergenceError(
             f"the {what} of a structure of {int(layout.counts[index])} atoms cannot be solved for: the matrix of its "
-            f"energy is {reason}. Look for atoms on top of each other and for weights that have grown without bound, "
-            "or compute in float64."
+            f"energy is {reason}. Look for atoms on top of each other and for weights that have grown without "
+            f"bound{advice}."
         )
     return factor

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from phi_equivariant.batching import PaddedLayout
 from phi_equivariant.charge_models.dense import (
     KNOWN_MOMENTS_TO,
     cholesky,
@@ -15,11 +16,13 @@ from phi_equivariant.charge_models.dense import (
 )
 from phi_equivariant.charge_models.energy import ChargeEnergy, Response
 from phi_equivariant.charge_models.flow import FlowGraph
-from phi_equivariant.solvers.batched import Solve, System, conjugate_gradients, norms
+from phi_equivariant.errors import ConvergenceError
+from phi_equivariant.solvers.batched import TOLERANCE, Solve, System, conjugate_gradients, norms
 from phi_equivariant.solvers.implicit import with_derivatives
 from phi_equivariant.solvers.kept_inverse import Last
 
 FACTORISED_TO = 400  # atoms up to which that is faster than conjugate gradients
+_REFINEMENTS = 5  # after a solve in which charge got lost
 
 
 def split_charges(
@@ -54,7 +57,7 @@ def split_charges(
     Raises
     ------
     ConvergenceError
-        If conjugate gradients do not converge.
+        If conjugate gradients do not converge, or conductances are so large that rounding makes charge.
 
     Source: R. A. Nistor et al., J. Chem. Phys. 125, 094108 (2006); with conductances that end at a cut-off.
     """
@@ -67,15 +70,18 @@ def split_charges(
         slope = energy.slope(moments, energy.fields(moments))
         return levels - slope, moments + give(levels) - start
 
+    def missing_of(moments: torch.Tensor) -> torch.Tensor:
+        return residual(moments, energy.slope(moments, energy.fields(moments)))[1]
+
     with torch.no_grad():
         if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
             solve, last = _factorised(energy, graph), None
         else:
             solve = _iterated(energy, graph, last)
         moments = start if last is None else last.start(start)
-        levels = energy.slope(moments, energy.fields(moments))
-        missing = moments + give(levels) - start
+        missing = missing_of(moments)
         moments = moments - solve(missing, norms(moments, layout).maximum(norms(missing, layout)))
+        moments = _refined(moments, start, missing_of, solve, layout)
     if last is not None:
         last.solution = moments
 
@@ -102,6 +108,30 @@ def _give(energy: ChargeEnergy, graph: FlowGraph, levels: torch.Tensor) -> torch
     if energy.polarisability is None:
         return left
     return torch.cat([left, energy.polarisability[:, None] * levels[:, 1:]], dim=1)
+
+
+def _refined(
+    moments: torch.Tensor,
+    start: torch.Tensor,
+    missing_of: Callable[[torch.Tensor], torch.Tensor],
+    solve: Solve,
+    layout: PaddedLayout,
+) -> torch.Tensor:
+    """Moments whose charges have the sum that they started from: where conductances are large, solvers lose of it."""
+    scale = norms(moments, layout).maximum(norms(start, layout))
+    for _ in range(_REFINEMENTS):
+        lost = layout.sum((moments - start)[:, 0]).abs()
+        if not bool((lost > TOLERANCE[lost.dtype] * scale).any()):  # what is not a number stays so
+            return moments
+        moments = moments - solve(missing_of(moments))
+    worst = int((lost / scale).argmax())
+    precision = str(lost.dtype).removeprefix("torch.")
+    advice = "compute in float64, or " if lost.dtype == torch.float32 else ""
+    raise ConvergenceError(
+        f"the charges of a structure of {int(layout.counts[worst])} atoms have a sum that is wrong by "
+        f"{float(lost[worst]):.1e} e in {precision} after {_REFINEMENTS} refinements: conductances have grown without "
+        f"bound. To go on, {advice}train with a smaller learning rate."
+    )
 
 
 def _factorised(energy: ChargeEnergy, graph: FlowGraph) -> Solve:

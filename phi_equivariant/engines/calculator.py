@@ -25,8 +25,8 @@ class PhiCalculator(Calculator):
     ``results`` holds energy, free_energy and energies (n_atoms,) in eV, forces (n_atoms, 3) in eV/Å, and with Φ charges
     (n_atoms,) in e and dipole (3,) in e·Å. Structures that are periodic in all three directions have stress (6,) in
     eV/Å³, in ase's order and sign, and no dipole. ``phi_results``, for which ase has no names, holds potential
-    (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e, and with ``multipoles=1`` atomic_dipoles
-    (n_atoms, 3) in e·Å.
+    (n_atoms,) in V, host_energy and phi_energy in eV, net_charge in e, and with ``multipoles=1`` or
+    ``polarizable`` atomic_dipoles (n_atoms, 3) in e·Å.
 
     Slabs have with Φ the stress in their plane, zero elsewhere, per volume of the cell (``atoms.cell.complete()``), so
     that ``atoms.get_volume()`` times it does not depend on the vacuum; the component of the dipole along their normal,
@@ -175,19 +175,17 @@ class PhiCalculator(Calculator):
 
     def get_born_effective_charges(self, atoms: Atoms) -> np.ndarray:
         """Z*_iαβ = ∂P_α/∂r_iβ, (n_atoms, 3, 3) in e, as :func:`born_effective_charges`; not kept."""
-        return self._mean(born_effective_charges, atoms, "Born effective charges")
+        return self._mean(born_effective_charges, atoms)
 
     def get_polarizability(self, atoms: Atoms) -> np.ndarray:
         """α_ab = ∂μ_a/∂F_b = −∂²E/∂F_a∂F_b of an open structure in its field, (3, 3) in e·Å²/V; not kept.
 
         Zero for a model whose charges and dipoles do not respond (``charge_model="direct"`` without ``polarizable``).
         """
-        return self._mean(polarizability, atoms, "a polarisability")[0]
+        return self._mean(polarizability, atoms)[0]
 
-    def _mean(self, function: Callable[[torch.nn.Module, Batch], torch.Tensor], atoms: Atoms, what: str) -> np.ndarray:
+    def _mean(self, function: Callable[[torch.nn.Module, Batch], torch.Tensor], atoms: Atoms) -> np.ndarray:
         """The mean over the models of a function of a model and a batch of one structure."""
-        if not self.committee.has_phi:
-            raise InputError(f"the model is a bare host, which does not have charges; attach Φ for {what}.")
         with self._lock:
             of_each = [
                 function(model, make([atoms])).detach().cpu().double().numpy()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.tensors import flags, numbers
 
 THINNEST = 0.5  # Å between opposite faces; below, every atom would sit on its own images
 
@@ -26,8 +27,8 @@ def read_cells(data: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     Raises
     ------
     InputError
-        For neighbours across a cell's face without ``pbc``, or ``pbc`` without ``cell``; a cell that is not finite,
-        whose periodic vectors lie in one plane or that is thinner than ``THINNEST``.
+        For neighbours across a cell's face without ``pbc``, or ``pbc`` without ``cell``; other shapes; a cell
+        that is not finite, whose periodic vectors lie in one plane or that is thinner than ``THINNEST``.
     """
     n_structures = len(data["ptr"]) - 1
     pbc, cell, images = data.get("pbc"), data.get("cell"), data.get("unit_shifts")
@@ -35,12 +36,18 @@ def read_cells(data: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         if images is not None and bool((images != 0).any()):
             raise InputError("the batch has neighbours across a cell's face but no pbc; give pbc (n_structures, 3).")
         pbc = torch.zeros((n_structures, 3), dtype=torch.bool, device=data["positions"].device)
+    pbc = flags("pbc", pbc, data["positions"])
+    if pbc.numel() != 3 * n_structures:
+        raise InputError(f"pbc has shape {tuple(pbc.shape)} for {n_structures} structures; give (n_structures, 3).")
     pbc = pbc.reshape(n_structures, 3)
     if cell is None:
         if bool(pbc.any()):
             raise InputError("a structure is periodic (pbc) but the batch has no cell; give cell (3 n_structures, 3).")
         return data["positions"].new_zeros((n_structures, 3, 3)), pbc
-    cell = cell.reshape(n_structures, 3, 3).to(data["positions"].dtype)
+    cell = numbers("cell", cell, data["positions"])
+    if cell.numel() != 9 * n_structures:
+        raise InputError(f"cell has shape {tuple(cell.shape)} for {n_structures} structures; give (3 n_structures, 3).")
+    cell = cell.reshape(n_structures, 3, 3)
     if bool(pbc.any()):
         check_cells(cell, pbc)
     return cell, pbc
@@ -58,7 +65,7 @@ def check_cells(cell: torch.Tensor, pbc: torch.Tensor, where: str = "structure {
     for index in pbc.any(1).nonzero()[:, 0].tolist():
         vectors, name = cell[index], where.format(index)
         given = f"{vectors.tolist()} Å with pbc {describe_pbc(pbc[index])}"
-        if not bool(torch.isfinite(vectors[pbc[index]]).all()):
+        if not bool(torch.isfinite(vectors).all()):
             raise InputError(f"the cell of {name} is not finite (NaN or infinity): {given}.")
         heights = lattice_heights(vectors[pbc[index]])
         if heights is None:

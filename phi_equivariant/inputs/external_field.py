@@ -9,6 +9,9 @@ from ase import Atoms
 
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import describe_pbc
+from phi_equivariant.inputs.headers import letters
+from phi_equivariant.inputs.state import entries
+from phi_equivariant.inputs.tensors import numbers
 
 NAME = "external_field"
 _ALONG = 1e-5  # |F·a| in units of |F||a| that rounding may make
@@ -23,37 +26,48 @@ def field_of(value: Any, what: str = NAME) -> np.ndarray:
         For anything else.
     """
     try:
-        field = np.asarray(value.detach().cpu() if torch.is_tensor(value) else value, dtype=float)
-    except (TypeError, ValueError):
+        field = np.asarray(value.detach().cpu() if torch.is_tensor(value) else value)
+    except ValueError:  # rows of unequal length
         field = np.empty(0)
-    if field.size != 3 or not np.isfinite(field).all():
+    if field.size != 3 or field.dtype.kind not in "iuf" or not np.isfinite(field).all():
         raise InputError(f"{what} is {value!r}; give three finite numbers (Fx, Fy, Fz) in V/Å.")
-    return field.reshape(3)
+    return field.reshape(3).astype(float)
 
 
 def read_field(atoms: Atoms, given: np.ndarray | None = None) -> np.ndarray:
     """The field of a structure, ``atoms.info["external_field"]`` or that of a whole simulation, (3,); zero where none.
+
+    It is looked for where ``StateReader`` looks for the total charge.
 
     Raises
     ------
     InputError
         If it is not three finite numbers, is given twice and differs, or lies along a periodic direction.
     """
-    entry = atoms.info.get(NAME)
-    if entry is None:
-        for other in atoms.info:
-            if isinstance(other, str) and other.lower().replace(" ", "_").replace("-", "_") == NAME and other != NAME:
-                raise InputError(f"info has {other!r}, from which the external field is not read; call it {NAME}.")
-        field = np.zeros(3) if given is None else given
-    else:
-        field = field_of(entry, f"info[{NAME!r}]")
-        if given is not None and not np.array_equal(field, given):
+    found = [(place, field_of(value, place)) for place, value in entries(atoms, NAME) if value is not None]
+    if not found:
+        _check_spelling(atoms)
+    if given is not None:
+        found.append(("what is given for all structures", given))
+    for place, field in found[1:]:
+        if not np.array_equal(field, found[0][1]):
             raise InputError(
-                f"the external field is given twice and differs: info[{NAME!r}] = {field.tolist()} V/Å, and "
-                f"{given.tolist()} V/Å for all structures; leave one out."
+                f"the external field is given twice and differs: {found[0][0]} = {found[0][1].tolist()} V/Å, "
+                f"{place} = {field.tolist()} V/Å; leave one out."
             )
+    field = found[0][1] if found else np.zeros(3)
     check_directions(field[None], np.asarray(atoms.cell)[None], atoms.pbc[None])
     return field
+
+
+def _check_spelling(atoms: Atoms) -> None:
+    """InputError for an entry that is the name in other letters, or a column of one field for each atom."""
+    for place, names in (("info", atoms.info), ("arrays", atoms.arrays)):
+        for name in names:
+            if isinstance(name, str) and letters(name) == letters(NAME) and (place, name) != ("info", NAME):
+                raise InputError(
+                    f"{place} has {name!r}, from which the external field is not read; put it into info[{NAME!r}]."
+                )
 
 
 def check_directions(fields: Any, cells: Any, pbc: Any) -> None:
@@ -89,8 +103,7 @@ def field_of_batch(data: Mapping[str, Any], cell: torch.Tensor, pbc: torch.Tenso
     field = data.get(NAME)
     if field is None:
         return None
-    positions = data["positions"]
-    field = torch.as_tensor(field, dtype=positions.dtype, device=positions.device)
+    field = numbers(NAME, field, data["positions"])
     told = field.detach().cpu()  # at once, not at every question
     if field.shape not in ((len(pbc), 3), (3 * len(pbc),)) or not bool(torch.isfinite(told).all()):
         raise InputError(
@@ -99,6 +112,9 @@ def field_of_batch(data: Mapping[str, Any], cell: torch.Tensor, pbc: torch.Tenso
     field = field.reshape(-1, 3)
     if not bool((told != 0).any()):
         return field if field.requires_grad else None
-    if bool(pbc.any()):
-        check_directions(field, cell, pbc)
-    return field
+    if not bool(pbc.any()):
+        return field
+    check_directions(field, cell, pbc)
+    # What rounding leaves along periodic directions would make an atom's energy jump where it enters the next cell.
+    periodic = cell.detach().masked_fill(~pbc[:, :, None], 0.0)
+    return field - (field[:, None] @ torch.linalg.pinv(periodic) @ periodic)[:, 0]

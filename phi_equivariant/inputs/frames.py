@@ -23,7 +23,7 @@ def read_frames(path: str | Path, names: Iterable[str] = ()) -> Iterator[tuple[i
     """The structures of a file with their numbers, in constant memory; an error in place of one that cannot be read.
 
     Blank lines between the frames of an extended XYZ file are passed over. Of ase's databases, key-value pairs are
-    entries of ``info``, further data are ``info["data"]``.
+    entries of ``info``, further data are ``info["data"]``; labels, total charges and fields are found in both.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.headers import letters
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class StateReader:
         found = [
             (number_of(value, place, quantity), key, place)
             for key in keys
-            for place, value in _entries(atoms, key)
+            for place, value in entries(atoms, key)
             if value is not None
         ]
         if len({value for value, _, _ in found}) > 1:
@@ -252,16 +253,16 @@ def check_charge_labels(charges: np.ndarray, total_charge: float) -> None:
         )
 
 
-def _entries(atoms: Atoms, key: str) -> Iterator[tuple[str, Any]]:
-    """(place, value) of an entry, wherever ase puts it."""
+def entries(atoms: Atoms, key: str) -> Iterator[tuple[str, Any]]:
+    """(place, value) of an entry of a structure, wherever ase puts it."""
     results = getattr(atoms.calc, "results", None) or {}
     places = {"info": atoms.info, "calc.results": results}
     for inner in ("key_value_pairs", "data"):  # of ase's databases
         if isinstance(atoms.info.get(inner), Mapping):
             places[f"info[{inner!r}]"] = atoms.info[inner]
-    for place, entries in places.items():
-        if key in entries:
-            yield f"{place}[{key!r}]", entries[key]
+    for place, held in places.items():
+        if key in held:
+            yield f"{place}[{key!r}]", held[key]
 
 
 def number_of(value: Any, what: str, quantity: Quantity) -> float:
@@ -282,9 +283,9 @@ def number_of(value: Any, what: str, quantity: Quantity) -> float:
 
 def _check_spelling(atoms: Atoms, keys: tuple[str, ...], quantity: Quantity) -> None:
     """InputError for an entry that is a known name in other letters, or a column of one value for each atom."""
-    known = {_letters(key) for key in keys}
+    known = {letters(key) for key in keys}
     for entry in atoms.info:
-        if isinstance(entry, str) and entry not in keys and _letters(entry) in known:
+        if isinstance(entry, str) and entry not in keys and letters(entry) in known:
             raise InputError(
                 f"info has {entry!r}, from which the {quantity.words} is not read; call it {quantity.name}."
             )
@@ -293,10 +294,6 @@ def _check_spelling(atoms: Atoms, keys: tuple[str, ...], quantity: Quantity) -> 
             f"{column!r} has one value for each atom; the {quantity.words} belongs to the whole structure. Put it into "
             f"info[{quantity.name!r}]."
         )
-
-
-def _letters(entry: str) -> str:
-    return "".join(entry.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _check_initial(

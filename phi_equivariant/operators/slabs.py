@@ -206,7 +206,9 @@ class SlabSum(LatticeSum):
         constant = (self.uniform - self.per_volume * self.length.square() / 6)[:, None, None]
         mixed = zeroth[:, :, None] * second[:, None, :]
         lines = 2 * first[:, :, None] * first[:, None, :] - mixed - mixed.mT
-        return whole + constant * zeroth[:, :, None] * zeroth[:, None, :] + scale * lines - waves - waves.mT
+        layers = constant * zeroth[:, :, None] * zeroth[:, None, :] + scale * lines - waves - waves.mT
+        real = layout.mask.repeat_interleave(4, dim=1)
+        return whole + layers.where(real[:, :, None] & real[:, None, :], 0.0)
 
     def diagonal(self) -> torch.Tensor:
         """P_ii: with an atom's own images."""

@@ -6,12 +6,14 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from checks import run
 from systems import batch_of, distorted, enlarge_dipoles, ethanol, mace_host, potential
 
-from phi_equivariant import PhiCalculator, born_effective_charges
+from phi_equivariant import PhiCalculator, attach_phi, born_effective_charges, polarizability
+from phi_equivariant.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -129,10 +131,25 @@ def test_what_is_warned_of():
         PhiCalculator(made()).get_born_effective_charges(cell)
     with pytest.warns(UserWarning, match="'qeq'.*conductor.*go to zero"):
         PhiCalculator(made(charge_model="qeq")).get_born_effective_charges(boxed(ethanol(), 30))
+    taps = {"products.1": made().taps["products.1"]}  # the last layer alone reaches as far as both
+    with pytest.warns(UserWarning, match="structure 0 are 4.4 Å apart.* 16 Å"):
+        born_effective_charges(attach_phi(copy.deepcopy(host()), taps=taps), batch_of(cell))
     model = made()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         born_effective_charges(model, batch_of(boxed(ethanol(), 18), ethanol()))
+
+
+def test_what_is_refused():
+    model = made()
+    with torch.inference_mode(), pytest.raises(InputError, match=r"Born effective charges need derivatives.*no_grad"):
+        PhiCalculator(model).get_born_effective_charges(ethanol())
+    with torch.no_grad():
+        without = charges_of(model, ethanol())
+    np.testing.assert_array_equal(without, charges_of(model, ethanol()))
+    for function in (born_effective_charges, polarizability):
+        with pytest.raises(InputError, match="bare host, which does not have charges; attach Φ for"):
+            function(copy.deepcopy(host()), batch_of(ethanol()))
 
 
 def test_under_qeq_a_crystal_is_a_conductor():

@@ -3,15 +3,18 @@
 import copy
 import functools
 
+import ase.db
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 from checks import check_slopes
 from systems import batch_of, enlarge_dipoles, ethanol, mace_host, potential
 
 from phi_equivariant import PhiCalculator, polarizability
 from phi_equivariant.errors import InputError
+from phi_equivariant.inputs.frames import read_frames
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -226,16 +229,21 @@ def test_what_is_refused():
         results(made(operator="graph"), slab, [0.1, 0, 0.1])
     results(made(operator="graph"), slab, [0, 0, 0.1])
     results(model, crystal, [0, 0, 0])
-    for wrong in ([1, 2], "strong", [0, 0, np.nan], 3.0):
+    for wrong in ([1, 2], "strong", [0, 0, np.nan], 3.0, ["0", "0", "1"], [True, False, True], [1j, 0, 0], [[1], 2, 3]):
         with pytest.raises(InputError, match=r"info\['external_field'\] is .*three finite numbers"):
             results(model, in_field(ethanol(), wrong))
         with pytest.raises(InputError, match="external_field is .*three finite numbers"):
             PhiCalculator(model, external_field=wrong)
     with pytest.raises(InputError, match="given twice and differs"):
         results(model, in_field(ethanol(), [0, 0, 0.1]), [0, 0, 0.2])
-    with pytest.raises(InputError, match="'External-Field'.*call it external_field"):
+    for name in ("External-Field", "ExternalField", "EXTERNAL_FIELD"):
+        with pytest.raises(InputError, match=rf"info has '{name}'.*put it into info\['external_field'\]"):
+            atoms = ethanol()
+            atoms.info[name] = [0, 0, 0.1]
+            results(model, atoms)
+    with pytest.raises(InputError, match=r"arrays has 'external_field'.*put it into info"):
         atoms = ethanol()
-        atoms.info["External-Field"] = [0, 0, 0.1]
+        atoms.arrays["external_field"] = np.ones((9, 3))
         results(model, atoms)
     bare = in_field(ethanol(), [0, 0, 0.1])
     bare.calc = PhiCalculator(copy.deepcopy(host()))
@@ -244,3 +252,31 @@ def test_what_is_refused():
     batch = batch_of(ethanol(), ethanol())
     with pytest.raises(InputError, match="for 2 structures; give three finite numbers for each"):
         model({**batch, "external_field": torch.zeros(1, 3)})
+    for wrong in ("strong", [[0, 1], [2]], torch.ones(2, 3, dtype=torch.complex128)):
+        with pytest.raises(InputError, match="external_field is .*; give a tensor of real numbers"):
+            model({**batch, "external_field": wrong})
+
+
+@pytest.mark.parametrize("suffix", ["db", "json"])
+def test_a_field_among_the_data_of_a_database(tmp_path, suffix):
+    """For data that ase's databases do not take as key-value pairs, which arrays are not."""
+    field = [0.1, -0.2, 0.3]
+    with ase.db.connect(tmp_path / f"a.{suffix}") as database:
+        database.write(ethanol(), data={"external_field": field})
+    ((_, atoms),) = read_frames(tmp_path / f"a.{suffix}")
+    model = made()
+    assert results(model, atoms)["energy"] == results(model, in_field(ethanol(), field))["energy"]
+    atoms.info["external_field"] = [0, 0, 0.1]
+    with pytest.raises(InputError, match=r"given twice.*info\['data'\]\['external_field'\] = \[0.1, -0.2, 0.3\]"):
+        results(model, atoms)
+
+
+def test_what_rounding_leaves_along_a_plane_does_nothing():
+    """An atom that enters the next cell takes nothing with it."""
+    layer = Atoms("CO", [[0, 0, 0], [0.2, 0.1, 1.1]], cell=[[7, 0, 0], [1, 8, 0], [0, 0, 9]], pbc=[True, True, False])
+    model, field = made(charge_model="sqe"), [6e-6, -4e-6, 1.0]
+    before = results(model, in_field(layer, field))
+    layer.positions[0] += 10 * layer.cell[0]
+    after = results(model, in_field(layer, field))
+    assert after["energy"] == pytest.approx(before["energy"], abs=1e-10)
+    np.testing.assert_allclose(after["forces"], before["forces"], atol=1e-10)

@@ -314,6 +314,13 @@ def pbc_of(pbc):
         (lambda: pbc_of(True) | {"cell": torch.zeros(3, 3)}, "singular"),
         (lambda: pbc_of(True) | {"cell": torch.eye(3) * 0.1}, "too small.*0.1 Å"),
         (lambda: pbc_of(True) | {"cell": torch.full((3, 3), torch.nan)}, "not finite"),
+        (lambda: pbc_of([True, True, False]) | {"cell": torch.tensor([4, 4, torch.nan]).diag()}, "not finite"),
+        (lambda: pbc_of(True) | {"cell": torch.eye(3)[:2]}, r"cell has shape \(2, 3\) for 1 structures"),
+        (lambda: pbc_of(True) | {"cell": "cubic"}, "cell is 'cubic'; give a tensor of real numbers"),
+        (lambda: pbc_of(True) | {"pbc": torch.ones(2, 3)}, r"pbc has shape \(2, 3\) for 1 structures"),
+        (lambda: pbc_of(True) | {"pbc": "TTT"}, "pbc is 'TTT'; give True or False for each direction"),
+        (lambda: pbc_of(True) | {"pbc": torch.tensor([[1, 2, 1]])}, "pbc is .*; give True or False for each direction"),
+        (lambda: pbc_of(False) | {"total_charge": "neutral"}, "total_charge is 'neutral'; give a tensor"),
         (lambda: pbc_of(True) | {"cell": None}, "no cell"),
         (lambda: pbc_of(True) | {"pbc": None}, "no pbc"),
         (lambda: pbc_of(True) | {"positions": torch.full((4, 3), torch.nan)}, "positions are not finite"),
@@ -322,6 +329,14 @@ def pbc_of(pbc):
 def test_what_cannot_be_computed_is_said(batch, message):
     with pytest.raises(InputError, match=message):
         made()(batch(), compute_stress=True)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32, torch.uint8])
+def test_periodic_directions_may_be_zeros_and_ones(kind):
+    batch, model = batch_of(crystal(), crystal()), made()
+    batch["pbc"] = torch.tensor([[True, True, True], [True, True, False]])
+    want = model(batch)["energy"]
+    torch.testing.assert_close(model({**batch, "pbc": batch["pbc"].to(kind)})["energy"], want, rtol=0, atol=0)
 
 
 def test_a_charged_cell_gets_a_background_and_a_warning():

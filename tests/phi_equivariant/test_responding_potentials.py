@@ -97,6 +97,17 @@ def test_gradients_of_a_loss_without_matrices_are_those_with_them(config):
         assert (found[1][name] - want).norm() < 1e-7 * want.norm() + 1e-12, name
 
 
+@EACH
+def test_charges_that_are_not_to_be_differentiated_are_constants(config):
+    """Where only energies are differentiated, the solution of a system has no graph: nor have dipoles made of it."""
+    model, batch = made(**config), batch_of(ethanol())
+    batch["positions"].requires_grad_(True)
+    with_graph = {name for name, value in model(batch).items() if value is not None and value.requires_grad}
+    assert with_graph <= {"energy", "host_energy", "phi_energy", "node_energy", "node_feats"}
+    assert model(batch, compute_force=False)["dipole"].requires_grad
+    assert model(batch, training=True)["charges"].requires_grad
+
+
 def test_iterations_start_where_the_last_one_ended(monkeypatch):
     model, atoms = made(charge_model="qeq"), ethanol()
     model.phi.operator.dense_limit = model.phi.operator.tiles_from = 2

@@ -11,7 +11,7 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.embedded import embedded_value, read_embedded
 from phi_equivariant.inputs.external_field import check_directions
 from phi_equivariant.inputs.headers import letters
-from phi_equivariant.inputs.state import QUANTITIES, StateReader, check_charge_labels
+from phi_equivariant.inputs.state import QUANTITIES, StateReader, check_charge_labels, entries
 from training.data.geometry import ALL_PERIODICITIES, check_geometry
 from training.data.labels import check_weights, clean_label
 from training.quantities import LABELS, Label
@@ -156,12 +156,14 @@ def describe_keys(atoms: Atoms) -> str:
 
 
 def _value(atoms: Atoms, label: Label, key: str) -> Any:
-    """The raw value under a key: in atoms, or in the calculator that ase makes of keys such as ``energy``."""
-    place = atoms.arrays if label.per_atom else atoms.info
-    if place.get(key) is not None:
-        return place[key]
+    """The raw value under a key: in atoms, in the calculator that ase makes of keys such as ``energy``, or in the data
+    of ase's databases."""
+    # The other place too: what ase's databases hold for each atom stands there, and what does not belong is refused.
+    for place in (atoms.arrays, atoms.info) if label.per_atom else (atoms.info, atoms.arrays):
+        if place.get(key) is not None:
+            return place[key]
     # The stored result as it is: atoms.get_forces() would set the forces of constrained atoms to zero.
-    return None if atoms.calc is None else atoms.calc.results.get(key)
+    return next((value for _, value in entries(atoms, key) if value is not None), None)
 
 
 def _check_spelling(atoms: Atoms, name: str, key: str, where: str) -> None:

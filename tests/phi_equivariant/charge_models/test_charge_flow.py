@@ -211,6 +211,17 @@ def test_conductances_that_are_not_numbers_are_refused():
             FlowGraph(torch.tensor([[0, 1], [1, 0]]), torch.tensor([0.1, wrong]), layout)
 
 
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_charge_is_kept_however_well_edges_conduct(dense, dtype):
+    """What rounding makes of all that would flow at first, hundreds of e, does not stay."""
+    given = case(random_cluster(9, box=3.0), random_cluster(4, 1), dtype=dtype)
+    energy, graph = scaled(given, 1e4)
+    got = split_charges(energy, graph, given.start, 0, dense)
+    lost = energy.layout.sum(got.charges - given.start).abs().max()
+    assert lost < {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
+
+
 def test_structures_without_any_edge():
     given = case(Atoms("O"), Atoms("C"))
     got = split_charges(*given.parts(), given.start, 1)

@@ -100,6 +100,17 @@ def test_the_joint_matrix_is_the_joint_product(kind):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("pbc", [False, True, (True, True, False)], ids=["molecules", "crystals", "slabs"])
+def test_joint_matrices_of_a_batch_are_those_of_its_structures(pbc):
+    """Of unlike numbers of atoms: nothing is where there is no atom."""
+    several = [crowd(n, pbc, seed) for seed, n in enumerate((23, 5, 11))]
+    together = coulomb().at(structures_of(*several, elements=ELEMENTS)).parts[0][1].joint_matrix()
+    for matrix, atoms in zip(together, several, strict=True):
+        (want,) = coulomb().at(structures_of(atoms, elements=ELEMENTS)).parts[0][1].joint_matrix()
+        np.testing.assert_allclose(matrix[: len(want), : len(want)], want, rtol=0, atol=1e-12 * want.abs().max())
+        assert not matrix[len(want) :].any() and not matrix[:, len(want) :].any()
+
+
 @torch.no_grad()
 def joint_of(part, charges, dipoles):
     potential, gradient = part.joint(charges, dipoles)

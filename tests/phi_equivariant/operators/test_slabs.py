@@ -316,6 +316,19 @@ def test_molecule_slab_and_crystal_in_one_batch(model):
     assert torch.isfinite(out["surface_potential_step"]).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("charge_model", ["direct", "qeq", "sqe"])
+def test_slabs_of_several_sizes_in_one_batch(charge_model):
+    """A ribbon of few atoms in a long cell beside a larger one is as it is alone, induced dipoles too."""
+    model = made(charge_model=charge_model, polarizable=True).eval()
+    ribbon = Atoms("CNO", [[0, 0, 0], [0, 1.4, 0.1], [0.9, 0.4, 1.2]], cell=[2.5, 30, 0], pbc=(True, True, False))
+    larger = water_film() + Atoms("O", [[2, 3, 6]])
+    together, alone = run(model, larger, ribbon), run(model, ribbon)
+    for name in ("energy", "surface_potential_step"):
+        np.testing.assert_allclose(together[name][1:], alone[name], atol=1e-10)
+    for name in ("forces", "charges", "atomic_dipoles"):
+        np.testing.assert_allclose(together[name][len(larger) :], alone[name], atol=1e-10)
+
+
 def test_the_step_of_the_potential():
     """Against the potential of the charges far above and below, and as a dipole that follows the normal."""
     model, film = made(multipoles=1), water_film()

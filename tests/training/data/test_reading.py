@@ -5,6 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 import pytest
@@ -148,6 +149,29 @@ def test_forces_of_constrained_atoms_are_the_labels(tmp_path):
     ase.io.write(tmp_path / "fixed.traj", atoms)
     read = read_structures(tmp_path / "fixed.traj", ASE_KEYS).frames[0]
     np.testing.assert_array_equal(read.arrays["REF_forces"], forces)
+
+
+def test_labels_among_the_data_of_a_database(tmp_path):
+    """What ase's databases do not take as key-value pairs; water has as many atoms as a vector has components."""
+    rng, path = np.random.default_rng(0), tmp_path / "frames.json"
+    forces, charges, dipole = rng.normal(size=(3, 3)), [0.2, -0.1, -0.1], [0.1, 0.2, 0.3]
+    data = {"REF_forces": forces, "REF_charges": charges, "dipole": dipole, "external_field": [0, 0, 0.1]}
+    with ase.db.connect(path) as database:
+        database.write(Atoms("OH2", water().positions), key_value_pairs={"REF_energy": -2.5}, data=data)
+    read = read_structures(path)
+    (atoms,), report = read.frames, read.report
+    assert atoms.info["REF_energy"] == -2.5 and report.as_dict()["labels"]["forces"]["count"] == 1
+    np.testing.assert_array_equal(atoms.arrays["REF_forces"], forces)
+    np.testing.assert_array_equal(atoms.arrays["REF_charges"], charges)
+    np.testing.assert_array_equal(atoms.info["REF_dipole"], dipole)
+    np.testing.assert_array_equal(atoms.info["external_field"], [0, 0, 0.1])
+
+
+def test_a_label_in_the_wrong_place_is_refused(tmp_path):
+    """Not left out without a word."""
+    atoms = water()
+    atoms.arrays["dipole"] = np.ones((3, 3))
+    refuses("the dipole label has shape", write(tmp_path, [atoms]))
 
 
 def test_report_counts_labels_per_file_and_is_json(tmp_path):
