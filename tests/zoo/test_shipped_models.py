@@ -124,5 +124,6 @@ def test_the_errors_of_the_card_are_found_again_on_a_part_of_the_test_set(name):
 @pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_the_errors_of_the_card_are_found_again(name):
+    """Total energies of the cards were summed in single precision, those of calculators are not."""
     for quantity, error in measured(name, TEST_FRAMES[name.split(".")[1]]()).items():
-        assert error == pytest.approx(stated(name, quantity), rel=0.01), quantity
+        assert error == pytest.approx(stated(name, quantity), rel=0.015 if "energy" in quantity else 0.01), quantity
