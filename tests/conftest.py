@@ -14,6 +14,12 @@ def quick_models():
         yield
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random weights whenever a test runs, and after whichever other."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def double():
     """float64 as torch's default precision."""
