@@ -78,6 +78,6 @@ class ResponseHeads(torch.nn.Module):
             if self.scale is not None and name == "electronegativity":
                 found[name] = self.scale * total[:, index]
             else:
-                size, least = self.size[index][species], torch.finfo(total.dtype).eps  # where softplus rounds to zero
-                found[name] = size * (torch.nn.functional.softplus(total[:, index]) + least) / math.log(2)
+                size = self.size[index][species]
+                found[name] = size * torch.nn.functional.softplus(total[:, index]) / math.log(2)
         return found
