@@ -74,11 +74,14 @@ def errors(model, arguments):
         frames = [atoms for atoms in ase.io.read(predicted, ":") if "unit" in atoms.info]
         units = {}
         for atoms in frames:
-            units.setdefault((atoms.info["unit"], atoms.info["config_type"]), []).append(_energy_error(atoms))
+            units.setdefault(atoms.info["unit"], []).append(_energy_error(atoms))
         for atoms in frames:
-            mean = np.mean(units[atoms.info["unit"], atoms.info["config_type"]])
+            of_unit = units[atoms.info["unit"]]
+            relative = None
+            if len(of_unit) > 1:  # a mean of n follows each of them by 1/n
+                relative = (_energy_error(atoms) - np.mean(of_unit)) * np.sqrt(len(of_unit) / (len(of_unit) - 1))
             for row in classes(atoms):
-                _add(rows.setdefault(name, {}).setdefault(row, {}), atoms, _energy_error(atoms) - mean)
+                _add(rows.setdefault(name, {}).setdefault(row, {}), atoms, relative)
     found = {name: {row: _means(sums) for row, sums in table.items()} for name, table in rows.items()}
     runs.write_json(arguments.results / f"errors_{model.name}.json", {"model": model.name, "errors": found})
 
@@ -88,12 +91,15 @@ def _energy_error(atoms):
 
 
 def _add(sums, atoms, relative):
-    """Squared errors of a frame; ``relative``: of the energy to the mean of the frames of one molecule or pair."""
+    """Squared errors of a frame; ``relative``: of the energy to the mean of the frames of one molecule or pair, None
+    where it is the only one."""
     energy = _energy_error(atoms)
     parts = {
-        "energy_per_atom": energy / len(atoms), "energy": energy, "relative_energy": relative,
+        "energy_per_atom": energy / len(atoms), "energy": energy,
         "forces": atoms.arrays["MACE_forces"] - atoms.arrays["REF_forces"],
     }  # fmt: skip
+    if relative is not None:
+        parts["relative_energy"] = relative
     if "MACE_charges" in atoms.arrays:
         parts["charges"] = atoms.arrays["MACE_charges"] - atoms.arrays["REF_charges"]
         parts["dipole"] = np.array(atoms.info["MACE_dipole"]) - atoms.get_dipole_moment()
@@ -211,8 +217,8 @@ def report(arguments):
             for one in found:
                 of = one["errors"][name][row]
                 charges = (f"{of[quantity]:.3f}" if quantity in of else "–" for quantity in ("charges", "dipole"))
-                scaled = [1e3 * of[q] for q in ("energy_per_atom", "energy", "relative_energy", "forces")]
-                figures = " | ".join([*(f"{value:.3g}" for value in scaled), *charges])
+                scaled = [of.get(q) for q in ("energy_per_atom", "energy", "relative_energy", "forces")]
+                figures = " | ".join(["–" if value is None else f"{1e3 * value:.3g}" for value in scaled] + [*charges])
                 lines.append(f"| {row} | {of['frames']} | {one['model']} | {figures} |")
     moved = [json.loads(path.read_text()) for path in sorted((arguments.results / "dynamics").glob("*.json"))]
     if moved:

@@ -1,6 +1,7 @@
 """The commands: each imports its package, after making sure that it is the one of this library."""
 
 import importlib.util
+import io
 import pkgutil
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ def _run(command: str, function: str) -> int:
     if message := hidden():
         print(f"{command}: {message}", file=sys.stderr)
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where Φ and Å cannot be shown, something is
     status: int = pkgutil.resolve_name(function)()
     return status
 

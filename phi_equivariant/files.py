@@ -16,20 +16,34 @@ UNUSABLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ER
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary path)`` and move the result into place; nothing is left behind if that fails."""
+    """Call ``write(temporary path)`` and move the result into place; nothing is left behind if that fails.
+
+    A link stays one: what it points to is written. InputError for anything there that is not a file.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file, and is not replaced by one. Name another.")
+    place = Path(os.path.realpath(path))
+    temporary = place.with_name(f".{place.name}.part")
     try:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         if error.filename == str(temporary):  # a name that no user has typed
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """InputError, naming the option, unless a file can be written at a path, in place of an earlier one perhaps."""
+    folder = path.resolve().parent
+    special = path.exists() and not path.is_file()
+    if special or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {path} cannot be written; give a file in a folder that exists.")
 
 
 def read_json(path: Path, limit: int, what: str = "JSON file") -> Any:

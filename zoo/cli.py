@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import check_writable
 from zoo import sizes, store  # whose modules are imported by the command that asks for them
 
 if TYPE_CHECKING:
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 def list_command(args: argparse.Namespace) -> None:
     """Sizes, then trained models: what they are for, elements, charges, errors (of the bare host)."""
     fresh = {name: sizes.ARCHITECTURES[name].description for name in sizes.matching(sizes.ARCHITECTURES, args.filter)}
-    show(fresh.items(), "fresh: create_model", "what it is")
     known, rows = store.find.entries(args.offline), []
     for name in sizes.matching(known, args.filter):
         entry = known[name]
         size = sum(info.size for info in entry.files.values())
         where = f"{size / 1e6:.2f} MB, {store.catalogue.place_of(entry)}"
         rows.append((name, "\n".join([*store.catalogue.summary_lines(entry), where])))
-    show(rows, "trained: load_pretrained", "what for; test RMSE (without Φ)")
+    if not fresh and not rows:
+        raise InputError(f"no size and no trained model has {args.filter!r} in its name; phi-zoo list shows all.")
+    if fresh:
+        show(fresh.items(), "fresh: create_model", "what it is")
+    if rows:
+        show(rows, "trained: load_pretrained", "what for; test RMSE (without Φ)")
 
 
 def info_command(args: argparse.Namespace) -> None:
@@ -44,8 +49,9 @@ def try_command(args: argparse.Namespace) -> None:
     """Relax a structure with a trained model: energy, charges, dipole, and a page to look at."""
     from zoo import trial
 
-    if args.page.is_dir() or not args.page.parent.is_dir():
-        raise InputError(f"--page is {args.page}; expected a file to write, in a folder that is there.")
+    check_writable(args.page, "--page")
+    if args.page.exists() and Path(args.structure).exists() and args.page.samefile(args.structure):
+        raise InputError(f"--page is {args.page}, which holds the structure; name another file.")
     found = trial.run(args.name, args.structure, args.total_charge, args.fmax, args.steps, args.offline)
     trial.write_page(args.page, args.name, args.structure, found)
     show([*trial.lines(args.name, found), ("page", str(args.page))])

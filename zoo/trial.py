@@ -15,6 +15,7 @@ from ase.optimize import BFGS
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import write_atomically
+from phi_equivariant.inputs.external_field import read_field
 from phi_equivariant.inputs.state import reader_of
 from zoo import viewer
 from zoo.smiles import structure_of
@@ -103,6 +104,12 @@ def run(
     if not np.isfinite(atoms.positions).all() or not np.isfinite(force):
         raise InputError(f"{text} falls apart with {name}: its positions are not finite. The model is not made for it.")
     notes = _notes(about, charge, float(np.linalg.norm(atoms.positions - start, axis=1).max()))
+    if atoms.constraints:
+        largest = float(np.linalg.norm(atoms.get_forces(apply_constraint=False), axis=1).max())
+        kinds = ", ".join(type(constraint).__name__ for constraint in atoms.constraints)
+        notes.insert(0, f"the file's constraints act ({kinds}); without them the largest force is {largest:.3f} eV/Å")
+    if (field := read_field(atoms)).any():
+        notes.insert(0, f"it is in the file's external field, {' '.join(f'{value:g}' for value in field)} V/Å")
     return Trial(
         atoms=atoms,
         total_charge=charge,

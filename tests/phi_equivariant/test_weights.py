@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import pytest
@@ -156,6 +157,19 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
         write_atomically(tmp_path / "none" / "page.html", lambda path: path.write_text("page"))
     assert caught.value.filename == str(tmp_path / "none" / "page.html")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(InputError, match="folder is not a file, and is not replaced by one"):
         write_atomically(tmp_path / "folder", lambda path: path.write_text("page"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+def test_what_stands_at_a_path_is_kept_or_written_through(tmp_path):
+    """A pipe, as a device, is not replaced by a file; a link is not replaced either."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is not a file"):
+        write_atomically(tmp_path / "pipe", lambda path: path.write_text("page"))
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "inner" / "page")
+    for text in ("first", "second"):
+        write_atomically(tmp_path / "link", lambda path, text=text: path.write_text(text))
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "inner" / "page").read_text() == text

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import re
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.constraints import FixAtoms
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.errors import InputError
@@ -78,6 +80,7 @@ def test_what_cannot_be_tried(tmp_path, capsys, monkeypatch):
     ase.io.write(tmp_path / "large.xyz", large)
     ase.io.write(tmp_path / "ammonia.xyz", molecule("NH3"))
     (tmp_path / "broken.xyz").write_text("3\n\nH 0 0\n")
+    os.mkfifo(tmp_path / "pipe")
     for words, message in (
         ([MODEL, "nonsense!"], "is neither a file that is there nor a SMILES"),
         ([MODEL, str(tmp_path / "nowhere.xyz")], "is neither a file that is there nor a SMILES"),
@@ -88,8 +91,11 @@ def test_what_cannot_be_tried(tmp_path, capsys, monkeypatch):
         (["phi-mace-small", "CCO"], "is a size, not a trained model"),
         ([MODEL, str(tmp_path / "ammonia.xyz"), "--fmax", "0"], "fmax is 0.0"),
         ([MODEL, ""], "'' is neither a file that is there nor a SMILES"),
-        ([MODEL, "CCO", "--page", str(tmp_path / "none" / "page.html")], "--page is"),
-        ([MODEL, "CCO", "--page", str(tmp_path)], "--page is"),
+        ([MODEL, "C" * 300 + "!"], "is neither a file that is there nor a SMILES"),
+        ([MODEL, "CCO", "--page", str(tmp_path / "none" / "page.html")], "page.html cannot be written; give a file"),
+        ([MODEL, "CCO", "--page", str(tmp_path)], "cannot be written; give a file"),
+        ([MODEL, "CCO", "--page", str(tmp_path / "pipe")], "pipe cannot be written; give a file"),
+        ([MODEL, str(tmp_path / "large.xyz"), "--page", str(tmp_path / "large.xyz")], "which holds the structure"),
     ):
         assert main(["try", "--page", str(tmp_path / "page.html"), *words]) == 2
         error = capsys.readouterr().err
@@ -98,6 +104,23 @@ def test_what_cannot_be_tried(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rdkit", None)  # not installed
     with pytest.raises(InputError, match=r"pip install 'phi-equivariant\[smiles\]'"):
         smiles.from_smiles("CCO")
+
+
+def test_what_a_file_says_beside_the_atoms_is_noted(tmp_path):
+    """Forces that constraints take away are no sign of a minimum, and a field moves the energy."""
+    ethanol = molecule("CH3CH2OH")
+    ethanol.set_constraint(FixAtoms([0, 1]))
+    ethanol.info["external_field"] = [0.0, 0.0, 0.1]
+    ethanol.write(tmp_path / "ethanol.traj")
+    found = trial.run(MODEL, str(tmp_path / "ethanol.traj"))
+    ethanol.calc, ethanol.positions = PhiCalculator(MODEL, dtype="float64"), found.atoms.positions
+    largest = np.linalg.norm(ethanol.get_forces(apply_constraint=False), axis=1).max()
+    assert found.force < 0.02 < largest
+    field, constraints, *_ = found.notes
+    assert field == "it is in the file's external field, 0 0 0.1 V/Å"
+    assert constraints == (
+        f"the file's constraints act (FixAtoms); without them the largest force is {largest:.3f} eV/Å"
+    )
 
 
 def test_another_total_charge_is_used_and_noted(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 from torch.utils.data import DataLoader
 
 from phi_equivariant.errors import InputError
@@ -156,6 +157,11 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         own = isolated_energies(
             frames, elements[frames.head.name], numbers, foundation, machine.device, run.host.embedding_specs
         )
+        if kept := [chemical_symbols[number] for number in numbers if number not in own and number in known]:
+            frames.head.notes.append(
+                f"E0s: those of {', '.join(kept)}, of which the data tell nothing, are still the trained model's: "
+                "right at its level of theory alone. --E0s with all elements gives others"
+            )
         e0s[frames.head.name] = {number: own.get(number, known.get(number, 0.0)) for number in numbers}
         if not data.dataset:
             reader.tests(frames, numbers)

@@ -5,12 +5,12 @@ import bz2
 import dataclasses
 import gzip
 import lzma
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import check_writable
 from training.data.labels import KEY_OPTIONS
 from training.options.parser import StrictParser, refuse_unknown, version
 from training.quantities import LABELS
@@ -115,6 +115,4 @@ def _check_files(asked: EvaluationOptions) -> None:
     if len(set(resolved)) < len(resolved):
         raise InputError(f"{', '.join(files)} must be different files; got {', '.join(map(str, files.values()))}.")
     for option in list(files)[1:]:
-        folder = files[option].resolve().parent
-        if files[option].is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{option}: {files[option]} cannot be written; give a file in a folder that exists.")
+        check_writable(files[option], option)

@@ -71,7 +71,7 @@ class Host(RunPart):
         self.expect(ABOVE_ZERO, "r_max", "num_interactions", "num_radial_basis", "num_cutoff_basis", "correlation")
         if self.embedding_specs is not None:
             check_specs(self.embedding_specs)
-        if self.freeze is not None and self.freeze < 0:
+        if self.freeze is not None and not 0 <= self.freeze <= 7:
             raise InputError(f"--freeze: expected 0 (nothing) to 7, got {self.freeze}.")
         if self.enable_oeq and len(self.kernels) > 1:
             raise InputError(f"--enable_oeq and --{self.kernels[0]} are both given; choose one kind of kernels.")

@@ -121,6 +121,14 @@ def test_heads_elements_and_readouts_as_mace_carries_them_over(trained, host, wa
     assert not torch.equal(everything.readouts[1].linear_1.weight, host.readouts[1].linear_1.weight)
 
 
+@pytest.mark.honours("foundation_model_elements", "E0s")
+def test_elements_that_the_data_lack_are_named_where_others_are_shifted(trained, water):
+    for choice, told in (("estimated", True), ("{1: -1.0, 8: -3.0}", True), ("foundation", False)):
+        _, data, _ = start_from(trained, water, foundation_model_elements="True", E0s=choice)
+        notes = " ".join(data.settings[0].notes)
+        assert ("E0s: those of C, of which the data tell nothing, are still the trained model's" in notes) == told
+
+
 @pytest.mark.honours("E0s")
 def test_given_e0s_win_over_the_trained_models(trained, host, molecules):
     """mace drops them where the elements are the same."""

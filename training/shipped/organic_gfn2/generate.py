@@ -4,8 +4,9 @@
 
 Needs the extra ``data`` (tblite, rdkit), in the versions of constraints.txt for the same geometries. Each work unit is
 written as one file once it is complete: an interrupted run goes on where it was and ends with the same files, whatever
-the number of processes. DIR then holds train.xyz, valid.xyz, test.xyz, test_large.xyz and test_distances.xyz, which
-``phi-mace-train --train_file`` and its like take without further keys, and summary.json.
+the number of processes; what was damaged is made again. DIR then holds train.xyz, valid.xyz, test.xyz,
+test_large.xyz and test_distances.xyz, which ``phi-mace-train --train_file`` and its like take without further keys, and
+summary.json.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from functools import partial
+from hashlib import sha256
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -26,6 +28,7 @@ import ase.io
 from ase import Atoms
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import CONFIG_LIMIT, read_json, write_atomically
 from training.shipped.organic_gfn2 import contents, making
 from training.shipped.organic_gfn2.bonding import Seen
 from training.shipped.organic_gfn2.chance import fraction
@@ -46,21 +49,29 @@ def as_text(structures: list[Atoms]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def run_unit(unit: Unit, work: Path) -> str:
     """Make a unit unless it is there; returns its name."""
     path = work / "units" / f"{unit.name}.xyz"
-    if not path.exists():
+    if not is_whole(path):
         started = time.perf_counter()
         made = making.make(unit, work / "minima")
+        text = as_text(made.frames)
         about = {"left_out": dict(made.left_out), "seconds": round(time.perf_counter() - started, 3)}
-        write(path.with_suffix(".json"), json.dumps(about))
-        write(path, as_text(made.frames))  # last: it says that the unit is complete
+        write(path, text)
+        write(path.with_suffix(".json"), json.dumps(about | {"sha256": sha256(text.encode()).hexdigest()}))
     return unit.name
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a unit's file is what was written: one that was cut short or changed is made again."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return bool(about["sha256"] == sha256(path.read_bytes()).hexdigest())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def recipe() -> dict[str, str]:
@@ -71,11 +82,14 @@ def recipe() -> dict[str, str]:
 def prepare(work: Path) -> None:
     """Make the folders, or refuse units that were made by another recipe: a data set is made by one."""
     path, ours = work / "recipe.json", recipe()
-    for folder in ("units", "minima"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write(path, json.dumps(ours) + "\n")
-    elif (theirs := json.loads(path.read_text(encoding="utf-8"))) != ours:
+    try:
+        for folder in ("units", "minima"):
+            (work / folder).mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write(path, json.dumps(ours) + "\n")
+    except OSError as error:
+        raise InputError(f"--work: {work} cannot be a folder to work in ({error}). Give another.") from error
+    if (theirs := read_json(path, CONFIG_LIMIT)) != ours:
         raise InputError(f"--work: {work} was begun with {theirs}; here are {ours}. Give an empty folder.")
 
 
@@ -131,12 +145,15 @@ def blocks(text: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Make what is missing in the working folder, then the files of the data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the units and the data set")
+    parser.add_argument("--work", required=True, help="folder for the units and the data set")
     parser.add_argument("--processes", type=int, default=2, help="number of units that are made at once, default 2")
     parser.add_argument("--sample", action="store_true", help=f"make only the units of {SAMPLE}, and that file")
     args = parser.parse_args(arguments)
     if args.processes < 1:
         raise InputError(f"--processes is {args.processes}; expected at least 1.")
+    if not args.work.strip():
+        raise InputError(f"--work is {args.work!r}; name a folder, or . for this one.")
+    args.work = Path(args.work)
     todo = sample() if args.sample else units()
     print(*(f"{key}: {count} units" for key, count in composition(todo).items()), sep="\n", flush=True)
     run(todo, args.work, args.processes)

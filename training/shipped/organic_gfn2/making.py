@@ -3,10 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from ase import Atoms
@@ -85,15 +87,19 @@ class Minimum:
 def minimum_of(molecule: Molecule, folder: Path) -> Minimum | None:
     """The minimum of a molecule, from the folder if it is there; None if it does not stay what its formula says."""
     path = folder / f"{molecule.name}.npz"
-    if not path.exists():
-        made = _find_minimum(molecule)
-        arrays = {"numbers": np.zeros(0)} if made is None else {
-            "numbers": made.bonding.numbers, "bonds": made.bonding.bonds,
-            "positions": made.positions, "hessian": made.hessian,
-        }  # fmt: skip
-        temporary = path.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez(temporary, **arrays)
-        temporary.replace(path)
+    with suppress(OSError, ValueError, LookupError, BadZipFile):  # not there, or damaged
+        return _read_minimum(path)
+    made = _find_minimum(molecule)
+    arrays = {"numbers": np.zeros(0)} if made is None else {
+        "numbers": made.bonding.numbers, "bonds": made.bonding.bonds,
+        "positions": made.positions, "hessian": made.hessian,
+    }  # fmt: skip
+    np.savez(temporary := path.with_suffix(f".{os.getpid()}.part.npz"), **arrays)
+    temporary.replace(path)
+    return _read_minimum(path)
+
+
+def _read_minimum(path: Path) -> Minimum | None:
     with np.load(path) as found:
         if not len(found["numbers"]):
             return None
