@@ -121,6 +121,12 @@ def test_help_needs_no_torch_and_the_version_is_told():
         assert python(watched, *words).stdout.endswith("False\n")
 
 
+def test_a_terminal_that_lacks_letters_is_shown_others(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    shown = python("import sys; from phi_equivariant.commands import zoo; sys.exit(zoo())", "list")
+    assert shown.returncode == 0 and "without ?" in shown.stdout and not shown.stderr
+
+
 @pytest.mark.parametrize("hiding", ["zoo.py", "zoo/__init__.py"])
 def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path, hiding):
     """Which commands and files there are, test_doors.py has."""

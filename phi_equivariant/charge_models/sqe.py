@@ -71,7 +71,7 @@ def split_charges(
         return levels - slope, moments + give(levels) - start
 
     def missing_of(moments: torch.Tensor) -> torch.Tensor:
-        return residual(moments, energy.slope(moments, energy.fields(moments)))[1]
+        return moments + give(energy.slope(moments, energy.fields(moments))) - start
 
     with torch.no_grad():
         if is_small(energy, dense, FACTORISED_TO, KNOWN_MOMENTS_TO):
@@ -118,7 +118,8 @@ def _refined(
     layout: PaddedLayout,
 ) -> torch.Tensor:
     """Moments whose charges have the sum that they started from: where conductances are large, solvers lose of it."""
-    scale = norms(moments, layout).maximum(norms(start, layout))
+    # A residual of the size that solvers leave may have one sign on all atoms.
+    scale = norms(moments, layout).maximum(norms(start, layout)) * layout.counts.sqrt()
     for _ in range(_REFINEMENTS):
         lost = layout.sum((moments - start)[:, 0]).abs()
         if not bool((lost > TOLERANCE[lost.dtype] * scale).any()):  # what is not a number stays so

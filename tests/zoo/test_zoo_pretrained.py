@@ -413,6 +413,8 @@ def test_the_commands(server, finished, exported, folder, tmp_path, capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert "phi-mace-small" in out and NAME in out and "remote" in out
+    assert main(["list", "*visnet*"]) == 0 and "trained" not in capsys.readouterr().out
+    assert main(["list", "schnett"]) == 2 and "has 'schnett' in its name" in capsys.readouterr().err
     assert main(["download", NAME]) == 0 and main(["--offline", "verify"]) == 0
     assert f"{NAME}: right" in capsys.readouterr().out
     content = card.read(folder / "card.yaml")

@@ -195,6 +195,7 @@ def test_statistics_of_the_training_set_scale_the_host(molecules):
         ({"num_interactions": 1, "use_last_readout_only": "True"}, "no readout would be left"),
         ({"hidden_irreps": "4x0e+2x1o"}, "mace refuses these options"),
         ({"freeze": -1}, "--freeze: expected 0"),
+        ({"freeze": 8}, r"--freeze: expected 0 \(nothing\) to 7, got 8"),
     ],
 )
 def test_combinations_without_meaning_are_refused(molecules, given, message):
