@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import string
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from zoo.store.pretrained import load_folder
 from zoo.store.registry import CARD_FILE
 
 MOST_ATOMS = 500  # more would take minutes, and a page is for looking
+LIBRARY = Path(__file__).resolve().parents[1]  # whose warnings are shown, those of others are not
 FORCE, STEPS = 0.02, 500  # eV/Å, and the most steps of the relaxation
 
 
@@ -94,16 +96,19 @@ def run(
         )
     about = card.read(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
     atoms.calc = PhiCalculator(model, dtype="float64")
-    charge = float(reader_of(model).read(atoms)["total_charge"])
-    first = float(atoms.get_potential_energy())
-    start = atoms.positions.copy()
-    search = BFGS(atoms, logfile=None)
-    converged = bool(search.run(fmax=fmax, steps=steps))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        charge = float(reader_of(model).read(atoms)["total_charge"])
+        first = float(atoms.get_potential_energy())
+        start = atoms.positions.copy()
+        search = BFGS(atoms, logfile=None)
+        converged = bool(search.run(fmax=fmax, steps=steps))
     results, phi = atoms.calc.results, atoms.calc.phi_results
     force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
     if not np.isfinite(atoms.positions).all() or not np.isfinite(force):
         raise InputError(f"{text} falls apart with {name}: its positions are not finite. The model is not made for it.")
     notes = _notes(about, charge, float(np.linalg.norm(atoms.positions - start, axis=1).max()))
+    notes += dict.fromkeys(str(one.message) for one in warned if Path(one.filename).is_relative_to(LIBRARY))
     if atoms.constraints:
         largest = float(np.linalg.norm(atoms.get_forces(apply_constraint=False), axis=1).max())
         kinds = ", ".join(type(constraint).__name__ for constraint in atoms.constraints)

@@ -123,6 +123,15 @@ def test_what_a_file_says_beside_the_atoms_is_noted(tmp_path):
     )
 
 
+def test_what_the_library_warns_of_is_a_note(tmp_path, recwarn):
+    cell = molecule("H2O", vacuum=4.0, pbc=True)
+    cell.info["total_charge"] = 1
+    ase.io.write(tmp_path / "cell.xyz", cell)
+    found = trial.run(MODEL, str(tmp_path / "cell.xyz"), steps=2)
+    (told,) = [note for note in found.notes if note.startswith("total_charge is not 0 in a periodic cell")]
+    assert "background" in told and not [one for one in recwarn if "total_charge" in str(one.message)]
+
+
 def test_another_total_charge_is_used_and_noted(tmp_path):
     ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
     found = trial.run(MODEL, str(tmp_path / "water.xyz"), total_charge=1.0, steps=0)
