@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def try_command(args: argparse.Namespace) -> None:
     from zoo import trial
 
     check_writable(args.page, "--page")
-    if args.page.exists() and Path(args.structure).exists() and args.page.samefile(args.structure):
+    if args.page.exists() and os.path.exists(args.structure) and args.page.samefile(args.structure):
         raise InputError(f"--page is {args.page}, which holds the structure; name another file.")
     found = trial.run(args.name, args.structure, args.total_charge, args.fmax, args.steps, args.offline)
     trial.write_page(args.page, args.name, args.structure, found)

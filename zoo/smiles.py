@@ -1,8 +1,7 @@
 """A structure from what a user types: a file, or a molecule as SMILES."""
 
 import importlib.util
-from contextlib import suppress
-from pathlib import Path
+import os
 
 import numpy as np
 from ase import Atoms
@@ -22,9 +21,8 @@ def structure_of(text: str) -> Atoms:
     InputError
         If it is neither, or the file cannot be read, or the molecule cannot be built.
     """
-    with suppress(OSError):  # too long for a name
-        if text.strip() and Path(text).exists():
-            return first_structure(text)
+    if text.strip() and os.path.exists(text):  # which a text too long for a name is not an error of
+        return first_structure(text)
     if importlib.util.find_spec("rdkit") is None:
         raise InputError(
             f"There is no file {text!r}. Reading it as SMILES takes rdkit: pip install 'phi-equivariant[smiles]'."

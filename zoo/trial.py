@@ -26,7 +26,8 @@ from zoo.store.pretrained import load_folder
 from zoo.store.registry import CARD_FILE
 
 MOST_ATOMS = 500  # more would take minutes, and a page is for looking
-LIBRARY = Path(__file__).resolve().parents[1]  # whose warnings are shown, those of others are not
+# Whose warnings are shown: those of what stands beside it, as other packages do, are not.
+OURS = tuple(Path(__file__).resolve().parents[1] / package for package in ("phi_equivariant", "zoo"))
 FORCE, STEPS = 0.02, 500  # eV/Å, and the most steps of the relaxation
 
 
@@ -108,7 +109,8 @@ def run(
     if not np.isfinite(atoms.positions).all() or not np.isfinite(force):
         raise InputError(f"{text} falls apart with {name}: its positions are not finite. The model is not made for it.")
     notes = _notes(about, charge, float(np.linalg.norm(atoms.positions - start, axis=1).max()))
-    notes += dict.fromkeys(str(one.message) for one in warned if Path(one.filename).is_relative_to(LIBRARY))
+    ours = (one for one in warned if any(Path(one.filename).is_relative_to(folder) for folder in OURS))
+    notes += dict.fromkeys(str(one.message) for one in ours)
     if atoms.constraints:
         largest = float(np.linalg.norm(atoms.get_forces(apply_constraint=False), axis=1).max())
         kinds = ", ".join(type(constraint).__name__ for constraint in atoms.constraints)

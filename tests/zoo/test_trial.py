@@ -92,6 +92,10 @@ def test_what_cannot_be_tried(tmp_path, capsys, monkeypatch):
         ([MODEL, str(tmp_path / "ammonia.xyz"), "--fmax", "0"], "fmax is 0.0"),
         ([MODEL, ""], "'' is neither a file that is there nor a SMILES"),
         ([MODEL, "C" * 300 + "!"], "is neither a file that is there nor a SMILES"),
+        (
+            [MODEL, "C" * 300 + "!", "--page", str(tmp_path / "large.xyz")],
+            "is neither a file that is there nor a SMILES",
+        ),
         ([MODEL, "CCO", "--page", str(tmp_path / "none" / "page.html")], "page.html cannot be written; give a file"),
         ([MODEL, "CCO", "--page", str(tmp_path)], "cannot be written; give a file"),
         ([MODEL, "CCO", "--page", str(tmp_path / "pipe")], "pipe cannot be written; give a file"),
@@ -129,6 +133,7 @@ def test_what_the_library_warns_of_is_a_note(tmp_path, recwarn):
     ase.io.write(tmp_path / "cell.xyz", cell)
     found = trial.run(MODEL, str(tmp_path / "cell.xyz"), steps=2)
     (told,) = [note for note in found.notes if note.startswith("total_charge is not 0 in a periodic cell")]
+    assert not [note for note in found.notes if "TorchScript" in note or "deprecated" in note]
     assert "background" in told and not [one for one in recwarn if "total_charge" in str(one.message)]
 
 
