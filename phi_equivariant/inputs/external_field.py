@@ -10,7 +10,7 @@ from ase import Atoms
 from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.cells import describe_pbc
 from phi_equivariant.inputs.headers import letters
-from phi_equivariant.inputs.state import entries
+from phi_equivariant.inputs.state import entries, places_of
 from phi_equivariant.inputs.tensors import numbers
 
 NAME = "external_field"
@@ -62,9 +62,9 @@ def read_field(atoms: Atoms, given: np.ndarray | None = None) -> np.ndarray:
 
 def _check_spelling(atoms: Atoms) -> None:
     """InputError for an entry that is the name in other letters, or a column of one field for each atom."""
-    for place, names in (("info", atoms.info), ("arrays", atoms.arrays)):
+    for place, names in (places_of(atoms) | {"arrays": atoms.arrays}).items():
         for name in names:
-            if isinstance(name, str) and letters(name) == letters(NAME) and (place, name) != ("info", NAME):
+            if isinstance(name, str) and letters(name) == letters(NAME) and (name != NAME or place == "arrays"):
                 raise InputError(
                     f"{place} has {name!r}, from which the external field is not read; put it into info[{NAME!r}]."
                 )

@@ -255,14 +255,18 @@ def check_charge_labels(charges: np.ndarray, total_charge: float) -> None:
 
 def entries(atoms: Atoms, key: str) -> Iterator[tuple[str, Any]]:
     """(place, value) of an entry of a structure, wherever ase puts it."""
-    results = getattr(atoms.calc, "results", None) or {}
-    places = {"info": atoms.info, "calc.results": results}
+    for place, held in places_of(atoms).items():
+        if key in held:
+            yield f"{place}[{key!r}]", held[key]
+
+
+def places_of(atoms: Atoms) -> dict[str, Mapping[str, Any]]:
+    """{name: entries} of every place in which ase keeps what belongs to a whole structure."""
+    places = {"info": atoms.info, "calc.results": getattr(atoms.calc, "results", None) or {}}
     for inner in ("key_value_pairs", "data"):  # of ase's databases
         if isinstance(atoms.info.get(inner), Mapping):
             places[f"info[{inner!r}]"] = atoms.info[inner]
-    for place, held in places.items():
-        if key in held:
-            yield f"{place}[{key!r}]", held[key]
+    return places
 
 
 def number_of(value: Any, what: str, quantity: Quantity) -> float:
@@ -284,11 +288,12 @@ def number_of(value: Any, what: str, quantity: Quantity) -> float:
 def _check_spelling(atoms: Atoms, keys: tuple[str, ...], quantity: Quantity) -> None:
     """InputError for an entry that is a known name in other letters, or a column of one value for each atom."""
     known = {letters(key) for key in keys}
-    for entry in atoms.info:
-        if isinstance(entry, str) and entry not in keys and letters(entry) in known:
-            raise InputError(
-                f"info has {entry!r}, from which the {quantity.words} is not read; call it {quantity.name}."
-            )
+    for place, held in places_of(atoms).items():
+        for entry in held:
+            if isinstance(entry, str) and entry not in keys and letters(entry) in known:
+                raise InputError(
+                    f"{place} has {entry!r}, from which the {quantity.words} is not read; call it {quantity.name}."
+                )
     if column := next((key for key in keys if key in atoms.arrays and key in (quantity.name, keys[0])), None):
         raise InputError(
             f"{column!r} has one value for each atom; the {quantity.words} belongs to the whole structure. Put it into "

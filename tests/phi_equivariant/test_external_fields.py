@@ -266,6 +266,10 @@ def test_a_field_among_the_data_of_a_database(tmp_path, suffix):
     ((_, atoms),) = read_frames(tmp_path / f"a.{suffix}")
     model = made()
     assert results(model, atoms)["energy"] == results(model, in_field(ethanol(), field))["energy"]
+    other = ethanol()
+    other.info["data"] = {"ExternalField": field, "Total-Charge": 1}
+    with pytest.raises(InputError, match=r"info\['data'\] has '(ExternalField|Total-Charge)', from which"):
+        results(model, other)
     atoms.info["external_field"] = [0, 0, 0.1]
     with pytest.raises(InputError, match=r"given twice.*info\['data'\]\['external_field'\] = \[0.1, -0.2, 0.3\]"):
         results(model, atoms)
