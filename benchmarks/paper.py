@@ -11,11 +11,13 @@
   all pairs of atoms, which know nothing of the geometry; with the Poisson term in the loss and without; three seeds.
 
 1,000 steps of five molecules take about a minute and a half, so all 132 runs about four hours on one core. Trials of
-``hyperparameters`` are chosen by validation loss; the test set has no part in them. Every run leaves one JSON file in
-``--results``, and is not trained again while that is there. ``--report`` makes tables and figures of what is finished.
+``hyperparameters`` are chosen by validation loss; the test set has no part in them. A trial that diverges is kept as
+such and counts as the worst of all trials that did not. Every run leaves one JSON file in ``--results``, and is not
+trained again while that is there. ``--report`` makes tables and figures of what is finished.
 """
 
 import contextlib
+import shlex
 from pathlib import Path
 
 import matplotlib
@@ -43,6 +45,7 @@ FIXED = {
     "coulomb, exact": ["operator=coulomb"],
 }
 TRIALS, SEEDS, STEPS = 24, (1, 2, 3), 1000
+UNUSABLE = 2  # exit status of phi-mace-train, for a loss that is not finite too
 SIZES = (50, 100, 200, 400, 800)
 #: Row of ``modes`` → (settings of Φ, whether the modes are random).
 MODES = {
@@ -138,15 +141,26 @@ def train_all(arguments):
                 "warmup_epochs": min(1, epochs - 1), "eval_interval": max(1, epochs // 10), "seed": seed, **settings,
             }  # fmt: skip
             words = [*runs.words_of(asked), *(["--no_phi"] if phi is None else ["--phi", *phi])]
-            with random_modes(is_random):
-                *_, about = runs.run(words, [*files, "--E0s", str(e0s)], folder / stem)
-            runs.write_json(path, {"dataset": name, "row": row, "seed": seed, "frames": size, **about})
+            told = {"dataset": name, "row": row, "seed": seed, "frames": size}
+            try:
+                with random_modes(is_random):
+                    *_, about = runs.run(words, [*files, "--E0s", str(e0s)], folder / stem)
+            except SystemExit as stop:
+                began = (folder / stem / "log.txt").is_file()
+                if name != "hyperparameters" or stop.code != UNUSABLE or not began:
+                    raise
+                runs.write_json(path, {**told, "options": shlex.join(words), "diverged": True})
+                print(f"{name}, {row}, {stem}: diverged", flush=True)
+                continue
+            runs.write_json(path, {**told, **about})
             forces = about["errors"]["test"]["forces"]["rmse"]
             print(f"{name}, {row}, {stem}: forces {forces:.1f} meV/Å", flush=True)
 
 
 def validation_loss(run):
-    """The weighted loss of the validation set, up to a common factor."""
+    """The weighted loss of the validation set, up to a common factor; infinite where training diverged."""
+    if run.get("diverged"):
+        return np.inf
     errors = run["errors"]["valid"]
     weighted = ("energy_per_atom", BUDGET["energy_weight"]), ("forces", BUDGET["forces_weight"])
     return sum(weight * (1e-3 * errors[quantity]["rmse"]) ** 2 for quantity, weight in weighted)
@@ -166,17 +180,26 @@ def expected_best(losses):
 
 def report_hyperparameters(found, axis):
     """Expected validation loss against the number of trials."""
-    lines = ["| | trials | median of all | expected best of 4 | of 16 | best | its forces on the test set, meV/Å |"]
-    lines.append("|---" * 7 + "|")
+    lines = ["| | trials | diverged | median | expected best of 4 | of 16 | best | its forces on the test set, meV/Å |"]
+    lines.append("|---" * 8 + "|")
+    every = {row: np.array([validation_loss(run) for run in made]) for row, made in found.items()}
+    worst = max(losses[np.isfinite(losses)].max() for losses in every.values())
     for number, (row, made) in enumerate(found.items()):
-        losses = np.array([validation_loss(run) for run in made])
+        diverged, losses = np.isinf(every[row]).sum(), np.minimum(every[row], worst)
         mean, spread = expected_best(losses)
         tried = np.arange(1, len(losses) + 1)
         axis.plot(tried, mean, f"C{number}", label=row)
         axis.fill_between(tried, mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
         best = values_of([made[int(losses.argmin())]], ERRORS[1])[0]
         some = [f"{mean[n - 1]:.3f}" if n <= len(mean) else "–" for n in (4, 16)]
-        cells = [str(len(losses)), f"{np.median(losses):.3f}", *some, f"{losses.min():.3f}", f"{best:.1f}"]
+        cells = [
+            str(len(losses)),
+            str(diverged),
+            f"{np.median(losses):.3f}",
+            *some,
+            f"{losses.min():.3f}",
+            f"{best:.1f}",
+        ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     axis.set(xlabel="trials", ylabel="expected lowest validation loss", yscale="log")
     return lines

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from phi_equivariant.errors import InputError
+from phi_equivariant.files import CONFIG_FILE
 from phi_equivariant.host_energy import atomic_energies, keep_exact
 from phi_equivariant.host_protocol import ParameterGroup
 from phi_equivariant.precision import default_dtype
@@ -237,6 +238,11 @@ def read_model(path: str | Path, trust_pickle: bool = False) -> modules.MACE:
         raise InputError(
             f"{path} is compiled (TorchScript), for LAMMPS say, and cannot be trained; give the .model file from which "
             "it was made."
+        )
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"{path} holds weights alone; give the folder of a finished run, in which {CONFIG_FILE} says of what model "
+            "they are."
         )
     if not trust_pickle:
         raise InputError(

@@ -26,6 +26,22 @@ def test_the_expected_best_of_n_trials_is_what_drawing_them_gives():
     assert (np.diff(mean) < 0).all() and mean[-1] > losses.min()
 
 
+def test_a_trial_that_diverged_counts_as_the_worst_of_those_that_did_not():
+    def trial(forces):
+        errors = {"energy_per_atom": {"rmse": 0.0}, "forces": {"rmse": forces}}
+        return {"errors": {"valid": errors, "test": errors}}
+
+    found = {"Φ": [trial(50.0), {"diverged": True}], "no Φ": [trial(100.0), trial(40.0)]}
+    picture, axis = paper.plt.subplots()
+    lines = paper.report_hyperparameters(found, axis)
+    paper.plt.close(picture)
+    best, worst = (paper.validation_loss(trial(forces)) for forces in (50.0, 100.0))
+    assert lines[2].split(" | ")[1:4] == ["2", "1", f"{(best + worst) / 2:.3f}"]
+    assert lines[3].split(" | ")[1:3] == ["2", "0"]
+    drawn = axis.lines[0].get_ydata()
+    assert drawn[0] == pytest.approx((best + worst) / 2) and drawn[1] == pytest.approx(0.75 * best + 0.25 * worst)
+
+
 def test_options_of_every_trial_and_of_fine_tuning_are_understood():
     """By the trainer's own parser; a trial is the same whenever it is drawn."""
     assert paper.draw(paper.COULOMB, 5) == paper.draw(paper.COULOMB, 5) != paper.draw(paper.COULOMB, 6)

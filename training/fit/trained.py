@@ -7,7 +7,7 @@ import torch
 from phi_equivariant.errors import InputError
 from phi_equivariant.files import CONFIG_FILE, WEIGHTS_FILE
 from phi_equivariant.weights import load_model
-from training import mace_interface
+from training import mace_interface, run_folder
 from zoo import list_models, load_pretrained
 from zoo.mace_host import read_model
 
@@ -25,6 +25,11 @@ def load(name: str, trust_pickle: bool, dtype: str | None = None) -> torch.nn.Mo
     """
     path = folder_of(name)
     if path.is_dir():
+        if (path / run_folder.CONFIG).is_file() and not (path / CONFIG_FILE).is_file():
+            raise InputError(
+                f"{path} is of a run that has no model yet: its command with --restart_latest takes it to its end. If "
+                "it has --model_dir, give the folder below that."
+            )
         return load_model(path, dtype=dtype)
     if path.exists():
         model = read_model(path, trust_pickle)

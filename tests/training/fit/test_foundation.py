@@ -384,6 +384,11 @@ def test_what_cannot_be_started_from(trained, host, molecules, water, tmp_path, 
     assert "is compiled (TorchScript)" in message(foundation_model=tmp_path / "lammps.pt", trust_pickle=True)
     (tmp_path / "text.model").write_text("no model")
     assert "cannot be read as a model" in message(foundation_model=tmp_path / "text.model", trust_pickle=True)
+    (tmp_path / "best.safetensors").write_bytes(b"")
+    assert "holds weights alone; give the folder" in message(foundation_model=tmp_path / "best.safetensors")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("seed: 1")
+    assert "is of a run that has no model yet" in message(foundation_model=tmp_path / "begun")
     small = build(water)[0]
     torch.save(small, tmp_path / "water.model")
     assert "atomic number 6" in message(foundation_model=tmp_path / "water.model", trust_pickle=True)
