@@ -38,10 +38,8 @@ atoms.calc = PhiCalculator("{name}")
 
 ## Test errors
 
-RMSE on {test}. {seeds}
+RMSE on held-out structures. {seeds}
 
-| | with Φ | without Φ |
-|---|---|---|
 {errors}
 
 ## How it was made
@@ -90,6 +88,14 @@ def pair(values, form):
     return form.format(*("–" if value is None else f"{value:.3g}" for value in values or (None, None)))
 
 
+def table(test, errors):
+    """Errors on a test set."""
+    lines = [f"| {test} | with Φ | without Φ |", "|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {SHOWN[key][0]}, {SHOWN[key][1]} | {pair(of, '{} | {}')} |" for key, of in errors.items())]
+    )
+
+
 def page(name, content, about):
     """The text of a page."""
     data, training = content["data"], content["training"]
@@ -107,7 +113,7 @@ def page(name, content, about):
         "speed": content["speed"].get("evaluation", ""),
         "licence": content["licence"],
     }
-    seeds = sum(row.get("model") == "phi" for row in content["errors"])
+    seeds = len({row.get("seed") for row in content["errors"] if row.get("model") == "phi"})
     took = content["speed"].get("training")
     return PAGE.format(
         name=name,
@@ -115,13 +121,10 @@ def page(name, content, about):
         tuning=f"\n    phi-mace-train --foundation_model {name} …" if name.startswith("phi-mace-") else "",
         not_for=" ".join(str(content["not_for"]).split()).rstrip("."),
         facts="\n".join(f"| {key} | {' '.join(str(value).split())} |" for key, value in facts.items() if value),
-        test=about.test,
         seeds="One seed: differences of a few per cent are not significant."
         if seeds == 1
         else f"Means of {seeds} seeds.",
-        errors="\n".join(
-            f"| {SHOWN[key][0]}, {SHOWN[key][1]} | {pair(values, '{} | {}')} |" for key, values in about.errors.items()
-        ),
+        errors="\n\n".join(table(*test) for test in about.tests.items()),
         command=" ".join(str(training["command"]).split()),
         training=f"{training.get('epochs')} epochs{f', {took}' if took else ''}.",
     )

@@ -24,6 +24,7 @@ from zoo.cli import main
 from zoo.store import card, download, export, publish, registry
 from zoo.store.reference import compute
 from zoo.store.registry import FILE_LIMITS, read_registry
+from zoo.store.summary import summary_of
 
 NAME = "phi-mace-tiny.emt"
 STATED = {"licence": "MIT", "level_of_theory": "EMT", "not_for": "anything but tests"}
@@ -129,6 +130,24 @@ def test_the_card_says_what_the_run_knows(finished, exported):
     assert "12 of them" not in (exported / "card.yaml").read_text()
     reference = json.loads((exported / "reference.json").read_text())
     assert sorted(reference["structure"]["numbers"]) == [1, 1, 6, 6, 8, 8]
+
+
+def test_the_card_has_every_test_set_the_main_one_first(finished, tmp_path):
+    """A run writes its sets in the order in which it read them, the main test set last."""
+    shutil.copytree(finished, tmp_path / "run")
+    written = json.loads((finished / "errors.json").read_text())
+    valid = written["sets"]["valid"]
+    worse = {name: of and {**of, "rmse": 2 * of["rmse"]} for name, of in valid["errors"].items()}
+    written["sets"] |= {"test_large": {**valid, "structures": 9, "errors": worse}, "test_small": valid}
+    (tmp_path / "run" / "errors.json").write_text(json.dumps(written))
+    content = card.read(export.export(tmp_path / "run", tmp_path / NAME, **STATED) / "card.yaml")
+    main_set = f"test_small, {valid['structures']} structures"
+    assert [row["set"] for row in content["errors"]] == [main_set, "test_large, 9 structures"]
+    about = summary_of(content)
+    assert list(about.tests) == [main_set, "test_large, 9 structures"]
+    forces = valid["errors"]["forces"]["rmse"]
+    assert about.errors["forces"] == (pytest.approx(forces, rel=1e-3), None)
+    assert about.tests["test_large, 9 structures"]["forces"] == (pytest.approx(2 * forces, rel=1e-3), None)
 
 
 def test_what_cannot_be_exported(finished, exported, tmp_path):

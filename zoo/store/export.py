@@ -83,7 +83,7 @@ def export(
             "name": folder.name,
             "elements": [chemical_symbols[z] for z in numbers],
             "speed": {"evaluation": _speed(model, atoms), **told.speed},
-            "errors": [one.errors_row() for one in (told, *others, *bares)],
+            "errors": [row for one in (told, *others, *bares) for row in one.errors_rows()],
             **told.sections(),
             **{name: value for name, value in stated.items() if value is not None},
         }
@@ -143,16 +143,23 @@ class TrainedRun:
             "versions": {**self.built["versions"], "exported": datetime.date.today().isoformat()},
         }
 
-    def errors_row(self) -> dict[str, Any]:
-        """Test errors with the seed; of the validation set where there is no test set."""
-        split = "test" if "test" in self.errors["sets"] else "valid"
-        errors = self.errors["sets"][split]["errors"]
-        return {
-            "model": "phi" if self.config.get("phi") else "bare host",
-            "seed": self.config.get("seed"),
-            "set": f"{split}, {self.errors['sets'][split]['structures']} structures",
-            **{k: f"MAE {e['mae']:.4g}, RMSE {e['rmse']:.4g} {e['unit']}" for k, e in errors.items() if e},
-        }
+    def errors_rows(self) -> list[dict[str, Any]]:
+        """Errors on every test set with the seed, the main one first; of the validation set where there is none."""
+        sets = self.errors["sets"]  # the main one is the last
+        tested = [name for name in sets if name.startswith("test")] or [n for n in sets if n.startswith("valid")]
+        return [
+            {
+                "model": "phi" if self.config.get("phi") else "bare host",
+                "seed": self.config.get("seed"),
+                "set": f"{name}, {sets[name]['structures']} structures",
+                **{
+                    quantity: f"MAE {of['mae']:.4g}, RMSE {of['rmse']:.4g} {of['unit']}"
+                    for quantity, of in sets[name]["errors"].items()
+                    if of
+                },
+            }
+            for name in reversed(tested)
+        ]
 
     def architecture(self) -> tuple[Any, ...]:
         """The host and Φ without what follows from the data."""

@@ -20,16 +20,20 @@ class Summary:
     """A card in short.
 
     what : one line; elements : symbols; charge_states : total charges among the training structures; labels : which of
-    charges and dipoles were trained on labels; errors : {quantity: (RMSE with Φ, of the bare host or None)}, means over
-    seeds, in the units of ``SHOWN``; test : what they were measured on.
+    charges and dipoles were trained on labels; tests : {set: {quantity: (RMSE with Φ, of the bare host or None)}}, the
+    main test set first, means over seeds, in the units of ``SHOWN``.
     """
 
     what: str
     elements: tuple[str, ...]
     charge_states: tuple[int, ...]
     labels: tuple[str, ...]
-    errors: Mapping[str, tuple[float, float | None]]
-    test: str
+    tests: Mapping[str, Mapping[str, tuple[float, float | None]]]
+
+    @property
+    def errors(self) -> Mapping[str, tuple[float, float | None]]:
+        """On the main test set."""
+        return next(iter(self.tests.values()), {})
 
     def lines(self) -> list[str]:
         """For a list of models."""
@@ -50,7 +54,7 @@ class Summary:
 def summary_of(card: Mapping[str, Any]) -> Summary:
     """From a card; what it does not say, or says in another form, is left out."""
     rows = [row for row in card.get("errors") or [] if isinstance(row, Mapping)]
-    with_phi, bare = _means(rows, "phi"), _means(rows, "bare host")
+    sets = dict.fromkeys(str(row.get("set") or "") for row in rows if row.get("model") == "phi")
     training = card.get("training")
     asked = training.get("configuration") if isinstance(training, Mapping) else None
     weights = asked if isinstance(asked, Mapping) else {}
@@ -59,9 +63,13 @@ def summary_of(card: Mapping[str, Any]) -> Summary:
         elements=tuple(map(str, _list(card.get("elements")))),
         charge_states=tuple(one for one in _list(card.get("charge_states")) if isinstance(one, int)),
         labels=tuple(name for name, key in (("charges", "charges"), ("dipoles", "dipole")) if _weighs(weights, key)),
-        errors={key: (value, bare.get(key)) for key, value in with_phi.items()},
-        test=next((str(row.get("set")) for row in rows if row.get("model") == "phi"), ""),
+        tests={name: _errors([row for row in rows if str(row.get("set") or "") == name]) for name in sets},
     )
+
+
+def _errors(rows: list[Mapping[str, Any]]) -> dict[str, tuple[float, float | None]]:
+    with_phi, bare = _means(rows, "phi"), _means(rows, "bare host")
+    return {key: (value, bare.get(key)) for key, value in with_phi.items()}
 
 
 def _list(value: Any) -> list[Any]:
