@@ -116,7 +116,7 @@ def test_the_exported_model_is_the_trained_one(finished, exported):
 
 def test_the_card_says_what_the_run_knows(finished, exported):
     content = card.read(exported / "card.yaml")
-    assert content["elements"] == ["H", "C", "O"] and content["licence"] == "MIT"
+    assert content["elements"] == ["H", "C", "O"] and content["licence"] == "MIT" and content["charge_states"] == [0]
     kept, resolved = content["training"]["configuration"], yaml.safe_load((finished / "config.yaml").read_text())
     assert resolved.keys() - kept.keys() == {key for key in resolved if key.endswith("_dir")}
     assert kept["r_max"] == 3.0 and kept["phi"] == resolved["phi"] and kept["train_file"] == "molecules.xyz"

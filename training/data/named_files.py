@@ -77,6 +77,8 @@ def load_dataset(
     else:
         found = _load_md22(info, folder, Path(cache) if cache else cache_folder(), seed)
     about = {"dataset": info.name, "description": info.description, "level_of_theory": info.level}
+    if info.source:  # where others find it; the folder is of this machine
+        about["source"], found.provenance["folder"] = info.source, found.provenance.pop("source")
     found.provenance = {**about, "licence": info.licence, "citation": info.citation, **found.provenance}
     _shorten(found, {"train": max_train, "valid": max_train, "test": max_test}, seed)
     found.provenance["split"] |= {split: len(getattr(found, split)) for split in SPLITS}

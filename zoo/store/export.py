@@ -134,7 +134,10 @@ class TrainedRun:
         known = ("dataset", "train_file", "valid_file", "test_file", "source", "citation", "licence", "split", "files")
         config = {key: _public(value) for key, value in self.config.items() if not key.endswith("_dir")}
         told = {key: self.errors.get(key) for key in ("epochs", "best_epoch", "parameters")}
+        inputs = self.built.get("inputs") or {}
+        lowest, highest = inputs.get("total_charge", {}).get("seen", (0.5, 0.5))
         return {
+            "charge_states": list(range(round(lowest), round(highest) + 1)) if lowest % 1 == highest % 1 == 0 else None,
             "description": self.data.get("description"),
             "data": {key: _public(self.data[key], longest=20) for key in (*known, "sha256") if key in self.data},
             "level_of_theory": self.data.get("level_of_theory"),

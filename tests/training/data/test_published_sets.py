@@ -8,6 +8,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+import yaml
 from ase import Atoms
 from ase.build import molecule
 from ase.formula import Formula
@@ -17,6 +18,7 @@ from phi_equivariant.errors import InputError
 from training.data.named import DATASETS, find_dataset
 from training.data.named_files import load_dataset
 from training.shipped import organic_gfn2
+from zoo.store import export
 
 KCAL = 4184 / 96485.33212  # kcal/mol in eV: joules per calorie over Faraday's constant
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -198,6 +200,7 @@ def test_organic_gfn2_from_its_folder(tmp_path):
     assert [len(part) for part in (data.train, data.valid, data.test)] == [40, 20, 30]
     assert list(data.further_tests) == ["large"] and data.e0s == {z: -10.0 * z for z in elements}
     assert "test_distances.xyz" in data.notes[0] and set(data.provenance["files"]) == {f"{name}.xyz" for name in parts}
+    assert "training.shipped.organic_gfn2" in data.provenance["source"] and data.provenance["folder"] == str(tmp_path)
     charges = [atoms.info["total_charge"] for atoms in data.train]
     assert min(charges) < 0 < max(charges)
     assert f"total charge: {min(charges):+g}…{max(charges):+g} e" in data.reports["train"].lines()[-2]
@@ -206,6 +209,10 @@ def test_organic_gfn2_from_its_folder(tmp_path):
     )
     errors = json.loads((folder / "errors.json").read_text())["sets"]
     assert {"charges", "dipole"} <= set(errors["test_organic_gfn2"]["errors"]) and "test_large" in errors
+    exported = export.export(folder, tmp_path / "phi-mace-tiny.organic")
+    card = yaml.safe_load((exported / "card.yaml").read_text())
+    assert [row["set"].partition(",")[0] for row in card["errors"]] == ["test_organic_gfn2", "test_large"]
+    assert card["charge_states"][0] < 0 and str(tmp_path) not in str(card)
 
 
 # OE62
