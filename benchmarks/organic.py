@@ -6,7 +6,8 @@
     python benchmarks/organic.py --report
 
 ``--data`` is the folder that ``python -m training.shipped.organic_gfn2.generate`` makes. A model has the name of its
-folder. Each part leaves a JSON file in ``--results``; a simulation is not done again while its file is there.
+folder. Each part leaves a JSON file in ``--results``; a simulation is not done again while its file is there. Errors
+are RMSE; relative energies are those to the mean over the frames of one molecule, pair or cluster.
 
 Dynamics: 50 ps of ten molecules of the test set, and of 32 water molecules with one ion, in open space, with a Langevin
 thermostat at 300 K, steps of 1 fs and single precision; a molecule is whole if no bond is ever longer than 1.5 times
@@ -38,6 +39,14 @@ BONDED = ("neutral", "cation", "anion", "zwitterion")
 PICOSECONDS, STEP, TEMPERATURE, FRICTION = 50, 1.0, 300.0, 0.01  # ps, fs, K, 1/fs
 RECORD = 50  # steps between looks at the bonds
 MOLECULES, WATERS, IONS = 10, 32, {"chloride": "[Cl-]", "ammonium": "[NH4+]"}
+#: Column of the tables → (quantity, factor, format).
+COLUMNS = {
+    "energy, meV/atom": ("energy_per_atom", 1e3, ".3g"),
+    "relative energy, meV": ("relative_energy", 1e3, ".3g"),
+    "forces, meV/Å": ("forces", 1e3, ".3g"),
+    "charges, e": ("charges", 1, ".3f"),
+    "dipole, e·Å": ("dipole", 1, ".2f"),
+}
 SIZES, CALLS = (5, 10, 15, 20, 30, 40, 60), 20
 
 
@@ -205,21 +214,17 @@ def report(arguments):
     """The tables as Markdown."""
     lines = []
     found = [json.loads(path.read_text()) for path in sorted(arguments.results.glob("errors_*.json"))]
+    if found:
+        lines += [f"RMSE of {' / '.join(one['model'] for one in found)}:"]
     for name in FILES if found else ():
-        lines += [
-            "",
-            f"**{name}**",
-            "",
-            "| frames | number | model | meV/atom | meV | meV, relative | meV/Å | e | e·Å |",
-        ]
-        lines.append("|---" * 9 + "|")
+        lines += ["", f"| {name} | frames | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
         for row in sorted(found[0]["errors"][name]):
-            for one in found:
-                of = one["errors"][name][row]
-                charges = (f"{of[quantity]:.3f}" if quantity in of else "–" for quantity in ("charges", "dipole"))
-                scaled = [of.get(q) for q in ("energy_per_atom", "energy", "relative_energy", "forces")]
-                figures = " | ".join(["–" if value is None else f"{1e3 * value:.3g}" for value in scaled] + [*charges])
-                lines.append(f"| {row} | {of['frames']} | {one['model']} | {figures} |")
+            rows = [one["errors"][name][row] for one in found]
+            cells = [
+                " / ".join(f"{factor * of[quantity]:{style}}" if quantity in of else "–" for of in rows)
+                for quantity, factor, style in COLUMNS.values()
+            ]
+            lines.append(f"| {row} | {rows[0]['frames']} | {' | '.join(cells)} |")
     moved = [json.loads(path.read_text()) for path in sorted((arguments.results / "dynamics").glob("*.json"))]
     if moved:
         lines += ["", "| model | system | atoms | charge | ps | K | longest bond |", "|---" * 7 + "|"]
