@@ -84,7 +84,8 @@ def words(dataset, row, seed):
         "max_num_epochs": dataset.wide_epochs if row in WIDE else dataset.epochs, **dataset.options,
         **LONG.get(row, dataset.converged if row in CONVERGED else {}), "seed": seed,
     }  # fmt: skip
-    phi = ["--no_phi"] if ROWS[row] is None else ["--phi", *ROWS[row]]
+    # Energies of charge states are for every row to learn: with a fitted number they would not compare with the bare's.
+    phi = ["--no_phi"] if ROWS[row] is None else ["--phi", *ROWS[row], "electronegativity=0"]
     return [*runs.words_of(settings), *phi]
 
 

@@ -17,7 +17,7 @@ import runs
 from ablation import BUDGET, HOST
 from ablation_data import CHARGE_INPUT, read_ag3
 
-PHI = ["--phi", "operator=coulomb", "poisson=exact"]
+PHI = ["--phi", "operator=coulomb", "poisson=exact", "electronegativity=0"]
 #: Row → (charge of its structures, or None for both; options).
 ROWS = {
     "one model with Φ": (None, [*runs.words_of(CHARGE_INPUT), *PHI]),

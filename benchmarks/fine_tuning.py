@@ -73,7 +73,8 @@ def words(row, foundation, steps, train_frames, seed):
     settings["eval_interval"] = max(1, epochs // 20)
     if row == TUNED:
         return runs.words_of({**settings, "foundation_model": foundation, "foundation_model_elements": "True"})
-    phi = [f"{name}={json.dumps(value)}" for name, value in of_trained_model(foundation).items() if value is not None]
+    own = {name: value for name, value in of_trained_model(foundation).items() if name != "electronegativity"}
+    phi = [f"{name}={json.dumps(value)}" for name, value in own.items() if value is not None]
     return [*runs.words_of({**settings, "model": foundation.split(".")[0]}), "--phi", *phi]
 
 

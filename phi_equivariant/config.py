@@ -52,6 +52,9 @@ class PhiConfig:
         host's edges to the least energy.
     polarizable
         Whether atoms have induced dipoles too, with the same operator.
+    electronegativity
+        Of all atoms alike, χ̄ in V: a structure of total charge Q has χ̄Q in its energy, as it has the E0s of its
+        elements (None: 0; phi-mace-train fits it to energies of several total charges). With ``coulomb``.
     init
         ``default``: charges of about 0.2 e. ``small``: start so small that a trained host's energies do not change.
     width
@@ -81,6 +84,7 @@ class PhiConfig:
     dense_limit: int = 2000
     charge_model: str = "direct"
     polarizable: bool = False
+    electronegativity: float | None = None
 
     @property
     def responds(self) -> bool:
@@ -137,6 +141,17 @@ class PhiConfig:
                 f"charge_constraint is {self.charge_constraint!r}, but the charges of operator={self.operator!r} sum "
                 "to zero by construction; leave it out or use operator='coulomb'."
             )
+        if self.electronegativity is not None:
+            if not (_is_number(self.electronegativity) and math.isfinite(self.electronegativity)):
+                raise InputError(
+                    f"electronegativity is {self.electronegativity!r}; give a number of V, or None for 0 V."
+                )
+            if self.electronegativity and not kind.carries_charge:
+                raise InputError(
+                    f"electronegativity is {self.electronegativity!r} with operator={self.operator!r}, which takes no "
+                    "total charge; leave it out or use operator='coulomb'."
+                )
+            object.__setattr__(self, "electronegativity", float(self.electronegativity))
         if self.charge_constraint is None:
             object.__setattr__(self, "charge_constraint", "project" if kind.carries_charge else "none")
         if self.num_modes == 1 and (not kind.carries_charge or self.charge_constraint == "project"):

@@ -39,6 +39,8 @@ class PhiModule(torch.nn.Module):
     With ``charge_model`` ``qeq`` or ``sqe``, or ``polarizable``, charges or dipoles of channel 0 are those that make an
     energy least, see ``charge_models``; then φ is still Pρ, but E_Φ is that minimum.
 
+    With an ``electronegativity`` χ̄ of all atoms, χ̄Q joins the energy of a structure of total charge Q.
+
     In a homogeneous external field F, −F·Σ_i (ρ_i r_i + μ_i) of channel 0 joins the energy.
 
     In crystals and slabs L acts on neutral charges only; the uniform charge is its smoothest mode, λ = 0.
@@ -163,6 +165,8 @@ class PhiModule(torch.nn.Module):
         node_energy, channels = fields.energy, self.config.channels
         if structures.external_field is not None and self.charge_model is None:
             node_energy = node_energy + _in_field(structures, fields)
+        if self.config.electronegativity:
+            node_energy = node_energy + self.config.electronegativity * _shares(fields.charges[:, 0], structures)
         wanted = torch.nn.functional.pad(structures.total_charge[:, None], (0, channels - 1))
         out = {
             "phi_energy": structures.sum(node_energy),
@@ -230,6 +234,16 @@ class PhiModule(torch.nn.Module):
             step = 4 * math.pi * COULOMB_CONSTANT * (dipole * normal).sum(1) / area
             found["surface_potential_step"] = step.masked_fill(~slab, torch.nan)
         return found
+
+
+def _shares(charges: torch.Tensor, structures: Structures) -> torch.Tensor:
+    """What each atom has of the total charge, (n_atoms,) in e: its own charge and a part of what these miss of it.
+
+    The sum does not depend on the positions, and so no share has a derivative by them.
+    """
+    own = charges.detach()
+    missing = (structures.total_charge - structures.sum(own)) / structures.layout.counts
+    return own + missing[structures.batch]
 
 
 def _in_field(structures: Structures, fields: Fields) -> torch.Tensor:

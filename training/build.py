@@ -113,7 +113,8 @@ def _with_kernels(made: torch.nn.Module, host: Host, device: str) -> torch.nn.Mo
 
 def _attach(host: torch.nn.Module, phi: Phi, data: RunData) -> PhiPotential:
     """The host with Φ, trained Φ of the foundation model where there is one, and the host's part in training."""
-    model: PhiPotential = attach_phi(host, phi.config)
+    config = dataclasses.replace(phi.config, electronegativity=data.electronegativity)
+    model: PhiPotential = attach_phi(host, config)
     model.host_lr_factor = phi.host_lr_factor
     if phi.freeze_host:
         host.requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Energies of the isolated atoms, which a model's energies are counted from: from wherever ``--E0s`` says."""
+"""What energies are counted from: those of the isolated atoms, from wherever ``--E0s`` says, and that of charge."""
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,19 @@ class _LabelledEnergies:
 
 
 def isolated_energies(
-    frames: HeadFrames, elements: list[int], numbers: list[int], foundation: Any, device: str, embeddings: Any
+    frames: HeadFrames,
+    elements: list[int],
+    numbers: list[int],
+    foundation: Any,
+    device: str,
+    embeddings: Any,
+    charged: bool,
 ) -> dict[int, float]:
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
 
     Where neither tells, and the run starts from a trained model, they are ``estimated``: the new data may be of another
-    level of theory, whose energies lie keV apart.
+    level of theory, whose energies lie keV apart. ``charged`` : the model has Φ with an electronegativity, which is
+    estimated with them and noted with the head.
 
     InputError if there are none, or none for one of the head's elements, or if they are to come from energies and no
     training structure has one that weighs.
@@ -91,8 +98,8 @@ def isolated_energies(
         if choice == "average":
             found = mace_statistics.average_energies(labelled, elements)
         else:
-            found = estimated_energies(
-                foundation.potential, foundation.energies, labelled, elements, device, embeddings
+            found, frames.electronegativity = estimated_energies(
+                foundation.potential, foundation.energies, labelled, elements, device, embeddings, charged
             )
             shifts = ", ".join(f"{chemical_symbols[z]} {found[z] - foundation.energies[z]:+.3f}" for z in elements)
             frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {shifts}")
@@ -115,8 +122,10 @@ def estimated_energies(
     elements: list[int],
     device: str,
     embeddings: Mapping[str, Any] | None,
-) -> dict[int, float]:
-    """A trained model's E0s {Z: eV} + x_Z with the least Σ_structures (E_label − E_model − Σ_Z n_Z x_Z)², as in mace.
+    charged: bool,
+) -> tuple[dict[int, float], float | None]:
+    """A trained model's E0s {Z: eV} + x_Z, as in mace, and χ̄ in V, with the least Σ_structures (E_label − E_model −
+    Σ_Z n_Z x_Z − χ̄Q)²; no χ̄ unless ``charged``, or where total charges Q say nothing that elements do not.
 
     The model is moved to the device.
     """
@@ -128,6 +137,47 @@ def estimated_energies(
             predicted = run_model(model, collate([make(atoms)]).to(device), compute_force=False)["energy"]
         assert predicted is not None
         errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item())
-        counts.append([np.count_nonzero(atoms.numbers == number) for number in elements])
-    corrections = np.linalg.lstsq(np.array(counts, float), np.array(errors), rcond=None)[0].tolist()
-    return {number: energies.get(number, 0.0) + x for number, x in zip(elements, corrections, strict=True)}
+        of_elements = [float(np.count_nonzero(atoms.numbers == number)) for number in elements]
+        counts.append([*of_elements, _total_charge(atoms) if charged else 0.0])
+    corrections, slope = _least_squares(counts, errors)
+    return {number: energies.get(number, 0.0) + x for number, x in zip(elements, corrections, strict=True)}, slope
+
+
+def fitted_electronegativity(found: Sequence[HeadFrames]) -> float | None:
+    """χ̄ in V with the least Σ_structures (E − Σ_Z n_Z x_Z − χ̄Q)², the x_Z of each head its own; None where total
+    charges Q say nothing that elements do not.
+
+    An ion's energy lies a few eV per charge from what its atoms' surroundings tell: a host has to learn that from few
+    structures, which one number says of all.
+    """
+    states = [state for frames in found for state in frames.states]
+    known = [state.seen()["total_charge"] for state in states if state is not None and state.frames]
+    if len(known) == len(states) and len({charge for seen in known for charge in seen}) < 2:
+        return None
+    elements = {frames.head.name: frames.elements() for frames in found}
+    columns = {key: i for i, key in enumerate((name, z) for name, numbers in elements.items() for z in numbers)}
+    counts, energies = list[list[float]](), list[float]()
+    for frames in found:
+        for atoms in itertools.chain(*frames.train):
+            if LABELS["energy"].acts(atoms, frames.head.config_type_weights):
+                row = [0.0] * len(columns)
+                for number, count in Counter(atoms.numbers.tolist()).items():
+                    row[columns[frames.head.name, number]] = count
+                counts.append([*row, _total_charge(atoms)])
+                energies.append(atoms.info[LABELS["energy"].canonical])
+    return _least_squares(counts, energies)[1] if counts else None
+
+
+def _total_charge(atoms: Atoms) -> float:
+    return float(atoms.info.get(LABELS["total_charge"].canonical, 0.0))
+
+
+def _least_squares(counts: list[list[float]], energies: list[float]) -> tuple[list[float], float | None]:
+    """Energies for what a structure has of each element, and for its total charge, the last column; None for the latter
+    where it follows from the former."""
+    table, wanted = np.array(counts, float), np.array(energies)
+    found, _, rank, _ = np.linalg.lstsq(table[:, :-1], wanted, rcond=None)
+    with_charge, _, rank_with_charge, _ = np.linalg.lstsq(table, wanted, rcond=None)
+    if rank_with_charge == rank:
+        return found.tolist(), None
+    return with_charge[:-1].tolist(), float(with_charge[-1])

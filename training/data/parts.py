@@ -22,7 +22,8 @@ class HeadFrames:
     head : its settings; train, valid : parts, each a list of structures or data that stays on disk;
     tests : {name: structures}; e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what
     was found; first_keys : a sentence with the entries of the first training structure, for messages; states : total
-    charges and the like of the training data, None for a part of which not all was read.
+    charges and the like of the training data, None for a part of which not all was read; electronegativity : χ̄ in V by
+    which a trained model's energies miss those of the data for each e of total charge, None where that is not known.
     """
 
     head: Head
@@ -34,6 +35,7 @@ class HeadFrames:
     provenance: dict[str, Any] = field(default_factory=dict)
     first_keys: str = ""
     states: list[StateCount | None] = field(default_factory=list)
+    electronegativity: float | None = None
 
     def size(self) -> int:
         """Number of training structures."""

@@ -14,7 +14,7 @@ from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.kinds import operator_class
 from training import distribution
 from training.data.geometry import ALL_PERIODICITIES
-from training.data.isolated import isolated_energies
+from training.data.isolated import fitted_electronegativity, isolated_energies
 from training.data.labelled_graphs import GraphMaker, Graphs, graph_set
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
@@ -23,7 +23,7 @@ from training.data.placing import Accepted
 from training.data.replay import repeat_new_structures
 from training.data.sources import HeadReader, from_registry
 from training.data.spool import GraphStream
-from training.run import Data, Head, Machine, Run
+from training.run import Data, Head, Machine, Phi, Run
 
 
 @dataclasses.dataclass
@@ -37,6 +37,7 @@ class RunData:
     lines : what was found, for the log; provenance : the same for JSON, with the indices of the split;
     digest : sha256 of training and validation structures and labels; foundation : the trained model to start from;
     state : how total charges and the like are read, and in which range the training structures have them;
+    electronegativity : χ̄ of Φ in V, None where charges sum to zero or nothing tells;
     part, machine : how structures are dealt out; whole : whether a step takes all of them (L-BFGS).
     """
 
@@ -55,6 +56,7 @@ class RunData:
     digest: str
     foundation: Any
     state: StateReader
+    electronegativity: float | None
     part: Data
     machine: Machine
     whole: bool
@@ -152,10 +154,11 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     if foundation is not None:
         numbers = foundation.choose_elements(numbers, run.host)
     known = {} if foundation is None else foundation.energies
+    charged = phi is not None and operator_class(phi.config).carries_charge
     e0s = {}
     for frames in found:
         own = isolated_energies(
-            frames, elements[frames.head.name], numbers, foundation, machine.device, run.host.embedding_specs
+            frames, elements[frames.head.name], numbers, foundation, machine.device, run.host.embedding_specs, charged
         )
         if kept := [chemical_symbols[number] for number in numbers if number not in own and number in known]:
             frames.head.notes.append(
@@ -167,6 +170,25 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
             reader.tests(frames, numbers)
     read = {*accepted.embedded, *(["total_charge"] if phi is not None else [])}
     return _run_data(found, numbers, e0s, run, foundation, state_reader(found, read))
+
+
+def _electronegativity(phi: Phi | None, found: list[HeadFrames], foundation: Any) -> float | None:
+    """χ̄ of Φ in V: what is given or trained, or fits the energies best; a note says which."""
+    if phi is None or not operator_class(phi.config).carries_charge:
+        return None
+    given, head = phi.config.electronegativity, found[0]
+    if foundation is None:
+        value = fitted_electronegativity(found) if given is None else None
+    else:
+        missed = head.electronegativity if len(found) == 1 else None  # of other heads the trained model's holds
+        goes_on = foundation.phi is not None
+        if given is None and not goes_on and missed is None:
+            given = foundation.electronegativity
+        value = missed if given is None else given + missed if goes_on and missed is not None else None
+    if value is None:
+        return given
+    head.head.notes.append(f"electronegativity of Φ: {value:.3f} V, by which energies change for each e of charge")
+    return value
 
 
 def _check_batch_size(batch_size: int, structures: int) -> None:
@@ -190,6 +212,7 @@ def _run_data(
     """The run's data from those of its heads: graphs are built here, of data in memory now, of others when read."""
     names = [frames.head.name for frames in found]
     several = len(names) > 1
+    electronegativity = _electronegativity(run.phi, found, foundation)
     train, valid, test = dict[str, Any](), dict[str, Graphs](), dict[str, Graphs]()
     test_heads: dict[str, str] = {}
     lines, sha = list[str](), hashlib.sha256()
@@ -222,6 +245,7 @@ def _run_data(
         digest=sha.hexdigest(),
         foundation=foundation,
         state=state,
+        electronegativity=electronegativity,
         part=run.data,
         machine=run.machine,
         whole=run.optimiser.lbfgs,

@@ -38,12 +38,13 @@ class Foundation:
     """A trained model to start from.
 
     path : where it was read; model : a ``ScaleShiftMACE`` with one head, in evaluation mode; phi : the ``PhiModule``
-    that was trained with it, or None.
+    that was trained with it and goes on, or None; electronegativity : of the Φ that was trained with it.
     """
 
     path: str
     model: Any
     phi: PhiModule | None
+    electronegativity: float | None = None
 
     @property
     def atomic_numbers(self) -> list[int]:
@@ -94,8 +95,9 @@ def read(host: Host, phi: Phi | None) -> Foundation | None:
     if host.foundation_model is None:
         return None
     try:
-        model, trained = load(host.foundation_model, host.trust_pickle), None
+        model, trained, electronegativity = load(host.foundation_model, host.trust_pickle), None, None
         if isinstance(model, PhiPotential):
+            electronegativity = model.phi.config.electronegativity
             trained = None if phi is not None and phi.fresh else model.phi
             if trained is not None:
                 _check_phi(trained, phi, host.foundation_model)
@@ -109,7 +111,10 @@ def read(host: Host, phi: Phi | None) -> Foundation | None:
         raise InputError(f"--foundation_model: {error}") from error
     dtype = torch.get_default_dtype()
     return Foundation(
-        str(host.foundation_model), model.to(dtype).eval(), None if trained is None else trained.to(dtype)
+        str(host.foundation_model),
+        model.to(dtype).eval(),
+        None if trained is None else trained.to(dtype),
+        electronegativity,
     )
 
 
