@@ -113,12 +113,12 @@ def _dipoles():
 
 CASES = {
     "mace": Case(potential, run=("velocity all set 500 0 0", "fix n all nve", "run 8")),
-    "nequip open": Case(lambda: potential(host=nequip_host()), apart, -1.0, "real"),
+    "nequip open": Case(lambda: potential(host=nequip_host(), electronegativity=6.0), apart, -1.0, "real"),
     "bare": Case(nequip_host, lines=("processors 1 1 *",)),
     "graph": Case(lambda: potential(operator="graph", low_pass=0.5)),
     "learned": Case(lambda: potential(poisson="learned", channels=2)),
     "dipoles": Case(_dipoles),
-    "qeq": Case(lambda: potential(charge_model="qeq"), apart, -1.0, field=(0.02, 0.1, -0.05)),
+    "qeq": Case(lambda: potential(charge_model="qeq", electronegativity=6.0), apart, -1.0, field=(0.02, 0.1, -0.05)),
     "slab": Case(lambda: potential(charge_model="sqe"), slab, field=(0.0, 0.0, 0.1)),
     "sqe": Case(lambda: potential(charge_model="sqe", polarizable=True)),
     "schnet": Case(lambda: potential(host=schnet()), cutoff=26.0),
@@ -129,7 +129,9 @@ CASES = {
     "edges shared": Case(lambda: potential(host=mace_host("8x0e"), operator="graph"), many),
     "flow shared": Case(lambda: potential(host=mace_host("8x0e"), charge_model="sqe", polarizable=True), many),
     "slab shared": Case(
-        lambda: potential(host=mace_host("8x0e"), charge_model="sqe"), lambda: many((True, True, False)), 1.0
+        lambda: potential(host=mace_host("8x0e"), charge_model="sqe", electronegativity=6.0),
+        lambda: many((True, True, False)),
+        1.0,
     ),
 }
 
