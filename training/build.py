@@ -92,7 +92,9 @@ def build(run: Run, data: RunData) -> Built:
 
 def _build_host(run: Run, data: RunData, order: EpochOrder) -> tuple[torch.nn.Module, dict[str, bool]]:
     """A fresh host or one with trained weights, in the layout of the kernels that were asked for."""
-    training = mace_statistics.TrainingSet(data.statistics_pass(order), data.atomic_numbers, data.settings, data.e0s)
+    training = mace_statistics.TrainingSet(
+        data.statistics_pass(order), data.atomic_numbers, data.settings, data.e0s, data.electronegativity or 0.0
+    )
     if named_models.is_named(run.host.model):
         host, outputs = named_models.build_host(run.host, run.data, run.loss, training)
     elif data.foundation is None:

@@ -38,13 +38,14 @@ class TrainingSet:
 
     loader : read as often as mace_run_train reads its own, so that its shuffling continues as there; atomic_numbers :
     elements of the model; heads : in the model's order, with the statistics that were given for them; energies : those
-    of the isolated atoms, {head: {Z: eV}}.
+    of the isolated atoms, {head: {Z: eV}}; electronegativity : χ̄ of Φ in V, which counts the energy of charge.
     """
 
     loader: Loader
     atomic_numbers: list[int]
     heads: list[Head]
     energies: Mapping[str, Mapping[int, float]]
+    electronegativity: float = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -62,11 +63,17 @@ class TrainingSet:
         return np.array([[self.energies[name][number] for number in self.atomic_numbers] for name in self.names])
 
 
-def average_energies(frames: Iterable[Atoms], atomic_numbers: Iterable[int]) -> dict[int, float]:
-    """Isolated-atom energies {Z: eV} that fit the energies of labelled structures best (least squares)."""
-    key = LABELS["energy"].canonical
+def average_energies(
+    frames: Iterable[Atoms], atomic_numbers: Iterable[int], electronegativity: float = 0.0
+) -> dict[int, float]:
+    """Isolated-atom energies {Z: eV} that fit the energies of labelled structures, less χ̄Q, best (least squares)."""
+    key, charge = LABELS["energy"].canonical, LABELS["total_charge"].canonical
     records: list[Any] = [
-        SimpleNamespace(properties={"energy": atoms.info[key]}, atomic_numbers=atoms.numbers) for atoms in frames
+        SimpleNamespace(
+            properties={"energy": atoms.info[key] - electronegativity * atoms.info.get(charge, 0.0)},
+            atomic_numbers=atoms.numbers,
+        )
+        for atoms in frames
     ]
     found = mace_data.compute_average_E0s(records, mace_tools.AtomicNumberTable(list(atomic_numbers)))
     return {int(number): float(energy) for number, energy in found.items()}
@@ -98,7 +105,7 @@ def mean_and_scale(model: str, data: Data, training: TrainingSet) -> tuple[list[
         if data.std is None:
             training.loader.skip()  # mace looks again at what a statistics_file or a head has told
         return [head.mean or 0.0 for head in heads], [head.std or 0.0 for head in heads]
-    recorded = _RecordedEnergies(training.loader, training.isolated)
+    recorded = _RecordedEnergies(training.loader, training.isolated, training.electronegativity)
     with default_dtype(torch.float64):  # E − ΣE0 of large E0s has no digits in float32
         found = modules.scaling_classes[data.scaling](recorded, training.isolated)
     means, scales = (np.ravel(values) for values in found)
@@ -114,14 +121,14 @@ def mean_and_scale(model: str, data: Data, training: TrainingSet) -> tuple[list[
 
 
 class _RecordedEnergies:
-    """Hands the batches of a loader on to mace's statistics, in float64, and keeps the energies per atom, less isolated
-    atoms.
+    """Hands the batches of a loader on to mace's statistics, in float64 and less χ̄Q, and keeps the energies per atom,
+    less isolated atoms too.
 
     mace takes the energy of a structure that has none for 0 eV, which would shift a model by tens of eV per atom.
     """
 
-    def __init__(self, loader: Loader, energies: np.ndarray) -> None:
-        self.loader, self.energies = loader, torch.tensor(energies)
+    def __init__(self, loader: Loader, energies: np.ndarray, electronegativity: float) -> None:
+        self.loader, self.energies, self.electronegativity = loader, torch.tensor(energies), electronegativity
         self.values: list[torch.Tensor] = []
         self.heads: list[torch.Tensor] = []
         self.counts: list[torch.Tensor] = []
@@ -132,10 +139,12 @@ class _RecordedEnergies:
                 1, batch["head"][batch["batch"]][:, None]
             )
             isolated = of_atoms.new_zeros(batch.num_graphs).index_add_(0, batch["batch"], of_atoms[:, 0])
-            self.values.append((batch["energy"] - isolated) / (batch["ptr"][1:] - batch["ptr"][:-1]))
+            energy = batch["energy"] - self.electronegativity * batch["total_charge"].double()
+            self.values.append((energy - isolated) / (batch["ptr"][1:] - batch["ptr"][:-1]))
             self.heads.append(batch["head"])
             self.counts.append(LABELS["energy"].counted(batch))
-            yield type(batch)({**batch, **{name: batch[name].double() for name in ("node_attrs", "forces")}})
+            doubled = {name: batch[name].double() for name in ("node_attrs", "forces")}
+            yield type(batch)({**batch, **doubled, "energy": energy})
 
     def all_count(self) -> bool:
         """Whether every structure has an energy that weighs."""

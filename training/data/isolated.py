@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,12 @@ def isolated_energies(
     foundation: Any,
     device: str,
     embeddings: Any,
-    charged: bool,
 ) -> dict[int, float]:
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
 
     Where neither tells, and the run starts from a trained model, they are ``estimated``: the new data may be of another
-    level of theory, whose energies lie keV apart. ``charged`` : the model has Φ with an electronegativity, which is
-    estimated with them and noted with the head.
+    level of theory, whose energies lie keV apart. The electronegativity of Φ, which counts the energy of charge, may be
+    estimated with them; it is kept with the head.
 
     InputError if there are none, or none for one of the head's elements, or if they are to come from energies and no
     training structure has one that weighs.
@@ -96,13 +95,9 @@ def isolated_energies(
     else:
         labelled = _LabelledEnergies(frames, choice)
         if choice == "average":
-            found = mace_statistics.average_energies(labelled, elements)
+            found = mace_statistics.average_energies(labelled, elements, frames.electronegativity or 0.0)
         else:
-            found, frames.electronegativity = estimated_energies(
-                foundation.potential, foundation.energies, labelled, elements, device, embeddings, charged
-            )
-            shifts = ", ".join(f"{chemical_symbols[z]} {found[z] - foundation.energies[z]:+.3f}" for z in elements)
-            frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {shifts}")
+            found = _estimated(frames, labelled, elements, foundation, device, embeddings)
         frames.head.notes.extend(labelled.notes(elements))
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
@@ -115,32 +110,32 @@ def isolated_energies(
     return found
 
 
-def estimated_energies(
-    model: torch.nn.Module,
-    energies: Mapping[int, float],
-    frames: Iterable[Atoms],
-    elements: list[int],
-    device: str,
-    embeddings: Mapping[str, Any] | None,
-    charged: bool,
-) -> tuple[dict[int, float], float | None]:
-    """A trained model's E0s {Z: eV} + x_Z, as in mace, and χ̄ in V, with the least Σ_structures (E_label − E_model −
-    Σ_Z n_Z x_Z − χ̄Q)²; no χ̄ unless ``charged``, or where total charges Q say nothing that elements do not.
-
-    The model is moved to the device.
+def _estimated(
+    frames: HeadFrames, labelled: Iterable[Atoms], elements: list[int], foundation: Any, device: str, embeddings: Any
+) -> dict[int, float]:
+    """A trained model's E0s {Z: eV} + x_Z, as in mace, and χ̄ + x_Q, with the least Σ_structures (E_label − E_model −
+    Σ_Z n_Z x_Z − x_Q Q)²; x_Q is 0 if the head does not estimate it, or where Q says nothing that elements do not.
     """
-    numbers: list[int] = torch.as_tensor(model.atomic_numbers).tolist()
-    make = GraphMaker(numbers, float(torch.as_tensor(model.r_max)), specs=embeddings or {})
-    model, counts, errors = model.to(device).eval(), [], []
-    for atoms in frames:
+    numbers: list[int] = torch.as_tensor(foundation.model.atomic_numbers).tolist()
+    make = GraphMaker(numbers, float(torch.as_tensor(foundation.model.r_max)), specs=embeddings or {})
+    model, counts, errors = foundation.potential.to(device).eval(), list[list[float]](), list[float]()
+    start = frames.electronegativity or 0.0
+    trained = 0.0 if foundation.phi is None else foundation.phi.config.electronegativity or 0.0
+    for atoms in labelled:
         with torch.no_grad():
             predicted = run_model(model, collate([make(atoms)]).to(device), compute_force=False)["energy"]
         assert predicted is not None
-        errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item())
+        charge = _total_charge(atoms)
+        errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item() - (start - trained) * charge)
         of_elements = [float(np.count_nonzero(atoms.numbers == number)) for number in elements]
-        counts.append([*of_elements, _total_charge(atoms) if charged else 0.0])
+        counts.append([*of_elements, charge if frames.estimates_charge else 0.0])
     corrections, slope = _least_squares(counts, errors)
-    return {number: energies.get(number, 0.0) + x for number, x in zip(elements, corrections, strict=True)}, slope
+    shifts = ", ".join(f"{chemical_symbols[z]} {x:+.3f}" for z, x in zip(elements, corrections, strict=True))
+    frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {shifts}")
+    if slope is not None:
+        frames.electronegativity = start + slope
+        frames.head.notes.append(f"electronegativity: estimated with them: {start + slope:.3f} V, {slope:+.3f} V")
+    return {z: foundation.energies.get(z, 0.0) + x for z, x in zip(elements, corrections, strict=True)}
 
 
 def fitted_electronegativity(found: Sequence[HeadFrames]) -> float | None:
@@ -165,7 +160,11 @@ def fitted_electronegativity(found: Sequence[HeadFrames]) -> float | None:
                     row[columns[frames.head.name, number]] = count
                 counts.append([*row, _total_charge(atoms)])
                 energies.append(atoms.info[LABELS["energy"].canonical])
-    return _least_squares(counts, energies)[1] if counts else None
+    value = _least_squares(counts, energies)[1] if counts else None
+    if value is not None:
+        text = f"electronegativity: {value:.3f} V, least squares: energies differ by that for each e of total charge"
+        found[0].head.notes.append(text)
+    return value
 
 
 def _total_charge(atoms: Atoms) -> float:

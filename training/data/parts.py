@@ -22,8 +22,8 @@ class HeadFrames:
     head : its settings; train, valid : parts, each a list of structures or data that stays on disk;
     tests : {name: structures}; e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what
     was found; first_keys : a sentence with the entries of the first training structure, for messages; states : total
-    charges and the like of the training data, None for a part of which not all was read; electronegativity : χ̄ in V by
-    which a trained model's energies miss those of the data for each e of total charge, None where that is not known.
+    charges and the like of the training data, None for a part of which not all was read; electronegativity : χ̄ of Φ in
+    V, None for 0; estimates_charge : whether estimated E0s may change it, which several heads share.
     """
 
     head: Head
@@ -36,6 +36,7 @@ class HeadFrames:
     first_keys: str = ""
     states: list[StateCount | None] = field(default_factory=list)
     electronegativity: float | None = None
+    estimates_charge: bool = False
 
     def size(self) -> int:
         """Number of training structures."""

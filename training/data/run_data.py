@@ -154,11 +154,12 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     if foundation is not None:
         numbers = foundation.choose_elements(numbers, run.host)
     known = {} if foundation is None else foundation.energies
-    charged = phi is not None and operator_class(phi.config).carries_charge
+    if phi is not None and operator_class(phi.config).carries_charge:
+        _count_charge(found, phi, foundation)
     e0s = {}
     for frames in found:
         own = isolated_energies(
-            frames, elements[frames.head.name], numbers, foundation, machine.device, run.host.embedding_specs, charged
+            frames, elements[frames.head.name], numbers, foundation, machine.device, run.host.embedding_specs
         )
         if kept := [chemical_symbols[number] for number in numbers if number not in own and number in known]:
             frames.head.notes.append(
@@ -172,23 +173,15 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
     return _run_data(found, numbers, e0s, run, foundation, state_reader(found, read))
 
 
-def _electronegativity(phi: Phi | None, found: list[HeadFrames], foundation: Any) -> float | None:
-    """χ̄ of Φ in V: what is given or trained, or fits the energies best; a note says which."""
-    if phi is None or not operator_class(phi.config).carries_charge:
-        return None
-    given, head = phi.config.electronegativity, found[0]
-    if foundation is None:
-        value = fitted_electronegativity(found) if given is None else None
-    else:
-        missed = head.electronegativity if len(found) == 1 else None  # of other heads the trained model's holds
-        goes_on = foundation.phi is not None
-        if given is None and not goes_on and missed is None:
-            given = foundation.electronegativity
-        value = missed if given is None else given + missed if goes_on and missed is not None else None
-    if value is None:
-        return given
-    head.head.notes.append(f"electronegativity of Φ: {value:.3f} V, by which energies change for each e of charge")
-    return value
+def _count_charge(found: list[HeadFrames], phi: Phi, foundation: Any) -> None:
+    """Say for each head what χ̄ is: what is given, what the trained model had, or what fits the energies best."""
+    given = value = phi.config.electronegativity
+    if given is None:
+        value = fitted_electronegativity(found) if foundation is None else foundation.electronegativity
+    trained_goes_on = foundation is not None and foundation.phi is not None
+    for frames in found:
+        frames.electronegativity = value
+        frames.estimates_charge = len(found) == 1 and (given is None or trained_goes_on)
 
 
 def _check_batch_size(batch_size: int, structures: int) -> None:
@@ -212,7 +205,6 @@ def _run_data(
     """The run's data from those of its heads: graphs are built here, of data in memory now, of others when read."""
     names = [frames.head.name for frames in found]
     several = len(names) > 1
-    electronegativity = _electronegativity(run.phi, found, foundation)
     train, valid, test = dict[str, Any](), dict[str, Graphs](), dict[str, Graphs]()
     test_heads: dict[str, str] = {}
     lines, sha = list[str](), hashlib.sha256()
@@ -245,7 +237,7 @@ def _run_data(
         digest=sha.hexdigest(),
         foundation=foundation,
         state=state,
-        electronegativity=electronegativity,
+        electronegativity=found[0].electronegativity,
         part=run.data,
         machine=run.machine,
         whole=run.optimiser.lbfgs,

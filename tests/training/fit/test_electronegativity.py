@@ -46,7 +46,7 @@ def test_it_is_the_slope_of_the_energies(tmp_path):
     for given in ({"E0s": "average"}, {"E0s": "{1: 1.0, 6: 2.0, 8: 3.0}"}):
         model, data, _ = build(file, phi=PHI, **given)
         assert model.phi.config.electronegativity == data.electronegativity == pytest.approx(SLOPE, rel=1e-9)
-    assert "electronegativity of Φ: 6.250 V, by which energies change for each e of charge" in data.lines
+    assert "electronegativity: 6.250 V, least squares: energies differ by that for each e of total charge" in data.lines
     folder = run(tmp_path, name="run", train_file=file, phi=PHI, max_num_epochs=1, charges_weight=None)
     saved = json.loads((folder / "config.json").read_text())["phi"]["config"]
     assert saved["electronegativity"] == pytest.approx(SLOPE, rel=1e-9)
@@ -55,6 +55,23 @@ def test_it_is_the_slope_of_the_energies(tmp_path):
     energy = PhiCalculator(model).get_property("energy", cation)
     model.phi.config = dataclasses.replace(model.phi.config, electronegativity=None)
     assert energy - PhiCalculator(model).get_property("energy", cation) == pytest.approx(SLOPE, abs=1e-8)
+
+
+def test_e0s_shift_and_scale_count_from_it(tmp_path):
+    """They are those of energies without the charge's part: of neutral structures, here."""
+    plain, charged = ions(slope=0.0), ions()
+    for index, (one, other) in enumerate(zip(plain, charged, strict=True)):
+        for atoms in (one, other):  # something that elements do not explain
+            atoms.info["energy"] += 0.1 * np.sin(index)
+        one.info["total_charge"] = 0
+    given = {"model": "ScaleShiftMACE", "scaling": "std_scaling", "E0s": "average"}
+    of_ions, *_ = build(write(tmp_path / "ions.xyz", charged), phi=[PHI, f"electronegativity={SLOPE}"], **given)
+    of_neutral, *_ = build(write(tmp_path / "neutral.xyz", plain), phi=PHI, **given)
+    for name in ("scale", "shift"):
+        values = [float(getattr(model.host.scale_shift, name)) for model in (of_ions, of_neutral)]
+        assert values[0] == pytest.approx(values[1], rel=1e-9) and abs(values[0]) > 0
+    energies = [model.host.atomic_energies_fn.atomic_energies.numpy() for model in (of_ions, of_neutral)]
+    np.testing.assert_allclose(*energies, rtol=1e-9)
 
 
 def test_what_is_given_stays(tmp_path):
