@@ -7,7 +7,7 @@ SPICE dipeptides with 50, 200 and all training frames and three seeds, 3BPA and 
 Either row has the same host and the same kind of Φ, which the foundation's name and its settings say; trained are
 energies and forces. Fine-tuned rows keep all elements of the foundation, its Φ, and E0s that are estimated. How much is
 forgotten is measured on the foundation's own test set, before and after: forces, and energies per atom after the shift
-of each element that fits them best, for the levels of theory are different.
+of each element, and of each unit of charge, that fits them best, for the levels of theory are different.
 
 1,200 steps of five dipeptides take about 15 minutes on one core, all runs about 5 hours. Every run leaves one JSON file
 in ``--results``, and is not trained again while that is there; one that was stopped goes on from its last epoch.
@@ -93,16 +93,18 @@ def old_test(foundation, data, file, count):
 
 
 def errors_on(model, frames):
-    """RMSE of forces in meV/Å, and of energies in meV/atom after the best shift of each element."""
-    calculator, forces, energies, counts = PhiCalculator(model, dtype="float32"), [], [], []
+    """RMSE of forces in meV/Å, and of energies in meV/atom after the best shift of each element and of total charge."""
+    calculator, forces, energies, counts, charges = PhiCalculator(model, dtype="float32"), [], [], [], []
     elements = sorted({number for atoms in frames for number in atoms.numbers.tolist()})
     for atoms in frames:
         labelled, bare = atoms.copy(), atoms.copy()
         forces.append(calculator.get_property("forces", bare) - labelled.arrays["REF_forces"])
         energies.append(calculator.get_property("energy", bare) - labelled.info["REF_energy"])
         counts.append([np.count_nonzero(atoms.numbers == number) for number in elements])
+        charges.append(atoms.info.get("total_charge", 0.0))
     counts, energies = np.array(counts, float), np.array(energies)
-    left = (energies - counts @ np.linalg.lstsq(counts, energies, rcond=None)[0]) / counts.sum(1)
+    table = np.column_stack([counts, charges])
+    left = (energies - table @ np.linalg.lstsq(table, energies, rcond=None)[0]) / counts.sum(1)
     return {
         "forces": 1e3 * float(np.sqrt(np.mean(np.concatenate(forces) ** 2))),
         "energy_per_atom": 1e3 * float(np.sqrt(np.mean(left**2))),
