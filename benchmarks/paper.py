@@ -141,12 +141,13 @@ def train_all(arguments):
                 "warmup_epochs": min(1, epochs - 1), "eval_interval": max(1, epochs // 10), "seed": seed, **settings,
             }  # fmt: skip
             words = [*runs.words_of(asked), *(["--no_phi"] if phi is None else ["--phi", *phi])]
-            told = {"dataset": name, "row": row, "seed": seed, "frames": size}
+            told, fresh = {"dataset": name, "row": row, "seed": seed, "frames": size}, not (folder / stem).exists()
             try:
                 with random_modes(is_random):
                     *_, about = runs.run(words, [*files, "--E0s", str(e0s)], folder / stem)
             except SystemExit as stop:
-                began = (folder / stem / "log.txt").is_file()
+                # A run that had begun before may be refused for other reasons.
+                began = fresh and (folder / stem / "log.txt").is_file()
                 if name != "hyperparameters" or stop.code != UNUSABLE or not began:
                     raise
                 runs.write_json(path, {**told, "options": shlex.join(words), "diverged": True})
@@ -183,23 +184,16 @@ def report_hyperparameters(found, axis):
     lines = ["| | trials | diverged | median | expected best of 4 | of 16 | best | its forces on the test set, meV/Å |"]
     lines.append("|---" * 8 + "|")
     every = {row: np.array([validation_loss(run) for run in made]) for row, made in found.items()}
-    worst = max(losses[np.isfinite(losses)].max() for losses in every.values())
+    worst = max(loss for losses in every.values() for loss in losses if np.isfinite(loss))
     for number, (row, made) in enumerate(found.items()):
         diverged, losses = np.isinf(every[row]).sum(), np.minimum(every[row], worst)
         mean, spread = expected_best(losses)
         tried = np.arange(1, len(losses) + 1)
         axis.plot(tried, mean, f"C{number}", label=row)
         axis.fill_between(tried, mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
-        best = values_of([made[int(losses.argmin())]], ERRORS[1])[0]
+        forces = cell(values_of([made[int(every[row].argmin())]], ERRORS[1]), 1, ".1f")
         some = [f"{mean[n - 1]:.3f}" if n <= len(mean) else "–" for n in (4, 16)]
-        cells = [
-            str(len(losses)),
-            str(diverged),
-            f"{np.median(losses):.3f}",
-            *some,
-            f"{losses.min():.3f}",
-            f"{best:.1f}",
-        ]
+        cells = [str(len(losses)), str(diverged), f"{np.median(losses):.3f}", *some, f"{losses.min():.3f}", forces]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     axis.set(xlabel="trials", ylabel="expected lowest validation loss", yscale="log")
     return lines

@@ -47,7 +47,7 @@ def check_machine(run: Run) -> None:
 def load(run: Run) -> tuple[Run, RunData]:
     """Precision, then the trained model to start from, then the data of a run.
 
-    The run has the architecture of the trained model where there is one.
+    The run has the architecture of the trained model where there is one, and the electronegativity that was found.
     """
     set_default_dtype(run.machine.default_dtype)
     torch.set_float32_matmul_precision("highest")  # no TF32, whose ten bits are too few for energies
@@ -59,6 +59,9 @@ def load(run: Run) -> tuple[Run, RunData]:
         objectives[2] = build_objective(run.loss, run.phi, stage=2)
     optional = ("stress",) if run.replay.active else ()  # its loss is mace's universal one, whatever was asked for
     data = run_data.load(run, needs(run.loss, objectives, run.given, optional), trained)
+    if run.phi is not None:
+        config = dataclasses.replace(run.phi.config, electronegativity=data.electronegativity)
+        run = dataclasses.replace(run, phi=dataclasses.replace(run.phi, config=config))
     data.lines += [f"loss{_of_stage(stage)}: {made.describe()}" for stage, made in objectives.items()]
     data.lines += idle_weights(run.loss, objectives, run.given)
     data.lines[:0] = run.notes
@@ -115,8 +118,7 @@ def _with_kernels(made: torch.nn.Module, host: Host, device: str) -> torch.nn.Mo
 
 def _attach(host: torch.nn.Module, phi: Phi, data: RunData) -> PhiPotential:
     """The host with Φ, trained Φ of the foundation model where there is one, and the host's part in training."""
-    config = dataclasses.replace(phi.config, electronegativity=data.electronegativity)
-    model: PhiPotential = attach_phi(host, config)
+    model: PhiPotential = attach_phi(host, phi.config)
     model.host_lr_factor = phi.host_lr_factor
     if phi.freeze_host:
         host.requires_grad_(False)

@@ -202,6 +202,10 @@ class StateCount:
         """{quantity: (lowest, highest)}, structures that say nothing counted with mace's value."""
         return {name: (min(values), max(values)) for name, values in self._values.items()}
 
+    def distinct(self, name: str) -> list[float]:
+        """The values of a quantity, ascending, each once."""
+        return sorted(set(self._values.get(name, ())))
+
     def check_named(self, where: str) -> None:
         """InputError if a key that a user named stands in no structure: ``where`` names the files."""
         for name, key in self.keys.items():

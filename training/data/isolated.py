@@ -16,7 +16,11 @@ from phi_equivariant.potential import run_model
 from training import mace_statistics
 from training.data.labelled_graphs import GraphMaker
 from training.data.parts import HeadFrames, of_head
+from training.data.sequences import on_disk
 from training.quantities import LABELS
+
+LOOKED_AT = 2000  # structures on disk that tell the electronegativity
+DIGITS = 6  # of it, in V, so that a run that goes on elsewhere has the same
 
 
 class _LabelledEnergies:
@@ -64,8 +68,8 @@ def isolated_energies(
     """Isolated-atom energies {Z: eV} of a head: those in its training files, or what its ``E0s`` says.
 
     Where neither tells, and the run starts from a trained model, they are ``estimated``: the new data may be of another
-    level of theory, whose energies lie keV apart. The electronegativity of Φ, which counts the energy of charge, may be
-    estimated with them; it is kept with the head.
+    level of theory, whose energies lie keV apart. The electronegativity of Φ, which counts the energy of charge, is
+    then estimated too, whatever the E0s but ``foundation``; it is kept with the head.
 
     InputError if there are none, or none for one of the head's elements, or if they are to come from energies and no
     training structure has one that weighs.
@@ -95,10 +99,18 @@ def isolated_energies(
     else:
         labelled = _LabelledEnergies(frames, choice)
         if choice == "average":
-            found = mace_statistics.average_energies(labelled, elements, frames.electronegativity or 0.0)
+            slope = frames.electronegativity if foundation is None else _slope_of([frames])
+            found = mace_statistics.average_energies(labelled, elements, slope or 0.0)
         else:
-            found = _estimated(frames, labelled, elements, foundation, device, embeddings)
+            shifts, missed = _missed(frames, labelled, elements, foundation, device, embeddings)
+            words = ", ".join(f"{chemical_symbols[number]} {shift:+.3f}" for number, shift in shifts.items())
+            frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {words}")
+            found = {number: foundation.energies.get(number, 0.0) + shift for number, shift in shifts.items()}
+            _move(frames, missed)
         frames.head.notes.extend(labelled.notes(elements))
+    if foundation is not None and choice not in ("foundation", "estimated") and _may_move(frames):
+        labelled = _LabelledEnergies(frames, "estimated")
+        _move(frames, _missed(frames, labelled, elements, foundation, device, embeddings)[1])
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
         if frames.e0s is not None:
@@ -110,61 +122,104 @@ def isolated_energies(
     return found
 
 
-def _estimated(
+def _missed(
     frames: HeadFrames, labelled: Iterable[Atoms], elements: list[int], foundation: Any, device: str, embeddings: Any
-) -> dict[int, float]:
-    """A trained model's E0s {Z: eV} + x_Z, as in mace, and χ̄ + x_Q, with the least Σ_structures (E_label − E_model −
-    Σ_Z n_Z x_Z − x_Q Q)²; x_Q is 0 if the head does not estimate it, or where Q says nothing that elements do not.
+) -> tuple[dict[int, float], float | None]:
+    """By what a trained model misses energies: {Z: x_Z} in eV, as in mace, and x_Q in V with the least
+    Σ_structures (E_label − E_model − Σ_Z n_Z x_Z − x_Q Q)²; no x_Q for a host alone, or where Q does not tell it.
+
+    E_model has the electronegativity that the head has now.
     """
     numbers: list[int] = torch.as_tensor(foundation.model.atomic_numbers).tolist()
     make = GraphMaker(numbers, float(torch.as_tensor(foundation.model.r_max)), specs=embeddings or {})
     model, counts, errors = foundation.potential.to(device).eval(), list[list[float]](), list[float]()
-    start = frames.electronegativity or 0.0
     trained = 0.0 if foundation.phi is None else foundation.phi.config.electronegativity or 0.0
+    added = (frames.electronegativity or 0.0) - trained
     for atoms in labelled:
         with torch.no_grad():
             predicted = run_model(model, collate([make(atoms)]).to(device), compute_force=False)["energy"]
         assert predicted is not None
-        charge = _total_charge(atoms)
-        errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item() - (start - trained) * charge)
-        of_elements = [float(np.count_nonzero(atoms.numbers == number)) for number in elements]
-        counts.append([*of_elements, charge if frames.estimates_charge else 0.0])
-    corrections, slope = _least_squares(counts, errors)
-    shifts = ", ".join(f"{chemical_symbols[z]} {x:+.3f}" for z, x in zip(elements, corrections, strict=True))
-    frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {shifts}")
-    if slope is not None:
-        frames.electronegativity = start + slope
-        frames.head.notes.append(f"electronegativity: estimated with them: {start + slope:.3f} V, {slope:+.3f} V")
-    return {z: foundation.energies.get(z, 0.0) + x for z, x in zip(elements, corrections, strict=True)}
+        charge = _total_charge(atoms) if frames.charged else 0.0
+        errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item() - added * charge)
+        counts.append([*(float(np.count_nonzero(atoms.numbers == number)) for number in elements), charge])
+    shifts, slope = _least_squares(counts, errors)
+    return dict(zip(elements, shifts, strict=True)), slope
+
+
+def _may_move(frames: HeadFrames) -> bool:
+    """Whether the electronegativity may change, and energies of several total charges may tell how."""
+    return frames.estimates_charge and len({_total_charge(atoms) for atoms in _some(frames)}) > 1
+
+
+def _move(frames: HeadFrames, missed: float | None) -> None:
+    """Change the electronegativity by what is missed, or say that it stays."""
+    value = frames.electronegativity or 0.0
+    if missed is None:
+        return
+    if not frames.estimates_charge:
+        frames.head.notes.append(
+            f"electronegativity: {value:.3f} V is kept; energies of this head ask for {missed:+.3f} V"
+        )
+        return
+    frames.electronegativity = round(value + missed, DIGITS)
+    moved = f"{frames.electronegativity:.3f} V, the trained model's and {missed:+.3f} V, least squares"
+    frames.head.notes.append(f"electronegativity: {moved}")
 
 
 def fitted_electronegativity(found: Sequence[HeadFrames]) -> float | None:
     """χ̄ in V with the least Σ_structures (E − Σ_Z n_Z x_Z − χ̄Q)², the x_Z of each head its own; None where total
-    charges Q say nothing that elements do not.
+    charges Q say nothing that elements do not. A note says it.
 
     An ion's energy lies a few eV per charge from what its atoms' surroundings tell: a host has to learn that from few
     structures, which one number says of all.
     """
-    states = [state for frames in found for state in frames.states]
-    known = [state.seen()["total_charge"] for state in states if state is not None and state.frames]
-    if len(known) == len(states) and len({charge for seen in known for charge in seen}) < 2:
-        return None
-    elements = {frames.head.name: frames.elements() for frames in found}
-    columns = {key: i for i, key in enumerate((name, z) for name, numbers in elements.items() for z in numbers)}
-    counts, energies = list[list[float]](), list[float]()
-    for frames in found:
-        for atoms in itertools.chain(*frames.train):
-            if LABELS["energy"].acts(atoms, frames.head.config_type_weights):
-                row = [0.0] * len(columns)
-                for number, count in Counter(atoms.numbers.tolist()).items():
-                    row[columns[frames.head.name, number]] = count
-                counts.append([*row, _total_charge(atoms)])
-                energies.append(atoms.info[LABELS["energy"].canonical])
-    value = _least_squares(counts, energies)[1] if counts else None
+    value = _slope_of(found)
     if value is not None:
         text = f"electronegativity: {value:.3f} V, least squares: energies differ by that for each e of total charge"
+        if len(found) > 1:
+            own = {frames.head.name: _slope_of([frames]) for frames in found}
+            alone = ", ".join(f"{head} {slope:.3f}" for head, slope in own.items() if slope is not None)
+            text += f" (heads alone: {alone})"
         found[0].head.notes.append(text)
     return value
+
+
+def _slope_of(found: Sequence[HeadFrames]) -> float | None:
+    states = [state for frames in found for state in frames.states]
+    known = [state.seen()["total_charge"] for state in states if state is not None and state.frames]
+    if not found[0].charged or len(known) == len(states) and len({one for seen in known for one in seen}) < 2:
+        return None
+    rows = {frames.head.name: list(_rows(frames)) for frames in found}
+    # A head of one total charge tells nothing: beside its energies of elements, Q would be a constant.
+    rows = {head: own for head, own in rows.items() if len({charge for _, charge, _ in own}) > 1}
+    keys = dict.fromkeys((head, number) for head, own in rows.items() for counts, _, _ in own for number in counts)
+    columns = {key: place for place, key in enumerate(keys)}
+    table, energies = list[list[float]](), list[float]()
+    for head, own in rows.items():
+        for counts, charge, energy in own:
+            row = [0.0] * len(columns)
+            for number, count in counts.items():
+                row[columns[head, number]] = count
+            table.append([*row, charge])
+            energies.append(energy)
+    value = _least_squares(table, energies)[1] if table else None
+    return None if value is None else round(value, DIGITS)
+
+
+def _rows(frames: HeadFrames) -> Iterator[tuple[Counter[int], float, float]]:
+    """({Z: count}, Q, E) of structures whose energies weigh."""
+    for atoms in _some(frames):
+        yield Counter(atoms.numbers.tolist()), _total_charge(atoms), float(atoms.info[LABELS["energy"].canonical])
+
+
+def _some(frames: HeadFrames) -> Iterator[Atoms]:
+    """Training structures whose energies weigh; of data on disk, which take long to read, some, evenly spaced."""
+    for part in frames.train:
+        step = max(1, len(part) // LOOKED_AT) if on_disk(part) else 1
+        for index in range(0, len(part), step):
+            atoms = part[index]
+            if LABELS["energy"].acts(atoms, frames.head.config_type_weights):
+                yield atoms
 
 
 def _total_charge(atoms: Atoms) -> float:
@@ -173,10 +228,11 @@ def _total_charge(atoms: Atoms) -> float:
 
 def _least_squares(counts: list[list[float]], energies: list[float]) -> tuple[list[float], float | None]:
     """Energies for what a structure has of each element, and for its total charge, the last column; None for the latter
-    where it follows from the former."""
+    where it is one for all, or follows from the former."""
     table, wanted = np.array(counts, float), np.array(energies)
     found, _, rank, _ = np.linalg.lstsq(table[:, :-1], wanted, rcond=None)
-    with_charge, _, rank_with_charge, _ = np.linalg.lstsq(table, wanted, rcond=None)
-    if rank_with_charge == rank:
-        return found.tolist(), None
-    return with_charge[:-1].tolist(), float(with_charge[-1])
+    if len(np.unique(table[:, -1])) > 1:
+        with_charge, _, rank_with_charge, _ = np.linalg.lstsq(table, wanted, rcond=None)
+        if rank_with_charge > rank:
+            return with_charge[:-1].tolist(), float(with_charge[-1])
+    return found.tolist(), None

@@ -22,8 +22,9 @@ class HeadFrames:
     head : its settings; train, valid : parts, each a list of structures or data that stays on disk;
     tests : {name: structures}; e0s : {Z: eV} of isolated atoms, None if the data have none; reports, provenance : what
     was found; first_keys : a sentence with the entries of the first training structure, for messages; states : total
-    charges and the like of the training data, None for a part of which not all was read; electronegativity : χ̄ of Φ in
-    V, None for 0; estimates_charge : whether estimated E0s may change it, which several heads share.
+    charges and the like of the training data, None for a part of which not all was read; charged : whether the model
+    has Φ with total charges; electronegativity : of that, in V, None for 0; estimates_charge : whether energies of
+    another level of theory may change it.
     """
 
     head: Head
@@ -35,6 +36,7 @@ class HeadFrames:
     provenance: dict[str, Any] = field(default_factory=dict)
     first_keys: str = ""
     states: list[StateCount | None] = field(default_factory=list)
+    charged: bool = False
     electronegativity: float | None = None
     estimates_charge: bool = False
 

@@ -147,6 +147,11 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         if run.replay.active:
             repeat_new_structures(found, run.replay.real_pt_data_ratio_threshold)
     needs.check(found)
+    if run.task.compare and any(_total_charges(frames) not in (None, [], [0]) for frames in found):
+        raise InputError(
+            "--compare: the data hold ions, and charges of operator: graph, which one of its rows has, sum to zero. "
+            "Train with --phi and with --no_phi instead."
+        )
     if not run.optimiser.lbfgs:
         _check_batch_size(data.batch_size, sum(frames.size() for frames in found))
     elements = {frames.head.name: frames.elements() for frames in found}
@@ -174,14 +179,29 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
 
 
 def _count_charge(found: list[HeadFrames], phi: Phi, foundation: Any) -> None:
-    """Say for each head what χ̄ is: what is given, what the trained model had, or what fits the energies best."""
-    given = value = phi.config.electronegativity
-    if given is None:
-        value = fitted_electronegativity(found) if foundation is None else foundation.electronegativity
-    trained_goes_on = foundation is not None and foundation.phi is not None
+    """Say for each head what χ̄ is: what is given, what the trained model had, or what fits the energies best.
+
+    Energies of another level of theory may change a trained model's, unless it is given, or several heads share it.
+    """
     for frames in found:
-        frames.electronegativity = value
-        frames.estimates_charge = len(found) == 1 and (given is None or trained_goes_on)
+        frames.charged = True
+    value = phi.config.electronegativity
+    trained = None if foundation is None else foundation.electronegativity
+    may_change = foundation is not None and len(found) == 1 and value != 0 and value in (None, trained)
+    if value is None:
+        value = trained if foundation is not None else fitted_electronegativity(found)
+    for frames in found:
+        frames.electronegativity, frames.estimates_charge = value, may_change
+
+
+def _total_charges(frames: HeadFrames) -> list[float] | None:
+    """Those of the training structures, whole numbers as such; None where not all was read, or there are very many."""
+    if any(state is None for state in frames.states):
+        return None
+    found = sorted(
+        {charge for state in frames.states if state is not None for charge in state.distinct("total_charge")}
+    )
+    return [int(charge) if charge == int(charge) else charge for charge in found] if len(found) <= 20 else None
 
 
 def _check_batch_size(batch_size: int, structures: int) -> None:
@@ -219,7 +239,14 @@ def _run_data(
         lines += [line for report in frames.reports for line in report.lines()] + frames.head.notes
     labels = {frames.head.name: [report.as_dict() for report in frames.reports] for frames in found}
     about = [
-        {**frames.provenance, "labels": labels[frames.head.name], "e0s": e0s[frames.head.name]} for frames in found
+        {
+            **frames.provenance,
+            "labels": labels[frames.head.name],
+            "total_charges": _total_charges(frames),
+            "e0s": e0s[frames.head.name],
+            "electronegativity": frames.electronegativity,
+        }
+        for frames in found
     ]
     return RunData(
         heads=names,

@@ -122,6 +122,7 @@ def _check_phi(phi: PhiModule, settings: Phi | None, path: str) -> None:
     """A model that was trained with Φ goes on with the same Φ."""
     own = phi.config.to_dict()
     own.pop("init")
+    own.pop("electronegativity")  # like E0s, it goes with the level of theory
     wanted = {} if settings is None else settings.config.to_dict()
     differing = [
         f"{name}: {value}, not {wanted[name]}" for name, value in own.items() if wanted.get(name, value) != value

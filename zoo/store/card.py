@@ -18,7 +18,7 @@ SECTIONS = {
     "level_of_theory": "functional or method of the labels",
     "units": "energy, length, charge",
     "elements": "symbols",
-    "charge_states": "total charges among the training structures, from the lowest to the highest",
+    "charge_states": "total charges among the training structures",
     "training": "command and configuration",
     "versions": "of the packages it was trained with",
     "errors": "of Φ and of the bare host on held-out structures, with seeds",

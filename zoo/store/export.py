@@ -134,10 +134,8 @@ class TrainedRun:
         known = ("dataset", "train_file", "valid_file", "test_file", "source", "citation", "licence", "split", "files")
         config = {key: _public(value) for key, value in self.config.items() if not key.endswith("_dir")}
         told = {key: self.errors.get(key) for key in ("epochs", "best_epoch", "parameters")}
-        inputs = self.built.get("inputs") or {}
-        lowest, highest = inputs.get("total_charge", {}).get("seen", (0.5, 0.5))
         return {
-            "charge_states": list(range(round(lowest), round(highest) + 1)) if lowest % 1 == highest % 1 == 0 else None,
+            "charge_states": self.data.get("total_charges"),
             "description": self.data.get("description"),
             "data": {key: _public(self.data[key], longest=20) for key in (*known, "sha256") if key in self.data},
             "level_of_theory": self.data.get("level_of_theory"),
@@ -168,7 +166,9 @@ class TrainedRun:
         """The host and Φ without what follows from the data."""
         fitted = ("atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift")
         host = self.built.get("host", {"type": None, "arguments": {}})
-        return host["type"], {k: v for k, v in host["arguments"].items() if k not in fitted}, self.built.get("phi")
+        phi = self.built.get("phi")
+        settings = phi and {**phi, "config": {k: v for k, v in phi["config"].items() if k != "electronegativity"}}
+        return host["type"], {k: v for k, v in host["arguments"].items() if k not in fitted}, settings
 
 
 def _read(path: Path) -> Any:

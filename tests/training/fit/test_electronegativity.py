@@ -6,8 +6,9 @@ import json
 import ase.io
 import numpy as np
 import pytest
+import yaml
 from ase.build import molecule
-from training_runs import build, keep_default_dtype, run  # noqa: F401
+from training_runs import build, keep_default_dtype, refused, run, words  # noqa: F401
 
 from phi_equivariant import PhiCalculator
 from phi_equivariant.weights import load_model, save_model
@@ -38,6 +39,16 @@ def ions(charges=(0, 1, -1), kinds=KINDS, slope=SLOPE):
 def write(path, frames):
     ase.io.write(path, frames, format="extxyz")
     return path
+
+
+def without_neutral(frames):
+    """Cations alone have energies, 2 eV above what is added up."""
+    for atoms in frames:
+        if atoms.info["total_charge"] == 1:
+            atoms.info["energy"] += 2.0
+        else:
+            del atoms.info["energy"]
+    return frames
 
 
 def test_it_is_the_slope_of_the_energies(tmp_path):
@@ -84,8 +95,8 @@ def test_what_is_given_stays(tmp_path):
 
 @pytest.mark.parametrize(
     "frames",
-    [ions(charges=(0,)), ions(charges=(1,)), ions(charges=(0, 1), kinds=("CH4", "OH"))],
-    ids=["neutral", "of one charge", "charge follows from elements"],
+    [ions(charges=(0,)), ions(charges=(1,)), ions(charges=(0, 1), kinds=("CH4", "OH")), without_neutral(ions())],
+    ids=["neutral", "of one charge", "charge follows from elements", "no energies of the others"],
 )
 def test_where_charges_say_nothing_there_is_none(tmp_path, frames):
     model, data, _ = build(write(tmp_path / "ions.xyz", frames), phi=PHI)
@@ -119,6 +130,31 @@ def test_heads_have_energies_of_their_own_and_one_slope(tmp_path):
     }
     found = build(tmp_path / "a.xyz", train_file=None, E0s=None, heads=repr(heads), phi=PHI)
     assert found[1].electronegativity == pytest.approx(SLOPE, rel=1e-9)
+
+
+def test_a_head_of_one_charge_has_no_part(tmp_path):
+    cations = ions(charges=(1,))
+    for atoms in cations:
+        atoms.info["energy"] += 2.0
+    heads = {
+        name: {"train_file": str(write(tmp_path / f"{name}.xyz", frames)), "valid_fraction": 0.2, "E0s": "average"}
+        for name, frames in (("a", cations), ("b", ions()), ("c", ions(charges=(0,))))
+    }
+    found = build(tmp_path / "a.xyz", train_file=None, E0s=None, heads=repr(heads), phi=PHI)
+    assert found[1].electronegativity == SLOPE
+
+
+def test_a_run_of_before_does_not_go_on_with_another(tmp_path, capsys):
+    """A checkpoint says what its energies counted from."""
+    file = write(tmp_path / "ions.xyz", ions())
+    given = {"name": "run", "train_file": file, "restart_latest": True}
+    folder = run(tmp_path, **given, phi=PHI, max_num_epochs=1)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["phi"]["electronegativity"] == SLOPE
+    assert json.loads((folder / "data.json").read_text())["electronegativity"] == SLOPE
+    run(tmp_path, **given, phi=PHI, max_num_epochs=2)
+    assert "electronegativity" in refused(
+        capsys, words(tmp_path, **given, phi=[PHI, "electronegativity=0"], max_num_epochs=3)
+    )
 
 
 @pytest.fixture
@@ -159,9 +195,44 @@ def test_it_moves_to_another_level_of_theory_with_the_isolated_atoms(before, tmp
 def test_a_fresh_phi_keeps_it_unless_energies_say_another(before, tmp_path):
     file = write(tmp_path / "new.xyz", ions(slope=4.0))
     given = {**FREE, "foundation_model": before, "phi": ["fresh=true", PHI]}
-    kept = build(file, **given, E0s="foundation")[1].electronegativity
-    assert kept == pytest.approx(SLOPE, rel=1e-9)
+    assert build(file, **given, E0s="foundation")[1].electronegativity == SLOPE
     estimated = build(file, **given, E0s="estimated")[1].electronegativity
     assert estimated == pytest.approx(4.0, abs=1.5)  # less what the host says of the ions' surroundings
     told = build(file, **{**given, "phi": ["fresh=true", PHI, "electronegativity=2"]}, E0s="estimated")
     assert told[1].electronegativity == 2.0
+
+
+@pytest.mark.honours("foundation_model", "E0s")
+@pytest.mark.parametrize("e0s", ["{1: -100.0, 6: 15.0, 8: 30.0}", "average"])
+def test_whatever_e0s_are_given_it_is_estimated(before, tmp_path, e0s):
+    """And least squares on energies alone has the charge's part beside them."""
+    trained = load_model(before)
+    frames = labelled_by(trained, {1: -400.0, 6: 15.0, 8: 30.0}, -1.5)
+    data = build(write(tmp_path / "new.xyz", frames), **{**FREE, "E0s": e0s, "foundation_model": before})[1]
+    assert data.electronegativity == pytest.approx(SLOPE - 1.5, abs=1e-5)
+    sums = build(
+        write(tmp_path / "sums.xyz", ions(slope=2.0)), **{**FREE, "E0s": "average", "foundation_model": before}
+    )
+    assert list(sums[1].e0s["Default"].values()) == pytest.approx(list(VALUES.values()), rel=1e-9)
+
+
+@pytest.mark.honours("foundation_model")
+def test_ions_of_one_charge_and_what_is_given_leave_it(before, tmp_path):
+    cations = [atoms for atoms in labelled_by(load_model(before), dict.fromkeys(VALUES, 0.0), 3.0)]
+    cations = [atoms for atoms in cations if atoms.info["total_charge"] == 1]
+    file = write(tmp_path / "cations.xyz", cations)
+    given = {**FREE, "foundation_model": before, "E0s": None, "batch_size": 2}
+    assert build(file, **given)[1].electronegativity == SLOPE
+    file = write(tmp_path / "new.xyz", ions(slope=4.0))
+    for value in (0, 3.5):
+        model, *_ = build(file, **{**given, "phi": f"electronegativity={value}"})
+        assert model.phi.config.electronegativity == value
+    save_model(build(tmp_path / "ions.xyz", phi=[PHI, "electronegativity=0"])[0], tmp_path / "zero")
+    assert build(file, **{**given, "foundation_model": tmp_path / "zero"})[1].electronegativity == 0
+
+
+def test_ions_are_not_compared(tmp_path, capsys):
+    """Before anything is trained: one of the rows is of the graph."""
+    line = words(tmp_path, name="x", train_file=write(tmp_path / "ions.xyz", ions()), compare=True)
+    assert "--compare: the data hold ions" in refused(capsys, line)
+    assert not (tmp_path / "x").exists()
