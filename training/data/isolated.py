@@ -1,8 +1,8 @@
-"""What energies are counted from: those of the isolated atoms, from wherever ``--E0s`` says, and that of charge."""
+"""Energies of the isolated atoms, which a model's energies are counted from: from wherever ``--E0s`` says."""
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,10 @@ from phi_equivariant.errors import InputError
 from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.potential import run_model
 from training import mace_statistics
+from training.data import electronegativity
 from training.data.labelled_graphs import GraphMaker
 from training.data.parts import HeadFrames, of_head
-from training.data.sequences import on_disk
 from training.quantities import LABELS
-
-LOOKED_AT = 2000  # structures on disk that tell the electronegativity
-DIGITS = 6  # of it, in V, so that a run that goes on elsewhere has the same
 
 
 class _LabelledEnergies:
@@ -99,18 +96,18 @@ def isolated_energies(
     else:
         labelled = _LabelledEnergies(frames, choice)
         if choice == "average":
-            slope = frames.electronegativity if foundation is None else _slope_of([frames])
+            slope = frames.electronegativity if foundation is None else electronegativity.slope_of([frames])
             found = mace_statistics.average_energies(labelled, elements, slope or 0.0)
         else:
             shifts, missed = _missed(frames, labelled, elements, foundation, device, embeddings)
             words = ", ".join(f"{chemical_symbols[number]} {shift:+.3f}" for number, shift in shifts.items())
             frames.head.notes.append(f"E0s: estimated: those of the trained model and, in eV, {words}")
             found = {number: foundation.energies.get(number, 0.0) + shift for number, shift in shifts.items()}
-            _move(frames, missed)
+            electronegativity.move(frames, missed)
         frames.head.notes.extend(labelled.notes(elements))
-    if foundation is not None and choice not in ("foundation", "estimated") and _may_move(frames):
+    if foundation is not None and choice not in ("foundation", "estimated") and electronegativity.may_move(frames):
         labelled = _LabelledEnergies(frames, "estimated")
-        _move(frames, _missed(frames, labelled, elements, foundation, device, embeddings)[1])
+        electronegativity.move(frames, _missed(frames, labelled, elements, foundation, device, embeddings)[1])
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
         if frames.e0s is not None:
@@ -139,100 +136,8 @@ def _missed(
         with torch.no_grad():
             predicted = run_model(model, collate([make(atoms)]).to(device), compute_force=False)["energy"]
         assert predicted is not None
-        charge = _total_charge(atoms) if frames.charged else 0.0
+        charge = electronegativity.total_charge_of(atoms) if frames.charged else 0.0
         errors.append(atoms.info[LABELS["energy"].canonical] - predicted.item() - added * charge)
         counts.append([*(float(np.count_nonzero(atoms.numbers == number)) for number in elements), charge])
-    shifts, slope = _least_squares(counts, errors)
+    shifts, slope = electronegativity.least_squares(counts, errors)
     return dict(zip(elements, shifts, strict=True)), slope
-
-
-def _may_move(frames: HeadFrames) -> bool:
-    """Whether the electronegativity may change, and energies of several total charges may tell how."""
-    return frames.estimates_charge and len({_total_charge(atoms) for atoms in _some(frames)}) > 1
-
-
-def _move(frames: HeadFrames, missed: float | None) -> None:
-    """Change the electronegativity by what is missed, or say that it stays."""
-    value = frames.electronegativity or 0.0
-    if missed is None:
-        return
-    if not frames.estimates_charge:
-        frames.head.notes.append(
-            f"electronegativity: {value:.3f} V is kept; energies of this head ask for {missed:+.3f} V"
-        )
-        return
-    frames.electronegativity = round(value + missed, DIGITS)
-    moved = f"{frames.electronegativity:.3f} V, the trained model's and {missed:+.3f} V, least squares"
-    frames.head.notes.append(f"electronegativity: {moved}")
-
-
-def fitted_electronegativity(found: Sequence[HeadFrames]) -> float | None:
-    """χ̄ in V with the least Σ_structures (E − Σ_Z n_Z x_Z − χ̄Q)², the x_Z of each head its own; None where total
-    charges Q say nothing that elements do not. A note says it.
-
-    An ion's energy lies a few eV per charge from what its atoms' surroundings tell: a host has to learn that from few
-    structures, which one number says of all.
-    """
-    value = _slope_of(found)
-    if value is not None:
-        text = f"electronegativity: {value:.3f} V, least squares: energies differ by that for each e of total charge"
-        if len(found) > 1:
-            own = {frames.head.name: _slope_of([frames]) for frames in found}
-            alone = ", ".join(f"{head} {slope:.3f}" for head, slope in own.items() if slope is not None)
-            text += f" (heads alone: {alone})"
-        found[0].head.notes.append(text)
-    return value
-
-
-def _slope_of(found: Sequence[HeadFrames]) -> float | None:
-    states = [state for frames in found for state in frames.states]
-    known = [state.seen()["total_charge"] for state in states if state is not None and state.frames]
-    if not found[0].charged or len(known) == len(states) and len({one for seen in known for one in seen}) < 2:
-        return None
-    rows = {frames.head.name: list(_rows(frames)) for frames in found}
-    # A head of one total charge tells nothing: beside its energies of elements, Q would be a constant.
-    rows = {head: own for head, own in rows.items() if len({charge for _, charge, _ in own}) > 1}
-    keys = dict.fromkeys((head, number) for head, own in rows.items() for counts, _, _ in own for number in counts)
-    columns = {key: place for place, key in enumerate(keys)}
-    table, energies = list[list[float]](), list[float]()
-    for head, own in rows.items():
-        for counts, charge, energy in own:
-            row = [0.0] * len(columns)
-            for number, count in counts.items():
-                row[columns[head, number]] = count
-            table.append([*row, charge])
-            energies.append(energy)
-    value = _least_squares(table, energies)[1] if table else None
-    return None if value is None else round(value, DIGITS)
-
-
-def _rows(frames: HeadFrames) -> Iterator[tuple[Counter[int], float, float]]:
-    """({Z: count}, Q, E) of structures whose energies weigh."""
-    for atoms in _some(frames):
-        yield Counter(atoms.numbers.tolist()), _total_charge(atoms), float(atoms.info[LABELS["energy"].canonical])
-
-
-def _some(frames: HeadFrames) -> Iterator[Atoms]:
-    """Training structures whose energies weigh; of data on disk, which take long to read, some, evenly spaced."""
-    for part in frames.train:
-        step = max(1, len(part) // LOOKED_AT) if on_disk(part) else 1
-        for index in range(0, len(part), step):
-            atoms = part[index]
-            if LABELS["energy"].acts(atoms, frames.head.config_type_weights):
-                yield atoms
-
-
-def _total_charge(atoms: Atoms) -> float:
-    return float(atoms.info.get(LABELS["total_charge"].canonical, 0.0))
-
-
-def _least_squares(counts: list[list[float]], energies: list[float]) -> tuple[list[float], float | None]:
-    """Energies for what a structure has of each element, and for its total charge, the last column; None for the latter
-    where it is one for all, or follows from the former."""
-    table, wanted = np.array(counts, float), np.array(energies)
-    found, _, rank, _ = np.linalg.lstsq(table[:, :-1], wanted, rcond=None)
-    if len(np.unique(table[:, -1])) > 1:
-        with_charge, _, rank_with_charge, _ = np.linalg.lstsq(table, wanted, rcond=None)
-        if rank_with_charge > rank:
-            return with_charge[:-1].tolist(), float(with_charge[-1])
-    return found.tolist(), None

@@ -14,6 +14,8 @@ from training.data.placing import named_quantities
 from training.data.sequences import on_disk
 from training.run import HEAD, Head
 
+MANY_CHARGES = 20  # more of them are not listed
+
 
 @dataclass
 class HeadFrames:
@@ -43,6 +45,13 @@ class HeadFrames:
     def size(self) -> int:
         """Number of training structures."""
         return sum(map(len, self.train))
+
+    def total_charges(self) -> list[float] | None:
+        """Those of the training structures, whole numbers as such; None where not all was read, or there are many."""
+        if any(state is None for state in self.states):
+            return None
+        found = {charge for state in self.states if state is not None for charge in state.distinct("total_charge")}
+        return [int(one) if one == int(one) else one for one in sorted(found)] if len(found) <= MANY_CHARGES else None
 
     def elements(self) -> list[int]:
         """Atomic numbers: those given for the head, or those of its structures.

@@ -13,8 +13,9 @@ from phi_equivariant.inputs.graphs import collate
 from phi_equivariant.inputs.state import StateReader
 from phi_equivariant.operators.kinds import operator_class
 from training import distribution
+from training.data import electronegativity
 from training.data.geometry import ALL_PERIODICITIES
-from training.data.isolated import fitted_electronegativity, isolated_energies
+from training.data.isolated import isolated_energies
 from training.data.labelled_graphs import GraphMaker, Graphs, graph_set
 from training.data.needs import Needs
 from training.data.order import DealtBatches, EpochOrder, StatisticsPass, WholeSet
@@ -23,7 +24,7 @@ from training.data.placing import Accepted
 from training.data.replay import repeat_new_structures
 from training.data.sources import HeadReader, from_registry
 from training.data.spool import GraphStream
-from training.run import Data, Head, Machine, Phi, Run
+from training.run import Data, Head, Machine, Run
 
 
 @dataclasses.dataclass
@@ -147,7 +148,7 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         if run.replay.active:
             repeat_new_structures(found, run.replay.real_pt_data_ratio_threshold)
     needs.check(found)
-    if run.task.compare and any(_total_charges(frames) not in (None, [], [0]) for frames in found):
+    if run.task.compare and any(frames.total_charges() not in (None, [], [0]) for frames in found):
         raise InputError(
             "--compare: the data hold ions, and charges of operator: graph, which one of its rows has, sum to zero. "
             "Train with --phi and with --no_phi instead."
@@ -160,7 +161,7 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
         numbers = foundation.choose_elements(numbers, run.host)
     known = {} if foundation is None else foundation.energies
     if phi is not None and operator_class(phi.config).carries_charge:
-        _count_charge(found, phi, foundation)
+        electronegativity.find(found, phi, foundation)
     e0s = {}
     for frames in found:
         own = isolated_energies(
@@ -176,32 +177,6 @@ def load(run: Run, needs: Needs, foundation: Any = None) -> RunData:
             reader.tests(frames, numbers)
     read = {*accepted.embedded, *(["total_charge"] if phi is not None else [])}
     return _run_data(found, numbers, e0s, run, foundation, state_reader(found, read))
-
-
-def _count_charge(found: list[HeadFrames], phi: Phi, foundation: Any) -> None:
-    """Say for each head what χ̄ is: what is given, what the trained model had, or what fits the energies best.
-
-    Energies of another level of theory may change a trained model's, unless it is given, or several heads share it.
-    """
-    for frames in found:
-        frames.charged = True
-    value = phi.config.electronegativity
-    trained = None if foundation is None else foundation.electronegativity
-    may_change = foundation is not None and len(found) == 1 and value != 0 and value in (None, trained)
-    if value is None:
-        value = trained if foundation is not None else fitted_electronegativity(found)
-    for frames in found:
-        frames.electronegativity, frames.estimates_charge = value, may_change
-
-
-def _total_charges(frames: HeadFrames) -> list[float] | None:
-    """Those of the training structures, whole numbers as such; None where not all was read, or there are very many."""
-    if any(state is None for state in frames.states):
-        return None
-    found = sorted(
-        {charge for state in frames.states if state is not None for charge in state.distinct("total_charge")}
-    )
-    return [int(charge) if charge == int(charge) else charge for charge in found] if len(found) <= 20 else None
 
 
 def _check_batch_size(batch_size: int, structures: int) -> None:
@@ -242,7 +217,7 @@ def _run_data(
         {
             **frames.provenance,
             "labels": labels[frames.head.name],
-            "total_charges": _total_charges(frames),
+            "total_charges": frames.total_charges(),
             "e0s": e0s[frames.head.name],
             "electronegativity": frames.electronegativity,
         }
