@@ -34,7 +34,7 @@ def find(found: list[HeadFrames], phi: Phi, foundation: Any) -> None:
 
 def may_move(frames: HeadFrames) -> bool:
     """Whether the electronegativity may change, and energies of several total charges may tell how."""
-    return frames.estimates_charge and len({total_charge_of(atoms) for atoms in _some(frames)}) > 1
+    return frames.estimates_charge and len({total_charge_of(atoms) for atoms in labelled(frames)}) > 1
 
 
 def move(frames: HeadFrames, missed: float | None) -> None:
@@ -95,11 +95,11 @@ def slope_of(found: Sequence[HeadFrames]) -> float | None:
 
 def _rows(frames: HeadFrames) -> Iterator[tuple[Counter[int], float, float]]:
     """({Z: count}, Q, E) of structures whose energies weigh."""
-    for atoms in _some(frames):
+    for atoms in labelled(frames):
         yield Counter(atoms.numbers.tolist()), total_charge_of(atoms), float(atoms.info[LABELS["energy"].canonical])
 
 
-def _some(frames: HeadFrames) -> Iterator[Atoms]:
+def labelled(frames: HeadFrames) -> Iterator[Atoms]:
     """Training structures whose energies weigh; of data on disk, which take long to read, some, evenly spaced."""
     for part in frames.train:
         step = max(1, len(part) // LOOKED_AT) if on_disk(part) else 1

@@ -106,8 +106,8 @@ def isolated_energies(
             electronegativity.move(frames, missed)
         frames.head.notes.extend(labelled.notes(elements))
     if foundation is not None and choice not in ("foundation", "estimated") and electronegativity.may_move(frames):
-        labelled = _LabelledEnergies(frames, "estimated")
-        electronegativity.move(frames, _missed(frames, labelled, elements, foundation, device, embeddings)[1])
+        some = electronegativity.labelled(frames)
+        electronegativity.move(frames, _missed(frames, some, elements, foundation, device, embeddings)[1])
     if missing := [number for number in elements if number not in found]:
         absent = ", ".join(map(str, missing))
         if frames.e0s is not None:
